@@ -1,0 +1,7 @@
+//! Device models: what a guest driver talks to.
+//!
+//! A device sees guest memory through `vm-memory`, rings through `virtio-queue`, and the outside through descriptors it was
+//! given. It deliberately knows neither KVM nor interrupt numbers nor addresses: it signals through an [`virtio::Interrupt`],
+//! and the transport that carries it is somebody else's.
+
+pub mod virtio;

@@ -1,0 +1,119 @@
+//! The contract between a virtio device, the transport that carries it and the VMM that gives it threads.
+//!
+//! Knows no transport registers and no device behaviour.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::GuestMemory;
+
+/// Device types, as numbered in virtio 1.2, section 5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DeviceKind {
+    /// Block device (5.2).
+    Block = 2,
+    /// Entropy device (5.4).
+    Entropy = 4,
+    /// Socket device (5.10).
+    Vsock = 19,
+    /// File system device (5.11).
+    Fs = 26,
+}
+
+/// How a device calls for its driver's attention. Implemented by the transport; cheap, callable from any thread.
+pub trait Interrupt: Send + Sync {
+    /// Used buffers were added to queue `index`; event suppression has already been consulted.
+    fn queue(&self, index: u16);
+
+    /// The configuration space changed (virtio 1.2, 2.5).
+    fn config(&self);
+
+    /// The device has met something it cannot go on from: sets DEVICE_NEEDS_RESET (virtio 1.2, 2.1.2) and tells the driver.
+    fn needs_reset(&self);
+}
+
+/// What a thread does, and so which system calls it may make once the VMM confines it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Runs a virtual CPU.
+    Vcpu,
+    /// Moves bytes between rings and descriptors that are already open (block, entropy).
+    Io,
+    /// Accepts and moves unix-socket streams (vsock).
+    Socket,
+    /// Serves files: opens, creates, renames below its own root.
+    Files,
+}
+
+/// Gives a device its threads. Implemented by the VMM, which names and confines them before `body` runs.
+pub trait Threads: Send + Sync {
+    /// Starts a thread called `name` (at most 15 bytes) doing `role`.
+    ///
+    /// # Errors
+    /// Whatever the operating system said when it would not start one.
+    fn spawn(&self, name: &str, role: Role, body: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>;
+}
+
+/// One queue as the driver set it up and the transport validated it.
+#[derive(Debug)]
+pub struct ActiveQueue {
+    /// The ring. Ready, its size a power of two within the device's limit, all three areas inside guest RAM.
+    pub queue: Queue,
+    /// Signalled when the driver notifies this queue.
+    pub kick: EventFd,
+}
+
+/// All a device needs to go to work; given once per activation.
+pub struct Activation {
+    /// Guest RAM.
+    pub memory: GuestMemory,
+    /// The feature bits that both sides agreed on; a subset of [`VirtioDevice::features`].
+    pub features: u64,
+    /// One for each entry of [`VirtioDevice::queue_sizes`], in that order; `None` where the driver left a queue unused.
+    pub queues: Vec<Option<ActiveQueue>>,
+    /// The way back to the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+}
+
+/// Why a device did not start. The transport answers with DEVICE_NEEDS_RESET.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The driver left out a queue without which the device cannot work.
+    #[error("the driver did not set up queue {0}, which this device needs")]
+    MissingQueue(u16),
+    /// A thread, an event descriptor or a duplicate of one could not be had.
+    #[error("cannot set up the device's thread: {0}")]
+    Resource(#[from] io::Error),
+}
+
+/// A virtio device, seen by its transport.
+pub trait VirtioDevice: Send {
+    /// The device type.
+    fn kind(&self) -> DeviceKind;
+
+    /// Feature bits offered to the driver; the transport adds VIRTIO_F_VERSION_1 and ring features it handles itself.
+    fn features(&self) -> u64;
+
+    /// The maximum size of each queue, in descriptors; each a power of two of at most 32768.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Fills `data` from the configuration space at byte `offset`; bytes beyond its end read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Takes a driver's write to the configuration space; most devices have nothing writable and ignore it.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// Starts work on the queues.
+    ///
+    /// # Errors
+    /// When a needed queue is missing or a thread cannot be had; the device is then as before the call.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Stops work: on return nothing touches guest memory or the queues any more. Idempotent; also before activation.
+    fn reset(&mut self);
+}

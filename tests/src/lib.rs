@@ -1,0 +1,1 @@
+//! The harness that boots guests for the integration tests.
