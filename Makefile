@@ -1,0 +1,75 @@
+# Tatami: every task a person or CI needs, each one command that does its own set-up.
+# `make help` lists them. Things that take long to build (guest kernel, test host) are cached outside the checkout,
+# in $TATAMI_CACHE (default ~/.cache/tatami), keyed by a hash of their inputs.
+
+ARCH   ?= x86_64
+TRIPLE := $(ARCH)-unknown-linux-gnu
+GUEST  := target/guest/$(ARCH)
+IMAGE  := target/sample-image.tar
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+CARGO  ?= cargo
+# Static against glibc: the host binary starts without a loader and runs on any distribution; the agent has no libraries.
+STATIC := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C target-feature=+crt-static"
+# Test binaries that need KVM run where one is: here, or in the emulated test host.
+RUNNER := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(CURDIR)/tests/with-kvm"
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build kernel initrd guest image run test test-unit test-kvm lint bench install uninstall clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+deps: ## install what the build needs (Debian, root); says what is missing otherwise
+	@tests/install-deps
+
+build: deps ## build the host binary and the agent, both static
+	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami -p tatami-agent
+	@install -D -m 755 target/$(TRIPLE)/release/tatami target/release/tatami
+	@install -D -m 755 target/$(TRIPLE)/release/tatami-agent target/release/tatami-agent
+
+kernel: deps ## build the guest kernel
+	guest-kernel/build --arch $(ARCH)
+
+initrd: build ## build the guest's initrd around the agent
+	rootfs/build-initrd --arch $(ARCH) --agent target/release/tatami-agent
+
+guest: kernel initrd
+
+image: deps ## build the sample OCI image
+	rootfs/build-sample-image --output $(IMAGE)
+
+run: build guest image ## build everything, then run the sample image in a micro-VM
+	@tests/with-kvm target/release/tatami run --rm $(IMAGE)
+
+test: test-unit test-kvm ## every test there is
+
+test-unit: deps ## the tests that need no KVM
+	$(CARGO) test --locked --workspace
+	rootfs/test-reproducible
+
+test-kvm: build guest image ## the tests that boot guests, here or in the emulated test host
+	tests/with-kvm true
+	$(RUNNER) $(CARGO) test --locked -p tatami-vmm -p tatami-tests --no-fail-fast -- --ignored
+
+lint: deps ## format, clippy with warnings denied, the project's own rules
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) test --locked --quiet -p tatami-tests --test tidy --test licences
+
+bench: build guest image ## boot time against QEMU's microvm, and a whole `tatami run`
+	$(CARGO) build --locked --release -p tatami-tests --bin bench
+	tests/host/run target/release/bench
+
+install: build guest ## install under $(PREFIX), or below $(DESTDIR)
+	install -D -m 755 target/release/tatami $(DESTDIR)$(PREFIX)/bin/tatami
+	install -D -m 644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/share/tatami/vmlinux
+	install -D -m 644 $(GUEST)/initrd.img $(DESTDIR)$(PREFIX)/share/tatami/initrd.img
+
+uninstall: ## take back what install put there
+	rm -f $(DESTDIR)$(PREFIX)/bin/tatami
+	rm -rf $(DESTDIR)$(PREFIX)/share/tatami
+
+clean: ## remove what was built in the checkout; the cache stays
+	rm -rf target
