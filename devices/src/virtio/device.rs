@@ -72,7 +72,7 @@ pub struct ActiveQueue {
 pub struct Activation {
     /// Guest RAM.
     pub memory: GuestMemory,
-    /// The feature bits that both sides agreed on; a subset of [`VirtioDevice::features`].
+    /// The feature bits that both sides agreed on: some of [`VirtioDevice::features`] and of the transport's own.
     pub features: u64,
     /// One for each entry of [`VirtioDevice::queue_sizes`], in that order; `None` where the driver left a queue unused.
     pub queues: Vec<Option<ActiveQueue>>,
@@ -114,6 +114,12 @@ pub trait VirtioDevice: Send {
     /// When a needed queue is missing or a thread cannot be had; the device is then as before the call.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
-    /// Stops work: on return nothing touches guest memory or the queues any more. Idempotent; also before activation.
+    /// Stops work for a while: on return nothing touches guest memory or the queues any more, and every chain taken from a
+    /// queue has been answered. The queues come back as they stand, so that a later [`VirtioDevice::activate`] goes on where
+    /// this one ended; what the device itself remembers (open files, connections) stays. Empty before activation.
+    fn pause(&mut self) -> Vec<Option<ActiveQueue>>;
+
+    /// Stops work for good: as [`VirtioDevice::pause`], but queues and everything remembered of this driver are dropped.
+    /// Idempotent; also before activation.
     fn reset(&mut self);
 }
