@@ -1,1 +1,153 @@
-//! The harness that boots guests for the integration tests.
+//! The harness: a test that runs a container in a micro-VM is a few lines.
+//!
+//! [`Tatami`] is an installation of its own for one test: its state and store lie in a temporary folder, its processes in a
+//! cgroup of its own, so tests run side by side and [`Tatami::assert_nothing_left`] can tell what this test left behind.
+//! It drives the real binary, as built by `make build`, on a real KVM; it knows nothing of what is inside.
+
+mod leaks;
+mod pty;
+mod running;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+pub use leaks::Process;
+pub use pty::Terminal;
+pub use running::{Finished, Running};
+
+/// Longest that any single command of a test may take; emulated hosts are slow, hangs are slower.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The checkout.
+pub fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the checkout")
+}
+
+/// The sample image that `make image` builds.
+pub fn image() -> PathBuf {
+    built("target/sample-image.tar", "make image")
+}
+
+/// The guest kernel that `make kernel` builds.
+pub fn kernel() -> PathBuf {
+    built("target/guest/x86_64/vmlinux", "make kernel")
+}
+
+fn built(path: &str, how: &str) -> PathBuf {
+    let path = checkout().join(path);
+    assert!(path.exists(), "{} is missing: run `{how}`", path.display());
+    path
+}
+
+/// One test's own installation of Tatami.
+pub struct Tatami {
+    folder: tempfile::TempDir,
+    cgroup: PathBuf,
+    binary: PathBuf,
+}
+
+impl Default for Tatami {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tatami {
+    /// Sets up an empty installation.
+    ///
+    /// # Panics
+    /// Where it cannot: not root, no cgroup v2, nothing built.
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let cgroup = PathBuf::from(format!("/sys/fs/cgroup/tatami-test-{}-{number}", std::process::id()));
+        fs::create_dir(&cgroup)
+            .unwrap_or_else(|error| panic!("{}: {error}: tests need root and cgroup v2", cgroup.display()));
+        // Not /tmp, which may be a tmpfs without what overlayfs needs.
+        let folder =
+            tempfile::Builder::new().prefix("tatami-test-").tempdir_in("/var/tmp").expect("a temporary folder");
+        let binary =
+            std::env::var_os("TATAMI_BIN").map_or_else(|| built("target/release/tatami", "make build"), PathBuf::from);
+        Self { folder, cgroup, binary }
+    }
+
+    /// A folder that the test may use, removed at its end.
+    pub fn scratch(&self) -> PathBuf {
+        let path = self.folder.path().join("scratch");
+        fs::create_dir_all(&path).expect("a scratch folder");
+        path
+    }
+
+    /// `tatami ARGUMENTS…`, not started yet.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
+        // The shell puts itself into the test's cgroup before it becomes the binary, so that nothing can start outside it.
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""])
+            .arg(&self.cgroup)
+            .arg(&self.binary)
+            .args(arguments)
+            .env("TATAMI_STATE", self.folder.path().join("run"))
+            .env("TATAMI_ROOT", self.folder.path().join("lib"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs `tatami ARGUMENTS…` to its end.
+    pub fn tatami<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Finished {
+        Running::start(self.command(arguments)).finish()
+    }
+
+    /// `tatami run --rm` with the sample image and a command, to its end.
+    pub fn run(&self, command: &[&str]) -> Finished {
+        self.run_with(&[], command)
+    }
+
+    /// The same with options.
+    pub fn run_with(&self, options: &[&str], command: &[&str]) -> Finished {
+        self.start(options, command).finish()
+    }
+
+    /// The same, not waited for.
+    pub fn start(&self, options: &[&str], command: &[&str]) -> Running {
+        Running::start(self.command(&Self::run_arguments(options, command)))
+    }
+
+    /// The same on a terminal of `rows` by `columns`.
+    pub fn start_on_terminal(&self, rows: u16, columns: u16, options: &[&str], command: &[&str]) -> Terminal {
+        Terminal::start(self.command(&Self::run_arguments(options, command)), rows, columns)
+    }
+
+    /// The process ids of everything this installation started and that still runs.
+    pub fn processes(&self) -> Vec<Process> {
+        leaks::processes(&self.cgroup)
+    }
+
+    /// Waits a moment for what ends by itself, then fails the test if a process, mount, cgroup, namespace, socket or sandbox
+    /// folder remains.
+    pub fn assert_nothing_left(&self) {
+        leaks::assert_nothing_left(&self.cgroup, self.folder.path());
+    }
+
+    fn run_arguments(options: &[&str], command: &[&str]) -> Vec<String> {
+        let image = image().display().to_string();
+        let words =
+            ["run", "--rm"].iter().chain(options).copied().chain([image.as_str()]).chain(command.iter().copied());
+        words.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Tatami {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.assert_nothing_left();
+        }
+        leaks::kill_all(&self.cgroup);
+    }
+}
