@@ -59,8 +59,12 @@ lint: deps ## format, clippy with warnings denied, the project's own rules
 	$(CARGO) test --locked --quiet -p tatami-tests --test tidy --test licences
 
 bench: build guest image ## boot time against QEMU's microvm, and a whole `tatami run`
-	$(CARGO) build --locked --release -p tatami-tests --bin bench
-	tests/host/run target/release/bench
+	$(CARGO) build --release --locked -p tatami-tests --bin bench
+	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami-vmm --example boot
+	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami-tests --bin bench-init
+	@install -D -m 755 target/$(TRIPLE)/release/examples/boot target/release/examples/boot
+	rootfs/build-initrd --arch $(ARCH) --agent target/$(TRIPLE)/release/bench-init --output target/bench/initrd.img
+	tests/with-kvm target/release/bench
 
 install: build guest ## install under $(PREFIX), or below $(DESTDIR)
 	install -D -m 755 target/release/tatami $(DESTDIR)$(PREFIX)/bin/tatami
