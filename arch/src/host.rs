@@ -1,0 +1,5 @@
+//! The one place that chooses the machine this binary runs; it knows nothing but the names.
+
+/// The machine of the host this was compiled for.
+#[cfg(target_arch = "x86_64")]
+pub type Host = crate::x86_64::X86_64;

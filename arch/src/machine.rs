@@ -1,0 +1,131 @@
+//! The seam between architectures: what each must be able to say about itself.
+//!
+//! Knows no architecture. All addresses are guest-physical, all sizes are in bytes.
+
+use std::fmt::Debug;
+
+use crate::CommandLineError;
+use crate::elf::ElfMachine;
+
+/// A range of guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The first address.
+    pub start: u64,
+    /// How many bytes; never zero.
+    pub size: u64,
+}
+
+impl Region {
+    /// The first address past the region.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.start + self.size
+    }
+}
+
+/// Something that was placed in guest memory: the kernel, the initrd.
+pub type Extent = Region;
+
+/// Where a device answers, and how it interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceSlot {
+    /// First byte of its registers.
+    pub address: u64,
+    /// Bytes of address space that it owns.
+    pub size: u64,
+    /// Interrupt line, numbered as KVM's global system interrupts are.
+    pub irq: u32,
+}
+
+/// Bytes that must be in guest memory before the first instruction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blob {
+    /// Where the first byte goes.
+    pub address: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// What the boot image depends on.
+#[derive(Clone, Debug)]
+pub struct BootInputs<'a> {
+    /// RAM, as [`Machine::ram`] laid it out.
+    pub ram: &'a [Region],
+    /// vCPUs that the guest is told of; those beyond the ones it starts by itself stay offline.
+    pub max_vcpus: u8,
+    /// The kernel's command line, complete, without a terminating zero.
+    pub command_line: &'a str,
+    /// The kernel's entry point.
+    pub entry: u64,
+    /// The initrd, if there is one, where [`Machine::place_initrd`] put it.
+    pub initrd: Option<Extent>,
+    /// Entropy for the guest's random number generator, fresh for each boot.
+    pub seed: [u8; 32],
+}
+
+/// Memory contents and registers with which the first vCPU starts.
+#[derive(Clone, Debug)]
+pub struct BootImage<R> {
+    /// Tables and texts, none overlapping another.
+    pub blobs: Vec<Blob>,
+    /// What the boot vCPU's registers hold.
+    pub registers: R,
+}
+
+/// A machine that this project knows how to build.
+pub trait Machine {
+    /// The boot vCPU's registers.
+    type Registers: Clone + Debug;
+
+    /// What the kernel's build calls the architecture.
+    const NAME: &'static str;
+    /// What a kernel for this machine says of itself.
+    const ELF: ElfMachine;
+    /// The most vCPUs that the machine's tables can describe.
+    const MAX_VCPUS: u8;
+    /// The least RAM that its boot image fits in.
+    const MIN_MEMORY: u64;
+
+    /// Lays out `bytes` of RAM (at least [`Self::MIN_MEMORY`], a multiple of 1 MiB), lowest region first.
+    fn ram(bytes: u64) -> Vec<Region>;
+
+    /// The place of device `index`; `None` beyond the last.
+    fn device_slot(index: usize) -> Option<DeviceSlot>;
+
+    /// Kernel parameters that this machine always needs, beyond those common to all.
+    fn command_line() -> &'static str;
+
+    /// Chooses the address of an initrd of `size` bytes, out of the way of the `kernel`.
+    ///
+    /// # Errors
+    /// When RAM that the kernel can reach has no room for it.
+    fn place_initrd(ram: &[Region], kernel: Extent, size: u64) -> Result<Extent, PlacementError>;
+
+    /// Computes what must be in memory and registers for the kernel to start.
+    ///
+    /// # Errors
+    /// When the command line is longer than the kernel would read.
+    fn boot_image(inputs: &BootInputs<'_>) -> Result<BootImage<Self::Registers>, CommandLineError>;
+}
+
+/// Something is larger than the RAM it should go into.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    /// No gap for the initrd.
+    #[error(
+        "the initrd of {} does not fit into memory beside the kernel ({} free): give the sandbox more memory",
+        mebibytes(*.size), mebibytes(*.free)
+    )]
+    InitrdTooLarge {
+        /// Bytes of the initrd.
+        size: u64,
+        /// Bytes between the kernel's end and the end of reachable RAM.
+        free: u64,
+    },
+}
+
+/// `bytes` as people read it, rounded up so that what does not fit never looks as if it did.
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}

@@ -1,0 +1,146 @@
+//! The x86_64 machine: a PC without firmware, ACPI or PCI. Processors and interrupt lines are in an MP table, devices on
+//! the kernel's command line, and the kernel starts in 64-bit mode at its own entry point.
+//!
+//! Knows no KVM: registers and CPUID leaves are plain numbers.
+
+mod boot_params;
+pub mod cpuid;
+pub mod layout;
+mod mp_table;
+mod registers;
+mod tables;
+
+use crate::machine::{Blob, BootImage, BootInputs, DeviceSlot, Extent, Machine, PlacementError, Region};
+use crate::{CommandLine, CommandLineError, ElfMachine};
+
+pub use registers::{Registers, Segment, TableRegister};
+
+/// The machine.
+#[derive(Clone, Copy, Debug)]
+pub struct X86_64;
+
+impl Machine for X86_64 {
+    type Registers = Registers;
+
+    const NAME: &'static str = "x86_64";
+    const ELF: ElfMachine = ElfMachine { number: 62, name: "x86_64" };
+    // The MP table's 8-bit APIC ids, less the broadcast id and the I/O APIC's.
+    const MAX_VCPUS: u8 = 254;
+    const MIN_MEMORY: u64 = 32 << 20;
+
+    fn ram(bytes: u64) -> Vec<Region> {
+        let low = bytes.min(layout::HOLE_START);
+        let mut regions = vec![Region { start: 0, size: low }];
+        if bytes > low {
+            regions.push(Region { start: layout::HOLE_END, size: bytes - low });
+        }
+        regions
+    }
+
+    fn device_slot(index: usize) -> Option<DeviceSlot> {
+        let index = u32::try_from(index).ok()?;
+        let irq = layout::FIRST_DEVICE_IRQ.checked_add(index).filter(|&irq| irq <= layout::LAST_IRQ)?;
+        let address = layout::DEVICE_WINDOW + u64::from(index) * layout::DEVICE_SLOT_SIZE;
+        Some(DeviceSlot { address, size: layout::DEVICE_SLOT_SIZE, irq })
+    }
+
+    fn command_line() -> &'static str {
+        // The early console is a few port writes, and only a dying kernel uses it; the driver proper would probe.
+        // Reset goes through the keyboard controller's port, which is one exit that says what it means.
+        "earlycon=uart8250,io,0x3f8 keep_bootcon 8250.nr_uarts=0 reboot=k tsc=reliable no_timer_check"
+    }
+
+    fn place_initrd(ram: &[Region], kernel: Extent, size: u64) -> Result<Extent, PlacementError> {
+        let top = ram.first().map_or(0, Region::end);
+        let free = top.saturating_sub(kernel.end());
+        let start = top.checked_sub(size).map(|start| start & !(layout::PAGE_SIZE - 1));
+        match start {
+            Some(start) if start >= kernel.end() && size > 0 => Ok(Extent { start, size }),
+            _ => Err(PlacementError::InitrdTooLarge { size, free }),
+        }
+    }
+
+    fn boot_image(inputs: &BootInputs<'_>) -> Result<BootImage<Registers>, CommandLineError> {
+        if inputs.command_line.len() >= CommandLine::CAPACITY {
+            return Err(CommandLineError::TooLong(CommandLine::CAPACITY));
+        }
+        let mut command_line = inputs.command_line.as_bytes().to_vec();
+        command_line.push(0);
+        let blobs = vec![
+            Blob { address: layout::GDT, bytes: tables::gdt() },
+            Blob { address: layout::SEED, bytes: boot_params::seed(&inputs.seed) },
+            Blob { address: layout::BOOT_PARAMS, bytes: boot_params::boot_params(inputs) },
+            Blob { address: layout::PAGE_TABLES, bytes: tables::page_tables() },
+            Blob { address: layout::COMMAND_LINE, bytes: command_line },
+            Blob { address: layout::MP_TABLE, bytes: mp_table::mp_table(inputs.max_vcpus) },
+        ];
+        Ok(BootImage { blobs, registers: Registers::boot(inputs.entry) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KERNEL: Extent = Extent { start: 0x100_0000, size: 20 << 20 };
+
+    #[test]
+    fn ram_leaves_the_hole_free() {
+        assert_eq!(X86_64::ram(128 << 20), [Region { start: 0, size: 128 << 20 }]);
+        assert_eq!(X86_64::ram(3 << 30), [Region { start: 0, size: 3 << 30 }]);
+        let both = X86_64::ram((3 << 30) + (1 << 20));
+        assert_eq!(both, [Region { start: 0, size: 3 << 30 }, Region { start: 4 << 30, size: 1 << 20 }]);
+    }
+
+    #[test]
+    fn device_slots_lie_in_the_hole_and_end_with_the_io_apic() {
+        let slots: Vec<_> = (0..).map_while(X86_64::device_slot).collect();
+        assert_eq!(slots.len(), 19);
+        assert_eq!(slots[18].irq, 23);
+        for pair in slots.windows(2) {
+            assert_eq!(pair[0].address + pair[0].size, pair[1].address);
+        }
+        assert!(slots[18].address + slots[18].size <= u64::from(layout::IO_APIC));
+        assert_eq!(X86_64::device_slot(usize::MAX), None);
+    }
+
+    #[test]
+    fn an_initrd_goes_to_the_top_of_low_ram() {
+        let ram = X86_64::ram(5 << 30);
+        let initrd = X86_64::place_initrd(&ram, KERNEL, 5000).unwrap();
+        assert_eq!(initrd, Extent { start: (3 << 30) - 8192, size: 5000 });
+    }
+
+    #[test]
+    fn an_initrd_larger_than_ram_is_an_error_that_says_so() {
+        let ram = X86_64::ram(64 << 20);
+        for size in [29 << 20, 64 << 20, 65 << 20, u64::MAX, 0] {
+            let error = X86_64::place_initrd(&ram, KERNEL, size).unwrap_err();
+            assert_eq!(error, PlacementError::InitrdTooLarge { size, free: 28 << 20 });
+        }
+        let message = X86_64::place_initrd(&ram, KERNEL, 29 << 20).unwrap_err().to_string();
+        assert!(message.contains("29 MiB") && message.contains("28 MiB free"), "{message}");
+    }
+
+    #[test]
+    fn nothing_in_the_boot_image_overlaps() {
+        let ram = X86_64::ram(5 << 30);
+        let line = "x".repeat(CommandLine::CAPACITY - 1);
+        let image = X86_64::boot_image(&BootInputs {
+            ram: &ram,
+            max_vcpus: X86_64::MAX_VCPUS,
+            command_line: &line,
+            entry: 0x100_0000,
+            initrd: None,
+            seed: [7; 32],
+        })
+        .unwrap();
+        let mut extents: Vec<_> =
+            image.blobs.iter().map(|blob| (blob.address, blob.address + blob.bytes.len() as u64)).collect();
+        extents.sort_unstable();
+        for pair in extents.windows(2) {
+            assert!(pair[0].1 <= pair[1].0, "{pair:x?}");
+        }
+        assert!(extents.last().unwrap().1 <= 1 << 20);
+    }
+}
