@@ -5,8 +5,21 @@
 //! change them until reset.
 
 mod device;
+mod interrupt;
+pub mod mmio;
+pub mod ring;
+pub mod rng;
+pub mod spec;
+mod transport;
+mod worker;
 
 pub use device::{ActivateError, Activation, ActiveQueue, DeviceKind, Interrupt, Role, Threads, VirtioDevice};
+pub use interrupt::LineInterrupt;
+pub use mmio::MmioTransport;
+pub use ring::{Chain, Ring, RingError, Segment};
+pub use rng::Rng;
+pub use transport::{QueueState, RestoreError, Transport, TransportState};
+pub use worker::{Fault, Progress, TOKEN_LIMIT, Work, Worker};
 
 /// Guest RAM as every device sees it: physical addresses in, bounds-checked host memory out.
 pub type GuestMemory = vm_memory::GuestMemoryMmap;

@@ -1,0 +1,98 @@
+//! An interrupt line shared by a whole device: status bits that say why, and an event descriptor that says now.
+//!
+//! Does not know where the line leads: the VMM ties the descriptor to an interrupt controller (irqfd).
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::Interrupt;
+use super::spec::{INTERRUPT_CONFIG, INTERRUPT_USED};
+
+/// The line, the interrupt status register behind it (virtio 1.2, 4.2.2), and what else a device can tell its driver.
+#[derive(Debug)]
+pub struct LineInterrupt {
+    pending: AtomicU32,
+    needs_reset: AtomicBool,
+    generation: AtomicU32,
+    line: EventFd,
+}
+
+impl LineInterrupt {
+    /// A quiet line.
+    ///
+    /// # Errors
+    /// When no event descriptor is to be had.
+    pub fn new() -> io::Result<Self> {
+        Ok(LineInterrupt {
+            pending: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
+            line: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+        })
+    }
+
+    /// The descriptor that is written once for each interrupt.
+    pub fn line(&self) -> &EventFd {
+        &self.line
+    }
+
+    /// The interrupt status bits that the driver has not acknowledged.
+    pub fn pending(&self) -> u32 {
+        self.pending.load(Ordering::Acquire)
+    }
+
+    /// The driver has seen `bits`.
+    pub fn acknowledge(&self, bits: u32) {
+        self.pending.fetch_and(!bits, Ordering::AcqRel);
+    }
+
+    /// Whether the device asked to be reset.
+    pub fn is_reset_needed(&self) -> bool {
+        self.needs_reset.load(Ordering::Acquire)
+    }
+
+    /// A number that differs whenever the configuration space may differ (virtio 1.2, 2.5.1).
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The driver has reset the device: nothing is pending any more.
+    pub fn clear(&self) {
+        self.pending.store(0, Ordering::Release);
+        self.needs_reset.store(false, Ordering::Release);
+        // A line that was raised but not delivered must not reach the next driver.
+        let _ = self.line.read();
+    }
+
+    /// Sets pending bits and the reset request as saved, and raises the line if the driver still owes an acknowledgement.
+    pub fn restore(&self, pending: u32, needs_reset: bool) {
+        self.needs_reset.store(needs_reset, Ordering::Release);
+        if pending != 0 {
+            self.raise(pending);
+        }
+    }
+
+    fn raise(&self, bits: u32) {
+        self.pending.fetch_or(bits, Ordering::AcqRel);
+        // Fails only when the counter is at its end: then the line is raised already.
+        let _ = self.line.write(1);
+    }
+}
+
+impl Interrupt for LineInterrupt {
+    fn queue(&self, _index: u16) {
+        self.raise(INTERRUPT_USED);
+    }
+
+    fn config(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.raise(INTERRUPT_CONFIG);
+    }
+
+    fn needs_reset(&self) {
+        self.needs_reset.store(true, Ordering::Release);
+        self.raise(INTERRUPT_CONFIG);
+    }
+}

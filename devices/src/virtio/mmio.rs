@@ -1,0 +1,148 @@
+//! virtio-mmio version 2 (virtio 1.2, 4.2.2): registers at offsets, nothing more.
+//!
+//! Does no I/O and knows no addresses: the bus says at which offset of the device's region a guest read or wrote. What the
+//! registers mean is [`Transport`]'s.
+
+use std::io;
+
+use super::spec::{INTERRUPT_CONFIG, INTERRUPT_USED};
+use super::{GuestMemory, QueueState, RestoreError, Transport, TransportState, VirtioDevice};
+
+/// Bytes of guest physical address space that one device takes.
+pub const REGION_BYTES: u64 = 0x1000;
+/// Where the driver writes a queue's index to kick it: tie [`Transport::kicks`] to writes of this register (ioeventfd, 4 bytes
+/// wide, the queue's index as datamatch).
+pub const NOTIFY_OFFSET: u64 = 0x050;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"TTMI");
+
+const MAGIC_VALUE: u64 = 0x000;
+const VERSION_NUMBER: u64 = 0x004;
+const DEVICE_ID: u64 = 0x008;
+const VENDOR_ID: u64 = 0x00c;
+const DEVICE_FEATURES: u64 = 0x010;
+const DEVICE_FEATURES_SELECT: u64 = 0x014;
+const DRIVER_FEATURES: u64 = 0x020;
+const DRIVER_FEATURES_SELECT: u64 = 0x024;
+const QUEUE_SELECT: u64 = 0x030;
+const QUEUE_SIZE_MAX: u64 = 0x034;
+const QUEUE_SIZE: u64 = 0x038;
+const QUEUE_READY: u64 = 0x044;
+const INTERRUPT_STATUS: u64 = 0x060;
+const INTERRUPT_ACKNOWLEDGE: u64 = 0x064;
+const STATUS: u64 = 0x070;
+/// Low and high halves of a queue's three areas, in the order of [`QueueState::areas`]; and of shared memory's length and base.
+const QUEUE_AREAS: [(u64, u64); 3] = [(0x080, 0x084), (0x090, 0x094), (0x0a0, 0x0a4)];
+const SHARED_MEMORY_FIRST: u64 = 0x0b0;
+const SHARED_MEMORY_LAST: u64 = 0x0bc;
+const CONFIG_GENERATION: u64 = 0x0fc;
+const CONFIG_SPACE: u64 = 0x100;
+
+/// A virtio device on the memory bus.
+#[derive(Debug)]
+pub struct MmioTransport(Transport);
+
+impl MmioTransport {
+    /// Puts `device` behind a register file.
+    ///
+    /// # Errors
+    /// When event descriptors are not to be had.
+    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
+        Ok(MmioTransport(Transport::new(device, memory)?))
+    }
+
+    /// What is behind the registers: the interrupt, the kicks, pausing.
+    pub fn transport(&self) -> &Transport {
+        &self.0
+    }
+
+    /// The same, for pausing and resuming.
+    pub fn transport_mut(&mut self) -> &mut Transport {
+        &mut self.0
+    }
+
+    /// See [`Transport::save`].
+    pub fn save(&self) -> TransportState {
+        self.0.save()
+    }
+
+    /// See [`Transport::restore`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
+        self.0.restore(state)
+    }
+
+    /// The guest reads `data.len()` bytes at `offset`. Registers are read whole; anything else reads as zero.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
+            self.0.read_config(offset, data);
+        } else if let Ok(register) = <&mut [u8; 4]>::try_from(data) {
+            *register = self.register(offset).to_le_bytes();
+        }
+    }
+
+    /// The guest writes `data` at `offset`. Registers are written whole; anything else is ignored.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
+            self.0.write_config(offset, data);
+        } else if let Ok(register) = <[u8; 4]>::try_from(data) {
+            self.set_register(offset, u32::from_le_bytes(register));
+        }
+    }
+
+    fn register(&self, offset: u64) -> u32 {
+        match offset {
+            MAGIC_VALUE => MAGIC,
+            VERSION_NUMBER => VERSION,
+            DEVICE_ID => self.0.device().kind() as u32,
+            VENDOR_ID => VENDOR,
+            DEVICE_FEATURES => self.0.device_features(),
+            QUEUE_SIZE_MAX => u32::from(self.0.queue_size_max()),
+            QUEUE_READY => u32::from(self.0.is_queue_ready()),
+            INTERRUPT_STATUS => self.0.interrupt().pending(),
+            STATUS => u32::from(self.0.status()),
+            // No shared memory: a length of all ones says so (4.2.2).
+            SHARED_MEMORY_FIRST..=SHARED_MEMORY_LAST => u32::MAX,
+            CONFIG_GENERATION => self.0.interrupt().generation(),
+            _ => 0,
+        }
+    }
+
+    fn set_register(&mut self, offset: u64, value: u32) {
+        match offset {
+            DEVICE_FEATURES_SELECT => self.0.select_device_features(value),
+            DRIVER_FEATURES => self.0.set_driver_features(value),
+            DRIVER_FEATURES_SELECT => self.0.select_driver_features(value),
+            QUEUE_SELECT => self.0.select_queue(value),
+            QUEUE_SIZE => self.0.set_up_queue(|queue| queue.size = value),
+            QUEUE_READY => self.0.set_up_queue(|queue| queue.ready = value == 1),
+            NOTIFY_OFFSET => self.0.kick(value),
+            INTERRUPT_ACKNOWLEDGE => self.0.interrupt().acknowledge(value & (INTERRUPT_USED | INTERRUPT_CONFIG)),
+            // The status has 8 bits; a driver that sets others has lost its way, and its write is ignored.
+            STATUS => {
+                if let Ok(status) = u8::try_from(value) {
+                    self.0.set_status(status);
+                }
+            }
+            _ => self.set_queue_area(offset, value),
+        }
+    }
+
+    fn set_queue_area(&mut self, offset: u64, value: u32) {
+        let areas = QUEUE_AREAS.iter().enumerate();
+        let half =
+            areas.flat_map(|(area, &(low, high))| [(area, low, 0), (area, high, 32)]).find(|half| half.1 == offset);
+        let Some((area, _, shift)) = half else {
+            return;
+        };
+        self.0.set_up_queue(|queue: &mut QueueState| {
+            let mask = u64::from(u32::MAX) << shift;
+            queue.areas[area] = queue.areas[area] & !mask | u64::from(value) << shift;
+        });
+    }
+}

@@ -1,0 +1,493 @@
+//! What every transport does alike (virtio 1.2, 3.1): status, feature negotiation, queue set-up, activation, reset, save.
+//!
+//! Knows no registers: `mmio.rs` (and a PCI transport beside it) turns reads and writes at offsets into calls of [`Transport`].
+//! Whatever the driver writes is kept as written and judged once, when it says that it is ready; until a reset, nothing it
+//! writes afterwards has an effect on queues or features.
+
+use std::io;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Address, GuestAddress, GuestMemory as _};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::spec::{
+    FEATURE_EVENT_INDEX, FEATURE_VERSION_1, QUEUE_SIZE_MAX, RING_ALIGNMENTS, STATUS_ACKNOWLEDGE, STATUS_DRIVER,
+    STATUS_DRIVER_OK, STATUS_FAILED, STATUS_FEATURES_OK, STATUS_NEEDS_RESET, TRANSPORT_FEATURES, ring_bytes,
+};
+use super::{Activation, ActiveQueue, GuestMemory, Interrupt, LineInterrupt, VirtioDevice};
+
+/// One queue's registers, as the driver wrote them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    /// Size in descriptors that the driver chose.
+    pub size: u32,
+    /// The driver has finished with this queue's set-up.
+    pub ready: bool,
+    /// Guest physical addresses of the descriptor table, the available ring and the used ring.
+    pub areas: [u64; 3],
+    /// How far the device has come, as (available, used) index; none while the queue is not at work.
+    pub position: Option<(u16, u16)>,
+}
+
+/// All of a transport that outlives its process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportState {
+    /// Device status.
+    pub status: u8,
+    /// The features that the driver accepted.
+    pub driver_features: u64,
+    /// Which 32 bits of the device's features the driver looks at.
+    pub device_features_page: u32,
+    /// Which 32 bits of its features the driver writes.
+    pub driver_features_page: u32,
+    /// The queue that queue registers mean.
+    pub selected_queue: u32,
+    /// Interrupt status bits not yet acknowledged.
+    pub pending_interrupts: u32,
+    /// The device has asked for a reset.
+    pub needs_reset: bool,
+    /// The queues.
+    pub queues: Vec<QueueState>,
+}
+
+/// Why a saved state does not fit the device it is given to.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// It is another device's, or another version's.
+    #[error("the saved state has {found} queues, the device {expected}: restore it into the device it was saved from")]
+    QueueCount {
+        /// Queues of the state.
+        found: usize,
+        /// Queues of the device.
+        expected: usize,
+    },
+    /// It holds features that this device does not offer.
+    #[error("the saved driver uses features {0:#x}, which this device does not offer")]
+    Features(u64),
+    /// A queue that cannot be.
+    #[error("the saved state is damaged: {0}")]
+    Queue(#[from] QueueFault),
+    /// No descriptor left for an event.
+    #[error("cannot duplicate an event descriptor: {0}")]
+    Resource(#[from] io::Error),
+}
+
+/// Why a queue cannot work as the driver set it up.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueFault {
+    /// Not a power of two, or more than the device allows.
+    #[error("queue {index}: size {size} is not a power of two of at most {max}")]
+    Size {
+        /// Queue index.
+        index: u16,
+        /// What the driver asked for.
+        size: u32,
+        /// What it may ask for.
+        max: u16,
+    },
+    /// An area is misaligned.
+    #[error("queue {index}: address {address:#x} is not aligned to {alignment}")]
+    Alignment {
+        /// Queue index.
+        index: u16,
+        /// Guest physical address.
+        address: u64,
+        /// Bytes.
+        alignment: u64,
+    },
+    /// An area is not wholly RAM.
+    #[error("queue {index}: {len} bytes at {address:#x} are not wholly guest RAM")]
+    NotRam {
+        /// Queue index.
+        index: u16,
+        /// Guest physical address.
+        address: u64,
+        /// Bytes.
+        len: u64,
+    },
+}
+
+/// A device and everything its driver has set up so far.
+pub struct Transport {
+    device: Box<dyn VirtioDevice>,
+    memory: GuestMemory,
+    interrupt: Arc<LineInterrupt>,
+    kicks: Vec<EventFd>,
+    status: u8,
+    device_features_page: u32,
+    driver_features_page: u32,
+    driver_features: u64,
+    selected_queue: u32,
+    queues: Vec<QueueState>,
+    work: WorkState,
+}
+
+/// Where the queues are.
+enum WorkState {
+    /// Not set up, or given up.
+    None,
+    /// With the device.
+    Running,
+    /// Here, between [`Transport::pause`] and [`Transport::resume`].
+    Paused(Vec<Option<ActiveQueue>>),
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport")
+            .field("kind", &self.device.kind())
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    /// Carries `device` between a driver and the RAM it shares with it.
+    ///
+    /// # Errors
+    /// When event descriptors (one for the interrupt, one a queue) are not to be had.
+    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
+        let kicks =
+            device.queue_sizes().iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<Result<_, _>>()?;
+        let queues = fresh_queues(device.as_ref());
+        Ok(Transport {
+            device,
+            memory,
+            interrupt: Arc::new(LineInterrupt::new()?),
+            kicks,
+            status: 0,
+            device_features_page: 0,
+            driver_features_page: 0,
+            driver_features: 0,
+            selected_queue: 0,
+            queues,
+            work: WorkState::None,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &dyn VirtioDevice {
+        self.device.as_ref()
+    }
+
+    /// The interrupt; its line is to be tied to an interrupt controller.
+    pub fn interrupt(&self) -> &Arc<LineInterrupt> {
+        &self.interrupt
+    }
+
+    /// One event descriptor a queue, by index, that lives as long as the transport: written, it kicks the queue.
+    pub fn kicks(&self) -> &[EventFd] {
+        &self.kicks
+    }
+
+    /// Whether the device has the queues.
+    pub fn is_active(&self) -> bool {
+        matches!(self.work, WorkState::Running)
+    }
+
+    /// Kicks queue `index`, as a write to its notification register does. Unknown queues are ignored.
+    pub fn kick(&self, index: u32) {
+        if let (true, Some(kick)) = (self.is_active(), self.kicks.get(index as usize)) {
+            // Fails only when the counter is at its end: then it is kicked already.
+            let _ = kick.write(1);
+        }
+    }
+
+    /// Device status (2.1).
+    pub fn status(&self) -> u8 {
+        let asked = if self.interrupt.is_reset_needed() { STATUS_NEEDS_RESET } else { 0 };
+        self.status | asked
+    }
+
+    /// The driver's write to the device status: one more step of 3.1.1, or 0 for reset. Steps out of order are ignored.
+    pub fn set_status(&mut self, value: u8) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        let kept = value & self.status == self.status;
+        let added = value & !self.status & !STATUS_NEEDS_RESET;
+        if !kept {
+            log::debug!(
+                "{:?}: the driver would take back status bits ({:#x} to {value:#x})",
+                self.device.kind(),
+                self.status
+            );
+            return;
+        }
+        for (step, needs) in [
+            (STATUS_ACKNOWLEDGE, 0),
+            (STATUS_DRIVER, STATUS_ACKNOWLEDGE),
+            (STATUS_FEATURES_OK, STATUS_DRIVER),
+            (STATUS_DRIVER_OK, STATUS_FEATURES_OK),
+        ] {
+            if added & step == 0 || self.status & needs != needs {
+                continue;
+            }
+            match step {
+                STATUS_FEATURES_OK if !self.are_features_acceptable() => {}
+                STATUS_DRIVER_OK if self.status & STATUS_FAILED != 0 => {}
+                STATUS_DRIVER_OK => {
+                    self.status |= step;
+                    self.start();
+                }
+                _ => self.status |= step,
+            }
+        }
+        self.status |= added & STATUS_FAILED;
+    }
+
+    /// The 32 feature bits that the driver has selected.
+    pub fn device_features(&self) -> u32 {
+        page(self.offered(), self.device_features_page)
+    }
+
+    /// The driver selects 32 of the device's feature bits.
+    pub fn select_device_features(&mut self, page: u32) {
+        self.device_features_page = page;
+    }
+
+    /// The driver selects 32 of its own feature bits.
+    pub fn select_driver_features(&mut self, page: u32) {
+        self.driver_features_page = page;
+    }
+
+    /// The driver writes the selected 32 of its feature bits; in time only between DRIVER and FEATURES_OK.
+    pub fn set_driver_features(&mut self, bits: u32) {
+        if self.status & (STATUS_DRIVER | STATUS_FEATURES_OK) != STATUS_DRIVER {
+            return;
+        }
+        let shift = match self.driver_features_page {
+            0 => 0,
+            1 => 32,
+            _ => return,
+        };
+        let mask = u64::from(u32::MAX) << shift;
+        self.driver_features = self.driver_features & !mask | u64::from(bits) << shift;
+    }
+
+    /// The driver selects the queue that the next calls mean.
+    pub fn select_queue(&mut self, index: u32) {
+        self.selected_queue = index;
+    }
+
+    /// The largest size of the selected queue; 0 where there is none.
+    pub fn queue_size_max(&self) -> u16 {
+        self.device.queue_sizes().get(self.selected_queue as usize).copied().unwrap_or(0)
+    }
+
+    /// Whether the selected queue is set up.
+    pub fn is_queue_ready(&self) -> bool {
+        self.queues.get(self.selected_queue as usize).is_some_and(|queue| queue.ready)
+    }
+
+    /// The driver writes to the selected queue's set-up; in time only between FEATURES_OK and DRIVER_OK.
+    pub fn set_up_queue(&mut self, write: impl FnOnce(&mut QueueState)) {
+        if self.status & (STATUS_FEATURES_OK | STATUS_DRIVER_OK) != STATUS_FEATURES_OK {
+            return;
+        }
+        if let Some(queue) = self.queues.get_mut(self.selected_queue as usize) {
+            write(queue);
+        }
+    }
+
+    /// The driver reads the configuration space.
+    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        self.device.read_config(offset, data);
+    }
+
+    /// The driver writes the configuration space.
+    pub fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if self.status & STATUS_DRIVER != 0 && self.status & STATUS_FAILED == 0 {
+            self.device.write_config(offset, data);
+        }
+    }
+
+    /// Takes the queues from the device; [`Transport::resume`] gives them back. No effect unless the device is at work.
+    pub fn pause(&mut self) {
+        if self.is_active() {
+            self.work = WorkState::Paused(self.device.pause());
+        }
+    }
+
+    /// Lets the device go on after [`Transport::pause`] or [`Transport::restore`].
+    pub fn resume(&mut self) {
+        if let WorkState::Paused(queues) = std::mem::replace(&mut self.work, WorkState::None) {
+            self.activate(queues);
+        }
+    }
+
+    /// All that a new process needs to go on from here. The device must be paused or not yet at work; a driver's set-up of
+    /// a device at work is saved without its position.
+    pub fn save(&self) -> TransportState {
+        let mut queues = self.queues.clone();
+        if let WorkState::Paused(paused) = &self.work {
+            for (state, queue) in queues.iter_mut().zip(paused) {
+                state.position = queue.as_ref().map(|active| (active.queue.next_avail(), active.queue.next_used()));
+            }
+        }
+        TransportState {
+            status: self.status,
+            driver_features: self.driver_features,
+            device_features_page: self.device_features_page,
+            driver_features_page: self.driver_features_page,
+            selected_queue: self.selected_queue,
+            pending_interrupts: self.interrupt.pending(),
+            needs_reset: self.interrupt.is_reset_needed(),
+            queues,
+        }
+    }
+
+    /// Takes up a saved state; the device, if it was at work, waits for [`Transport::resume`].
+    ///
+    /// # Errors
+    /// When the state is not of this device, or damaged; the transport is then as after a reset.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
+        self.reset();
+        if state.queues.len() != self.queues.len() {
+            return Err(RestoreError::QueueCount { found: state.queues.len(), expected: self.queues.len() });
+        }
+        let unknown = state.driver_features & !self.offered();
+        if unknown != 0 {
+            return Err(RestoreError::Features(unknown));
+        }
+        let mut queues = Vec::new();
+        let positioned = state.queues.iter().any(|queue| queue.position.is_some());
+        if positioned {
+            for (index, queue) in state.queues.iter().enumerate() {
+                queues.push(self.build(index as u16, queue, state.driver_features)?);
+            }
+            self.work = WorkState::Paused(queues);
+        }
+        self.status = state.status;
+        self.driver_features = state.driver_features;
+        self.device_features_page = state.device_features_page;
+        self.driver_features_page = state.driver_features_page;
+        self.selected_queue = state.selected_queue;
+        self.queues.clone_from(&state.queues);
+        self.queues.iter_mut().for_each(|queue| queue.position = None);
+        self.interrupt.restore(state.pending_interrupts, state.needs_reset);
+        Ok(())
+    }
+
+    fn offered(&self) -> u64 {
+        self.device.features() | TRANSPORT_FEATURES
+    }
+
+    fn are_features_acceptable(&self) -> bool {
+        let unknown = self.driver_features & !self.offered();
+        let legacy = self.driver_features & FEATURE_VERSION_1 == 0;
+        if unknown != 0 || legacy {
+            log::warn!(
+                "{:?}: the driver wants features {:#x}, which will not do",
+                self.device.kind(),
+                self.driver_features
+            );
+        }
+        unknown == 0 && !legacy
+    }
+
+    /// The driver is ready: judge what it set up, and let the device begin.
+    fn start(&mut self) {
+        let queues: Result<Vec<_>, _> = self
+            .queues
+            .iter()
+            .enumerate()
+            .map(|(index, queue)| self.build(index as u16, queue, self.driver_features))
+            .collect();
+        match queues {
+            Ok(queues) => self.activate(queues),
+            Err(error) => {
+                log::error!("{:?}: not started: {error}", self.device.kind());
+                self.interrupt.needs_reset();
+            }
+        }
+    }
+
+    fn activate(&mut self, queues: Vec<Option<ActiveQueue>>) {
+        let interrupt: Arc<dyn Interrupt> = Arc::clone(&self.interrupt) as _;
+        let activation = Activation { memory: self.memory.clone(), features: self.driver_features, queues, interrupt };
+        match self.device.activate(activation) {
+            Ok(()) => self.work = WorkState::Running,
+            Err(error) => {
+                log::error!("{:?}: not started: {error}", self.device.kind());
+                self.interrupt.needs_reset();
+            }
+        }
+    }
+
+    /// A queue that can work, from what the driver wrote; none if it left the queue alone.
+    fn build(&self, index: u16, state: &QueueState, features: u64) -> Result<Option<ActiveQueue>, RestoreError> {
+        if !state.ready {
+            return Ok(None);
+        }
+        let max = self.device.queue_sizes()[usize::from(index)];
+        let mut queue = check(index, state, max, &self.memory)?;
+        queue.set_event_idx(features & FEATURE_EVENT_INDEX != 0);
+        if let Some((available, used)) = state.position {
+            queue.set_next_avail(available);
+            queue.set_next_used(used);
+        }
+        let kick = self.kicks[usize::from(index)].try_clone()?;
+        Ok(Some(ActiveQueue { queue, kick }))
+    }
+
+    fn reset(&mut self) {
+        self.device.reset();
+        self.work = WorkState::None;
+        self.status = 0;
+        self.driver_features = 0;
+        self.device_features_page = 0;
+        self.driver_features_page = 0;
+        self.selected_queue = 0;
+        self.queues = fresh_queues(self.device.as_ref());
+        self.interrupt.clear();
+        for kick in &self.kicks {
+            // A kick that nobody heard is not the next driver's.
+            let _ = kick.read();
+        }
+    }
+}
+
+fn fresh_queues(device: &dyn VirtioDevice) -> Vec<QueueState> {
+    let fresh = |&size: &u16| QueueState { size: u32::from(size), ..QueueState::default() };
+    device.queue_sizes().iter().map(fresh).collect()
+}
+
+fn page(features: u64, page: u32) -> u32 {
+    match page {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}
+
+/// Holds a driver's set-up to 2.7: a power of two, each area aligned and wholly in RAM.
+fn check(index: u16, state: &QueueState, max: u16, memory: &GuestMemory) -> Result<Queue, QueueFault> {
+    let bad_size = QueueFault::Size { index, size: state.size, max };
+    let size = match u16::try_from(state.size) {
+        Ok(size) if size.is_power_of_two() && size <= max && max <= QUEUE_SIZE_MAX => size,
+        _ => return Err(bad_size),
+    };
+    for ((&address, alignment), len) in state.areas.iter().zip(RING_ALIGNMENTS).zip(ring_bytes(size)) {
+        if address % alignment != 0 {
+            return Err(QueueFault::Alignment { index, address, alignment });
+        }
+        let wraps = GuestAddress(address).checked_add(len).is_none();
+        if wraps || !memory.check_range(GuestAddress(address), len as usize) {
+            return Err(QueueFault::NotRam { index, address, len });
+        }
+    }
+    let mut queue = Queue::new(max).map_err(|_| bad_size)?;
+    queue.set_size(size);
+    let halves = |address: u64| (Some(address as u32), Some((address >> 32) as u32));
+    let [descriptors, available, used] = state.areas.map(halves);
+    queue.set_desc_table_address(descriptors.0, descriptors.1);
+    queue.set_avail_ring_address(available.0, available.1);
+    queue.set_used_ring_address(used.0, used.1);
+    queue.set_ready(true);
+    Ok(queue)
+}
