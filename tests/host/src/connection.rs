@@ -1,0 +1,65 @@
+//! Connections to the command server of a running host.
+
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tatami_testhost::wire::{self, FromHost, Hello, Stream, ToHost, Token};
+
+/// How long the host may take to answer what it can do at once; it is slow, and slower while it compiles or boots guests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A control connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: TcpStream,
+}
+
+impl Connection {
+    /// Connects to the host behind the loopback `port`.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub(crate) fn open(port: u16, token: Token) -> Result<Self> {
+        let mut stream = connect(port)?;
+        wire::send(&mut stream, &Hello::Control { token })?;
+        Ok(Self { stream })
+    }
+
+    /// Asks for something that is answered by `Done`.
+    ///
+    /// # Errors
+    /// The host's refusal, or no answer in time.
+    pub(crate) fn ask(&mut self, message: &ToHost) -> Result<()> {
+        self.stream.set_read_timeout(Some(PATIENCE))?;
+        wire::send(&mut self.stream, message)?;
+        match wire::receive(&mut self.stream).context("no answer from the test host")? {
+            Some(FromHost::Done) => Ok(()),
+            Some(FromHost::Failed { message, .. }) => bail!("the test host: {message}"),
+            Some(FromHost::Exited { .. }) => bail!("the test host answers out of turn"),
+            None => bail!("the test host closed the connection"),
+        }
+    }
+
+    /// The connection itself, for a session.
+    #[must_use]
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+}
+
+/// Connects one stream of a session.
+///
+/// # Errors
+/// Nobody listens there.
+pub(crate) fn open_stream(port: u16, token: Token, session: u64, stream: Stream) -> Result<TcpStream> {
+    let mut connection = connect(port)?;
+    wire::send(&mut connection, &Hello::Stream { token, session, stream })?;
+    Ok(connection)
+}
+
+fn connect(port: u16) -> Result<TcpStream> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("connecting to the test host")?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

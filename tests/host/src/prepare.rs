@@ -1,0 +1,95 @@
+//! Makes what a host starts from, where the cache lacks it: the images, and the snapshot of the booted host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use tatami_testhost::wire::{Share, ToHost};
+
+use crate::connection::Connection;
+use crate::places::{Cache, Hash, try_lock, wait_lock};
+use crate::qemu::{Life, Machine, Parts, Qemu};
+
+/// Changed by hand when the meaning of a snapshot changes without its inputs: QEMU's arguments, say.
+const SNAPSHOT_FORMAT: &[u8] = b"1";
+
+/// Snapshots kept beside the one in use: one for each of a few checkouts and machine sizes.
+const SNAPSHOTS_KEPT: usize = 3;
+
+/// Makes sure of the images that `build-images` in `scripts` makes, and returns their folder.
+///
+/// # Errors
+/// The build's.
+pub(crate) fn images(cache: &Cache, scripts: &Path) -> Result<PathBuf> {
+    let mut hash = Hash::default();
+    for input in ["build-images", "debian-packages", "packages", "modules"] {
+        hash = hash.with_file(&scripts.join(input))?;
+    }
+    let name = format!("images-{}", hash.name());
+    let folder = cache.folder(&name);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    let _lock = wait_lock(&cache.folder("images.lock"), true, "another run builds the test host's images")?;
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    cache.sweep_parts(&name);
+    let status = Command::new(scripts.join("build-images")).arg(&folder).status().context("build-images")?;
+    if !status.success() || !folder.is_dir() {
+        bail!("the test host's images could not be built (build-images: {status})");
+    }
+    Ok(folder)
+}
+
+/// Makes sure of the snapshot of the host made of `parts`, and returns its folder.
+///
+/// # Errors
+/// The host does not boot, or QEMU does not save it.
+pub(crate) fn snapshot(cache: &Cache, parts: &Parts, machine: &Machine, shares: &[Share]) -> Result<PathBuf> {
+    let machine_name = serde_json::to_vec(machine)?;
+    let images = parts.images.file_name().unwrap_or_default().as_encoded_bytes();
+    let hash = Hash::default().with(SNAPSHOT_FORMAT).with(images).with_file(&parts.init)?.with(&machine_name);
+    let name = format!("snapshot-{}", hash.name());
+    let folder = cache.folder(&name);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    let _lock = wait_lock(&cache.folder("snapshot.lock"), true, "another run makes the test host's snapshot")?;
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    cache.sweep_parts(&name);
+    eprintln!("testhost: booting the test host once, to keep it as a snapshot (15 s)");
+    let start = Instant::now();
+    let part = cache.folder(&format!("{name}.part"));
+    fs::create_dir_all(&part)?;
+    let made = save_booted(parts, machine, shares, &part);
+    if let Err(e) = made {
+        // The error quotes the console; nothing half made stays.
+        let _ = fs::remove_dir_all(&part);
+        return Err(e);
+    }
+    drop(try_lock(&part.join("lock"), true)?);
+    fs::rename(&part, &folder)?;
+    eprintln!("testhost: snapshot made in {:.1} s", start.elapsed().as_secs_f32());
+    cache.prune("snapshot", SNAPSHOTS_KEPT + 1);
+    Ok(folder)
+}
+
+fn save_booted(parts: &Parts, machine: &Machine, shares: &[Share], into: &Path) -> Result<()> {
+    let disk = parts.images.join("root.ext4");
+    let copied = Command::new("cp").arg("--sparse=always").arg(&disk).arg(into.join("disk")).status()?;
+    if !copied.success() {
+        bail!("copying {}: {copied}", disk.display());
+    }
+    let mut qemu = Qemu::start(parts, machine, Life::BootInto(into), shares, into)?;
+    qemu.wait_booted()?;
+    // Any secret will do: the host forgets it as it prepares.
+    let mut connection = Connection::open(qemu.port()?, [0; _])?;
+    connection.ask(&ToHost::Prepare).context("preparing the test host for its snapshot")?;
+    drop(connection);
+    qemu.save(into)
+}
