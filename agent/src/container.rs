@@ -1,0 +1,264 @@
+//! One container: made from a specification, started, joined by further processes, removed without a trace.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use libcontainer::container::Container as OciContainer;
+use libcontainer::oci_spec::runtime::{Process as ProcessSpec, Spec};
+use tatami_protocol::agent::Stdio;
+
+use crate::cgroup::Cgroup;
+use crate::error::Error;
+use crate::helper::describe;
+use crate::launch::{self, Reports};
+use crate::process::Process;
+use crate::reaper::{Exit, Reaper};
+use crate::wire::{Action, Request};
+
+/// Where bundles are: specification and process files of each container.
+const BUNDLES: &str = "/run/tatami/containers";
+/// Where libcontainer keeps its state.
+const STATES: &str = "/run/tatami/state";
+
+/// A container whose first process exists.
+pub(crate) struct Container {
+    id: String,
+    reaper: Reaper,
+    cgroup: Cgroup,
+    hooks: LateHooks,
+    init: Arc<Process>,
+    /// Tells whether the first process became its command.
+    reports: Mutex<Option<Reports>>,
+    execs: Mutex<HashMap<String, Exec>>,
+}
+
+/// Hooks that run after creation, which have libcontainer wait for children: work for a helper, not for PID 1.
+struct LateHooks {
+    start: bool,
+    delete: bool,
+}
+
+/// A process that joins, or joined, the container.
+#[derive(Clone)]
+struct Exec {
+    process: Arc<Process>,
+    spec: Arc<ProcessSpec>,
+}
+
+impl Container {
+    /// Makes the container up to, but not including, the user's command.
+    ///
+    /// # Errors
+    /// Why there is none; nothing is left of it.
+    pub(crate) async fn create(reaper: &Reaper, id: &str, spec: &[u8], stdio: Stdio) -> Result<Self, Error> {
+        let cgroup = Cgroup::of(id);
+        let (spec, owner) = adapt(spec, &cgroup, stdio.terminal)?;
+        let hooks = late_hooks(&spec);
+        let bundle = Path::new(BUNDLES).join(id);
+        write_bundle(&bundle, &spec).map_err(Error::internal(format!("write {}", bundle.display())))?;
+        let init = Process::new(stdio);
+        let describe = |terminal| request(id, Action::Create { bundle, terminal });
+        let launched = match init.launch(reaper, owner, describe).await {
+            Ok(launched) => launched,
+            Err(error) => {
+                remove(id, &cgroup).await.unwrap_or_else(|rest| log::warn!("remove what is left of {id}: {rest}"));
+                return Err(error);
+            }
+        };
+        init.supervise(launched.exit);
+        let reports = Mutex::new(Some(launched.reports));
+        Ok(Self { id: id.to_owned(), reaper: reaper.clone(), cgroup, hooks, init, reports, execs: Mutex::default() })
+    }
+
+    /// The process of that id; the first one for an empty id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
+        if exec_id.is_empty() { Ok(Arc::clone(&self.init)) } else { self.exec(exec_id).map(|exec| exec.process) }
+    }
+
+    /// Announces a process that will join.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a malformed description, [`Error::AlreadyExists`] for a taken id.
+    pub(crate) fn add_exec(&self, exec_id: &str, spec: &[u8], stdio: Stdio) -> Result<(), Error> {
+        let mut spec: ProcessSpec = serde_json::from_slice(spec)
+            .map_err(|cause| Error::InvalidArgument(format!("malformed process description: {cause}")))?;
+        spec.set_terminal(Some(stdio.terminal));
+        let mut execs = self.execs();
+        if execs.contains_key(exec_id) {
+            return Err(Error::AlreadyExists(format!("process {exec_id} exists already in container {}", self.id)));
+        }
+        execs.insert(exec_id.to_owned(), Exec { process: Process::new(stdio), spec: Arc::new(spec) });
+        Ok(())
+    }
+
+    /// Forgets a process that joined.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or [`Error::FailedPrecondition`] while it runs.
+    pub(crate) fn remove_exec(&self, exec_id: &str) -> Result<(), Error> {
+        let exec = self.exec(exec_id)?;
+        if !exec.process.deletable() {
+            return Err(Error::FailedPrecondition(format!("process {exec_id} is running: signal it first")));
+        }
+        exec.process.close();
+        self.execs().remove(exec_id);
+        Ok(())
+    }
+
+    /// Starts a process and returns its id, once its command runs.
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub(crate) async fn start(&self, exec_id: &str) -> Result<i32, Error> {
+        let process = if exec_id.is_empty() { self.start_init().await? } else { self.start_exec(exec_id).await? };
+        process.pid().ok_or_else(|| Error::Internal("a process without an id".to_owned()))
+    }
+
+    /// Sends signal `number` to one process, or to all.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it has ended.
+    pub(crate) fn signal(&self, exec_id: &str, number: i32, all: bool) -> Result<(), Error> {
+        match all {
+            true => self.cgroup.signal(number).map_err(Error::internal(format!("send signal {number} to all"))),
+            false => self.process(exec_id)?.signal(&self.reaper, number),
+        }
+    }
+
+    /// Ends every process and removes all that was made for the container.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub(crate) async fn delete(&self) -> Result<(), Error> {
+        self.cgroup.kill().map_err(Error::internal(format!("kill container {}", self.id)))?;
+        self.init.ended().await;
+        self.init.close();
+        let execs: Vec<Exec> = self.execs().drain().map(|(_, exec)| exec).collect();
+        for exec in execs {
+            exec.process.close();
+        }
+        if self.hooks.delete {
+            launch::perform(&self.reaper, &request(&self.id, Action::Delete)).await?;
+        }
+        remove(&self.id, &self.cgroup).await
+    }
+
+    async fn start_init(&self) -> Result<Arc<Process>, Error> {
+        self.init.claim_start()?;
+        self.init.connect();
+        if self.hooks.start {
+            launch::perform(&self.reaper, &request(&self.id, Action::Start)).await?;
+        } else {
+            let started =
+                OciContainer::load(Path::new(STATES).join(&self.id)).and_then(|mut container| container.start());
+            started.map_err(|cause| Error::Internal(describe(cause)))?;
+        }
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(reports) = reports {
+            reports.executed().await?;
+        }
+        Ok(Arc::clone(&self.init))
+    }
+
+    async fn start_exec(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
+        let Exec { process, spec } = self.exec(exec_id)?;
+        process.claim_start()?;
+        let file = Path::new(BUNDLES).join(&self.id).join(format!("{exec_id}.process.json"));
+        let written = serde_json::to_vec(&*spec).map_err(Into::into).and_then(|json| fs::write(&file, json));
+        written.map_err(Error::internal(format!("write {}", file.display())))?;
+        let describe = |terminal| request(&self.id, Action::Exec { process: file.clone(), terminal });
+        let launched = process.launch(&self.reaper, owner(&spec), describe).await;
+        // Read by now, or never.
+        let _ = fs::remove_file(&file);
+        match launched {
+            Ok(launched) => {
+                process.connect();
+                process.supervise(launched.exit);
+                Ok(process)
+            }
+            Err(error) => {
+                process.finish(Exit::now(failed_status(&error))).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn exec(&self, exec_id: &str) -> Result<Exec, Error> {
+        let found = self.execs().get(exec_id).cloned();
+        found.ok_or_else(|| Error::NotFound(format!("no process {exec_id} in container {}", self.id)))
+    }
+
+    fn execs(&self) -> MutexGuard<'_, HashMap<String, Exec>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The specification as this guest carries it out, and who the first process runs as.
+fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<(Spec, (u32, u32)), Error> {
+    let invalid = |what: &str| Error::InvalidArgument(format!("the specification has no {what}"));
+    let mut spec: Spec = serde_json::from_slice(spec)
+        .map_err(|cause| Error::InvalidArgument(format!("malformed specification: {cause}")))?;
+    let root = spec.root().as_ref().ok_or_else(|| invalid("root"))?.path();
+    if !root.is_absolute() {
+        return Err(Error::InvalidArgument(format!("root path {} is not absolute", root.display())));
+    }
+    let process = spec.process_mut().as_mut().ok_or_else(|| invalid("process"))?;
+    process.set_terminal(Some(terminal));
+    let owner = owner(process);
+    // The host's groups mean nothing here: one flat level, named like the container.
+    let linux = spec.linux_mut().as_mut().ok_or_else(|| invalid("linux section"))?;
+    linux.set_cgroups_path(Some(cgroup.path().to_path_buf()));
+    Ok((spec, owner))
+}
+
+fn owner(process: &ProcessSpec) -> (u32, u32) {
+    (process.user().uid(), process.user().gid())
+}
+
+fn late_hooks(spec: &Spec) -> LateHooks {
+    let some = |hooks: Option<usize>| hooks.is_some_and(|count| count > 0);
+    let hooks = spec.hooks().as_ref();
+    LateHooks {
+        start: some(hooks.and_then(|hooks| hooks.poststart().as_ref()).map(Vec::len)),
+        delete: some(hooks.and_then(|hooks| hooks.poststop().as_ref()).map(Vec::len)),
+    }
+}
+
+fn write_bundle(bundle: &Path, spec: &Spec) -> std::io::Result<()> {
+    fs::create_dir_all(STATES)?;
+    fs::create_dir_all(bundle)?;
+    fs::write(bundle.join("config.json"), serde_json::to_vec(spec)?)
+}
+
+/// Removes group, state and bundle; what is not there is no error.
+async fn remove(id: &str, cgroup: &Cgroup) -> Result<(), Error> {
+    cgroup.kill().map_err(Error::internal(format!("kill container {id}")))?;
+    cgroup.remove().await.map_err(Error::internal(format!("remove the cgroup of container {id}")))?;
+    for folder in [Path::new(STATES).join(id), Path::new(BUNDLES).join(id)] {
+        match fs::remove_dir_all(&folder) {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::internal(format!("remove {}", folder.display()))(cause));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn request(id: &str, action: Action) -> Request {
+    Request { state: PathBuf::from(STATES), id: id.to_owned(), action }
+}
+
+/// The status by which a shell would tell the same.
+fn failed_status(error: &Error) -> u32 {
+    match error {
+        Error::NotFound(_) => 127,
+        Error::PermissionDenied(_) => 126,
+        _ => 255,
+    }
+}

@@ -1,0 +1,40 @@
+//! Tatami's agent: PID 1 of the guest, which runs the containers of one sandbox for the server on the host.
+//!
+//! | module | idea |
+//! |---|---|
+//! | `boot`, `mounts`, `loopback`, `kmsg`, `clock` | from the kernel's first call of `/init` to listening sockets |
+//! | `transport`, `server`, `service` | the control channel and the stdio streams, as they come in |
+//! | `sandbox`, `container`, `process` | what exists: containers, their processes, their states |
+//! | `cgroup`, `stdio`, `pump`, `reaper`, `syscalls` | what they are made of |
+//! | `launch`, `wire`, `helper`, `executor` | making one: libcontainer in a re-executed, single-threaded child |
+//!
+//! It does not know images, registries or anything of the host: paths in specifications are guest paths.
+
+mod boot;
+mod cgroup;
+mod clock;
+mod container;
+mod error;
+mod executor;
+mod helper;
+mod kmsg;
+mod launch;
+mod loopback;
+mod mounts;
+mod process;
+mod pump;
+mod reaper;
+mod sandbox;
+mod server;
+mod service;
+mod stdio;
+mod syscalls;
+mod transport;
+mod wire;
+
+pub use boot::boot;
+pub use helper::main as helper_main;
+pub use sandbox::Sandbox;
+pub use server::{Server, Shutdown};
+pub use transport::Listener;
+pub use wire::HELPER_NAME;

@@ -1,0 +1,98 @@
+//! The guest's file systems, from the bare initramfs to what libcontainer and the shared folder need.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, mount, mount_move};
+
+use crate::cgroup;
+
+/// Where the host's shared folder appears; a container's root is `<id>/rootfs` in it.
+const SHARED: &str = "/run/tatami/shared";
+/// The virtio-fs tag that the VMM gives the shared folder.
+const SHARED_TAG: &str = "shared";
+/// Where the new root is assembled before it takes the initramfs's place.
+const NEW_ROOT: &str = "/mnt";
+
+/// Why the guest could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MountError {
+    /// A file system did not mount.
+    #[error("mount {kind} on {target}: {source} (is it in the guest kernel, and its device in the VMM?)")]
+    Mount {
+        /// File system type.
+        kind: &'static str,
+        /// Mount point.
+        target: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A step between the mounts failed.
+    #[error("{step} {path}: {source}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Mounts all but the shared folder.
+///
+/// # Errors
+/// [`MountError`], naming file system and mount point.
+pub(crate) fn set_up() -> Result<(), MountError> {
+    leave_initramfs()?;
+    let (nosuid, noexec, nodev) = (MountFlags::NOSUID, MountFlags::NOEXEC, MountFlags::NODEV);
+    add("devtmpfs", "devtmpfs", "/dev", nosuid, c"mode=0755")?;
+    add("proc", "proc", "/proc", nosuid | noexec | nodev, c"")?;
+    add("sysfs", "sysfs", "/sys", nosuid | noexec | nodev, c"")?;
+    add("devpts", "devpts", "/dev/pts", nosuid | noexec, c"mode=0620,ptmxmode=0666,gid=5")?;
+    add("tmpfs", "shm", "/dev/shm", nosuid | nodev, c"mode=1777")?;
+    add("cgroup2", "cgroup", cgroup::ROOT, nosuid | noexec | nodev, c"nsdelegate")?;
+    cgroup::enable_controllers().map_err(step("delegate controllers in", cgroup::ROOT))
+}
+
+/// Mounts the host's shared folder.
+///
+/// # Errors
+/// [`MountError`], when the VMM has no such device.
+pub(crate) fn share() -> Result<(), MountError> {
+    add("virtiofs", SHARED_TAG, SHARED, MountFlags::NODEV, c"")
+}
+
+/// An initramfs cannot be the old root of pivot_root(2), which every container needs: a tmpfs takes its place.
+fn leave_initramfs() -> Result<(), MountError> {
+    add("tmpfs", "root", NEW_ROOT, MountFlags::empty(), c"mode=0755")?;
+    std::env::set_current_dir(NEW_ROOT).map_err(step("enter", NEW_ROOT))?;
+    for folder in ["dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp"] {
+        fs::create_dir(folder).map_err(step("create", folder))?;
+    }
+    mount_move(".", "/").map_err(|cause| step("move the root to", NEW_ROOT)(cause.into()))?;
+    rustix::process::chroot(".").map_err(|cause| step("change root to", NEW_ROOT)(cause.into()))?;
+    std::env::set_current_dir("/").map_err(step("enter", "/"))?;
+    fs::set_permissions("/tmp", std::os::unix::fs::PermissionsExt::from_mode(0o1777)).map_err(step("open", "/tmp"))
+}
+
+fn add(
+    kind: &'static str,
+    source: &str,
+    target: &'static str,
+    flags: MountFlags,
+    options: &CStr,
+) -> Result<(), MountError> {
+    fs::create_dir_all(target).map_err(step("create", target))?;
+    mount(source, target, kind, flags, options).map_err(|cause| MountError::Mount {
+        kind,
+        target,
+        source: cause.into(),
+    })
+}
+
+fn step(step: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> MountError {
+    move |source| MountError::Step { step, path: path.as_ref().to_path_buf(), source }
+}

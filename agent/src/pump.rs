@@ -1,0 +1,89 @@
+//! The pumps between a process's streams and the server's connections.
+//!
+//! Flow control is the reader's: a pump that cannot write does not read. What a process wrote before it ended reaches its
+//! stream, also when a child of it keeps the other end of the pipe open.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{oneshot, watch};
+
+use crate::stdio::End;
+use crate::transport::Stream;
+
+/// How much a pump moves at once, in bytes: what a pipe holds.
+const BUFFER: usize = 64 * 1024;
+
+/// Moves what the server sends into the process, until either side has had enough.
+pub(crate) async fn pump_input(mut stream: ReadHalf<Stream>, end: Arc<End>) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(length) => {
+                // The process has closed its standard input: what is left has no reader.
+                if end.write_all(&buffer[..length]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Moves what the process writes to the server, and tells `drained` once everything written before `ended` is there.
+///
+/// When the server closes the stream the process finds its pipe closed.
+pub(crate) async fn pump_output(
+    end: Arc<End>,
+    mut stream: WriteHalf<Stream>,
+    mut ended: watch::Receiver<bool>,
+    drained: oneshot::Sender<()>,
+) {
+    let mut buffer = vec![0; BUFFER];
+    let open = match move_output(&end, &mut stream, &mut ended, &mut buffer).await {
+        Ok(open) => open,
+        Err(cause) => {
+            log::debug!("an output stream ended early: {cause}");
+            false
+        }
+    };
+    // It may be closed already, which is as good.
+    let _ = stream.shutdown().await;
+    drop(stream);
+    // The process may have been deleted, then nobody waits.
+    let _ = drained.send(());
+    // A child of the process that outlives it must not be stopped by a full pipe; its output belongs to no one.
+    while open && matches!(end.read(&mut buffer).await, Ok(1..)) {}
+}
+
+/// Returns whether somebody still has the other end open.
+async fn move_output(
+    end: &End,
+    stream: &mut WriteHalf<Stream>,
+    ended: &mut watch::Receiver<bool>,
+    buffer: &mut [u8],
+) -> io::Result<bool> {
+    let mut draining = false;
+    loop {
+        let length = if draining {
+            match end.try_read(buffer) {
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                result => result?,
+            }
+        } else {
+            tokio::select! {
+                biased;
+                result = end.read(buffer) => result?,
+                _ = ended.wait_for(|ended| *ended) => {
+                    draining = true;
+                    continue;
+                }
+            }
+        };
+        if length == 0 {
+            return Ok(false);
+        }
+        stream.write_all(&buffer[..length]).await?;
+    }
+}

@@ -1,0 +1,146 @@
+//! All containers of the sandbox, by id.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tatami_protocol::agent::Stdio;
+use tatami_protocol::stream::{Kind, StreamHeader};
+
+use crate::container::Container;
+use crate::error::Error;
+use crate::process::Process;
+use crate::reaper::Reaper;
+
+/// The longest id, in bytes: it becomes a file name.
+const MAX_ID: usize = 128;
+
+/// The sandbox's containers. One for the agent's life.
+#[derive(Default)]
+pub struct Sandbox {
+    pub(crate) reaper: Reaper,
+    containers: Mutex<HashMap<String, Slot>>,
+}
+
+enum Slot {
+    /// Being created or deleted: the id is taken, and there is nothing to talk to.
+    Busy,
+    Ready(Arc<Container>),
+}
+
+impl Sandbox {
+    /// A sandbox without containers.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Makes a container and returns its first process's id.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] for a taken id, else why it could not be made.
+    pub(crate) async fn create(&self, id: &str, spec: &[u8], stdio: Stdio) -> Result<i32, Error> {
+        check_id(id)?;
+        let claim = self.claim(id)?;
+        let container = Container::create(&self.reaper, id, spec, stdio).await?;
+        let pid = container.process("")?.pid().unwrap_or_default();
+        claim.settle(Slot::Ready(Arc::new(container)));
+        Ok(pid)
+    }
+
+    /// Removes a container, whatever it is doing.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or what could not be removed; then the container stays, to be tried again.
+    pub(crate) async fn delete(&self, id: &str) -> Result<(), Error> {
+        let container = self.container(id)?;
+        self.lock().insert(id.to_owned(), Slot::Busy);
+        let claim = Claim { sandbox: self, id };
+        match container.delete().await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                claim.settle(Slot::Ready(container));
+                Err(error)
+            }
+        }
+    }
+
+    /// The container `id`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        match self.lock().get(id) {
+            Some(Slot::Ready(container)) => Ok(Arc::clone(container)),
+            _ => Err(Error::NotFound(format!("no container {id}"))),
+        }
+    }
+
+    /// The process that waits for the stream of `header`, if one does.
+    pub(crate) fn awaiting(&self, header: &StreamHeader) -> Option<(Arc<Process>, Kind)> {
+        let kind = header.kind.enum_value().ok()?;
+        let process = self.container(&header.container_id).ok()?.process(&header.exec_id).ok()?;
+        process.awaits(kind).then_some((process, kind))
+    }
+
+    fn claim<'a>(&'a self, id: &'a str) -> Result<Claim<'a>, Error> {
+        let mut containers = self.lock();
+        if containers.contains_key(id) {
+            return Err(Error::AlreadyExists(format!("container {id} exists already")));
+        }
+        containers.insert(id.to_owned(), Slot::Busy);
+        Ok(Claim { sandbox: self, id })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Holds an id; lets it go when dropped, also when a request is abandoned half-way.
+struct Claim<'a> {
+    sandbox: &'a Sandbox,
+    id: &'a str,
+}
+
+impl Claim<'_> {
+    fn settle(self, slot: Slot) {
+        self.sandbox.lock().insert(self.id.to_owned(), slot);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.sandbox.lock().remove(self.id);
+    }
+}
+
+/// Checks the form that ids of containers and processes have.
+///
+/// # Errors
+/// [`Error::InvalidArgument`].
+pub(crate) fn check_id(id: &str) -> Result<(), Error> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if (1..=MAX_ID).contains(&id.len()) && id.bytes().all(allowed) && !id.starts_with('.') {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!(
+        "id {id:?}: 1 to {MAX_ID} letters, digits, '_', '.' or '-', not starting with '.'"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_safe_file_names() {
+        let longest = "x".repeat(MAX_ID);
+        for good in ["a", "A-b_c.9", "0", longest.as_str()] {
+            check_id(good).unwrap();
+        }
+        let longer = "x".repeat(MAX_ID + 1);
+        for bad in ["", ".", "..", ".a", "a/b", "a b", "ä", "a\0", longer.as_str()] {
+            assert!(matches!(check_id(bad), Err(Error::InvalidArgument(_))), "{bad:?}");
+        }
+    }
+}

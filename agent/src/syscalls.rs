@@ -1,0 +1,52 @@
+//! The few calls that have no safe wrapper with the meaning needed here.
+#![allow(
+    unsafe_code,
+    reason = "kill(2) with real-time signals, resetting a disposition, execve(2) without a shell's fallback, epoll on any fd"
+)]
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::unix::AsyncFd;
+
+/// Sends signal `number` to `pid`.
+///
+/// # Errors
+/// `ESRCH` when there is no such process, `EINVAL` for a number that is no signal.
+pub(crate) fn send(pid: i32, number: i32) -> io::Result<()> {
+    debug_assert!(pid > 0, "zero and below address groups, which nobody here means");
+    // SAFETY: kill takes two integers and touches no memory of ours.
+    if unsafe { libc::kill(pid, number) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives SIGPIPE its default meaning back, which the Rust runtime took from it, so that a command starts as others start it.
+pub(crate) fn restore_default_pipe() {
+    // SAFETY: SIG_DFL installs no handler, so no code of ours can run in signal context.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Replaces the process's image by `file`; the strings are complete argument and environment lists.
+///
+/// # Errors
+/// Always, if it returns at all: why the kernel refused.
+pub(crate) fn execute(file: &CStr, arguments: &[CString], environment: &[CString]) -> io::Result<Infallible> {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: all three are NUL-terminated strings or null-terminated arrays of such, borrowed across the call.
+    unsafe { libc::execve(file.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    Err(io::Error::last_os_error())
+}
+
+/// Makes `fd` non-blocking and watches it.
+///
+/// # Errors
+/// When it is of a kind that cannot be watched, such as a regular file.
+pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    // SAFETY: an OwnedFd moved in here stays the same open descriptor until the AsyncFd closes it.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
