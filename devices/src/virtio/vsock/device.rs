@@ -1,0 +1,373 @@
+//! The socket device itself: its queues, its thread, the listening socket, and the clock.
+//!
+//! Carries packets between rings and muxer, and events between epoll and muxer; knows nothing of what a packet means.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use event_manager::{EventOps, EventSet, Events};
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::HostPorts;
+use super::muxer::{Muxer, Watcher};
+use super::packet::{Frame, Packet};
+use super::spec::{FEATURE_STREAM, FIRST_GUEST_CID, RX_QUEUE, TX_QUEUE};
+use super::table::{CAPACITY, SlotId};
+use crate::virtio::{
+    ActivateError, Activation, ActiveQueue, Chain, DeviceKind, Fault, Progress, Ring, Role, Threads, VirtioDevice,
+    Work, Worker,
+};
+
+/// Descriptors of each queue. Linux keeps the receive queue full of 4 KiB buffers, so this is also half a megabyte of its memory.
+const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
+
+/// Packets in one go and one direction, before other descriptors get a look.
+const BUDGET: u32 = 256;
+/// Clients accepted in one go.
+const ACCEPTS: u32 = 64;
+/// How long to leave new clients alone when the host has no descriptor or memory for them.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+const TOKEN_LISTENER: u32 = CAPACITY as u32;
+const TOKEN_TIMER: u32 = TOKEN_LISTENER + 1;
+
+/// The socket device (virtio 1.2, 5.10), with host programs behind unix sockets.
+///
+/// A host program reaches guest port *p* by connecting to the listening socket and sending `CONNECT p` and a line feed; once the
+/// guest has accepted it gets `OK`, the host port that the guest sees, and a line feed, and from there on the socket is the stream.
+/// A refusal closes the socket. Clients that come before the guest's driver is up wait in the listening socket's backlog. A
+/// guest program reaches what [`HostPorts`] offers.
+///
+/// Writing to a socket whose other end is gone must not kill the process: SIGPIPE has to be ignored, as it is in Rust programs.
+pub struct Vsock {
+    guest_cid: u64,
+    listener: Arc<UnixListener>,
+    host: Arc<Mutex<Box<dyn HostPorts>>>,
+    threads: Arc<dyn Threads>,
+    state: State,
+}
+
+enum State {
+    /// No driver; no streams.
+    Idle,
+    /// The thread is at work.
+    Running { worker: Worker<Engine>, events: Option<ActiveQueue> },
+    /// Streams are kept for the queues that come back.
+    Paused(Box<Muxer>),
+}
+
+/// A device cannot be made as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockError {
+    /// Contexts 0 to 2 and the largest number are reserved (virtio 1.2, 5.10.4).
+    #[error("{0} cannot be a guest's context id: take one from 3 to 4294967294")]
+    ReservedCid(u64),
+    /// The listening socket could not be made non-blocking.
+    #[error("cannot prepare the listening socket: {0}")]
+    Listener(#[from] io::Error),
+}
+
+impl Vsock {
+    /// A socket device of guest `guest_cid`. `listener` is bound and listening.
+    ///
+    /// # Errors
+    /// When `guest_cid` is a reserved number, or `listener` cannot be made non-blocking.
+    pub fn new(
+        guest_cid: u64,
+        listener: UnixListener,
+        host: Box<dyn HostPorts>,
+        threads: Arc<dyn Threads>,
+    ) -> Result<Vsock, VsockError> {
+        if !(FIRST_GUEST_CID..u64::from(u32::MAX)).contains(&guest_cid) {
+            return Err(VsockError::ReservedCid(guest_cid));
+        }
+        listener.set_nonblocking(true)?;
+        Ok(Vsock {
+            guest_cid,
+            listener: Arc::new(listener),
+            host: Arc::new(Mutex::new(host)),
+            threads,
+            state: State::Idle,
+        })
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Vsock
+    }
+
+    fn features(&self) -> u64 {
+        FEATURE_STREAM
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // 5.10.4: guest_cid, eight bytes, is all there is.
+        let config = self.guest_cid.to_le_bytes();
+        for (at, byte) in (offset..).zip(data) {
+            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
+        }
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let Activation { memory, queues, interrupt, .. } = activation;
+        let mut queues = queues.into_iter();
+        let rx = queues.next().flatten().ok_or(ActivateError::MissingQueue(RX_QUEUE))?;
+        let tx = queues.next().flatten().ok_or(ActivateError::MissingQueue(TX_QUEUE))?;
+        // Nothing is sent on it before snapshots exist: its one event tells of a change of host (5.10.6.7).
+        let events = queues.next().flatten();
+        let kicks = vec![(RX_QUEUE, rx.kick.try_clone()?), (TX_QUEUE, tx.kick.try_clone()?)];
+        let timer = TimerFd::new().map_err(io::Error::from)?;
+        let muxer = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Paused(muxer) => *muxer,
+            State::Idle | State::Running { .. } => Muxer::new(self.guest_cid),
+        };
+        let engine = Engine {
+            listener: Arc::clone(&self.listener),
+            host: Arc::clone(&self.host),
+            muxer,
+            rx: Ring::new(RX_QUEUE, rx, memory.clone(), Arc::clone(&interrupt)),
+            tx: Ring::new(TX_QUEUE, tx, memory, Arc::clone(&interrupt)),
+            spare: None,
+            wants_rx_kicks: true,
+            tx_waits: false,
+            timer,
+            timer_at: None,
+            accept_again: None,
+        };
+        let worker = Worker::spawn(self.threads.as_ref(), "vsock", Role::Socket, kicks, interrupt, engine)?;
+        self.state = State::Running { worker, events };
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Vec<Option<ActiveQueue>> {
+        let (worker, events) = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Running { worker, events } => (worker, events),
+            other => {
+                self.state = other;
+                return Vec::new();
+            }
+        };
+        let Some(engine) = worker.stop() else { return Vec::new() };
+        let (muxer, rx, tx) = engine.dismantle();
+        self.state = State::Paused(Box::new(muxer));
+        vec![Some(rx), Some(tx), events]
+    }
+
+    fn reset(&mut self) {
+        // Dropping the thread joins it, and its streams close with it.
+        self.state = State::Idle;
+    }
+}
+
+/// What runs on the device's thread.
+struct Engine {
+    listener: Arc<UnixListener>,
+    host: Arc<Mutex<Box<dyn HostPorts>>>,
+    muxer: Muxer,
+    rx: Ring,
+    tx: Ring,
+    /// A receive buffer that was taken for a packet which then did not come.
+    spare: Option<Chain>,
+    /// The driver has been asked to kick the receive queue.
+    wants_rx_kicks: bool,
+    /// The transmit queue is left alone until the driver has taken packets.
+    tx_waits: bool,
+    timer: TimerFd,
+    /// When the timer goes off, if it is set.
+    timer_at: Option<Instant>,
+    /// When to listen to new clients again, if that is off for lack of resources.
+    accept_again: Option<Instant>,
+}
+
+impl Work for Engine {
+    fn start(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        ops.add(Events::with_data(&*self.listener, TOKEN_LISTENER, EventSet::IN)).map_err(other)?;
+        ops.add(Events::with_data(&self.timer, TOKEN_TIMER, EventSet::IN)).map_err(other)?;
+        self.muxer.unwatch_all();
+        self.finish(ops)
+    }
+
+    fn kicked(&mut self, index: u16, ops: &mut EventOps<'_>) -> Result<Progress, Fault> {
+        let progress = if index == TX_QUEUE { self.hear()? } else { Progress::Idle };
+        self.finish(ops)?;
+        Ok(progress)
+    }
+
+    fn ready(&mut self, token: u32, set: EventSet, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        match token {
+            TOKEN_LISTENER => self.accept(ops)?,
+            TOKEN_TIMER => self.tick(ops)?,
+            slot => self.muxer.socket_event(slot, set),
+        }
+        self.finish(ops)
+    }
+}
+
+impl Engine {
+    /// Takes what the guest sent.
+    fn hear(&mut self) -> Result<Progress, Fault> {
+        let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = BUDGET;
+        let progress = loop {
+            self.tx.disable_kicks()?;
+            while left > 0 && !self.muxer.is_congested() {
+                let Some(chain) = self.tx.take()? else { break };
+                self.muxer.hear(&Packet::parse(self.tx.memory(), &chain)?, host.as_mut());
+                self.tx.give_back(chain, 0)?;
+                left -= 1;
+            }
+            if left == 0 {
+                break Progress::More;
+            }
+            self.tx_waits = self.muxer.is_congested();
+            if self.tx_waits || !self.tx.enable_kicks()? {
+                break Progress::Idle;
+            }
+        };
+        if left < BUDGET {
+            self.tx.notify()?;
+        }
+        Ok(progress)
+    }
+
+    /// Sends the guest what there is for it, and gets ready to wait. Ends every turn of the thread.
+    fn finish(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        self.send()?;
+        if self.tx_waits && !self.muxer.is_congested() {
+            self.tx_waits = false;
+            self.tx.kick().write(1)?;
+        }
+        let now = Instant::now();
+        self.muxer.settle(&mut Epoll(ops), now);
+        self.set_timer(now)
+    }
+
+    fn send(&mut self) -> Result<(), Fault> {
+        let mut left = BUDGET;
+        while self.muxer.has_packets() {
+            if left == 0 {
+                // The driver may give buffers back as fast as they are filled: others want their turn.
+                self.rx.kick().write(1)?;
+                break;
+            }
+            let Some(chain) = self.take_buffer()? else { break };
+            match self.muxer.fill(&Frame::new(self.rx.memory(), &chain)?) {
+                Some(bytes) => self.rx.give_back(chain, bytes)?,
+                None => {
+                    self.spare = Some(chain);
+                    break;
+                }
+            }
+            left -= 1;
+        }
+        if left < BUDGET {
+            self.rx.notify()?;
+        }
+        Ok(())
+    }
+
+    /// A receive buffer. If there is none, the driver will kick when there is.
+    fn take_buffer(&mut self) -> Result<Option<Chain>, Fault> {
+        if let Some(chain) = self.spare.take() {
+            return Ok(Some(chain));
+        }
+        loop {
+            if let Some(chain) = self.rx.take()? {
+                if std::mem::take(&mut self.wants_rx_kicks) {
+                    self.rx.disable_kicks()?;
+                }
+                return Ok(Some(chain));
+            }
+            if std::mem::replace(&mut self.wants_rx_kicks, true) || !self.rx.enable_kicks()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn accept(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        for _ in 0..ACCEPTS {
+            match self.listener.accept().and_then(|(stream, _)| stream.set_nonblocking(true).map(|()| stream)) {
+                Ok(stream) => self.muxer.admit(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {
+                }
+                Err(error) => {
+                    log::error!("vsock: no new clients for {} s: {error}", ACCEPT_PAUSE.as_secs());
+                    ops.remove(Events::empty(&*self.listener)).map_err(other)?;
+                    self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        self.timer.wait().map_err(io::Error::from)?;
+        self.timer_at = None;
+        let now = Instant::now();
+        if self.accept_again.is_some_and(|at| at <= now) {
+            self.accept_again = None;
+            ops.add(Events::with_data(&*self.listener, TOKEN_LISTENER, EventSet::IN)).map_err(other)?;
+        }
+        self.muxer.expire(now);
+        Ok(())
+    }
+
+    /// Sets the timer to the next deadline. It may be left set to an earlier one that has become void: going off for nothing once
+    /// costs less than being set for every stream.
+    fn set_timer(&mut self, now: Instant) -> Result<(), Fault> {
+        let Some(next) = self.muxer.next_deadline().into_iter().chain(self.accept_again).min() else { return Ok(()) };
+        if self.timer_at.is_none_or(|at| next < at) {
+            // A time of zero would switch it off.
+            let wait = next.saturating_duration_since(now).max(Duration::from_millis(1));
+            self.timer.reset(wait, None).map_err(io::Error::from)?;
+            self.timer_at = Some(next);
+        }
+        Ok(())
+    }
+
+    fn dismantle(mut self) -> (Muxer, ActiveQueue, ActiveQueue) {
+        if let Some(chain) = self.spare.take()
+            && let Err(error) = self.rx.give_back(chain, 0)
+        {
+            log::error!("vsock: {error}");
+        }
+        self.muxer.unwatch_all();
+        (self.muxer, self.rx.into_active(), self.tx.into_active())
+    }
+}
+
+/// Watches sockets through the thread's epoll.
+struct Epoll<'a, 'b>(&'a mut EventOps<'b>);
+
+impl Watcher for Epoll<'_, '_> {
+    fn watch(
+        &mut self,
+        stream: &UnixStream,
+        id: SlotId,
+        old: Option<EventSet>,
+        new: Option<EventSet>,
+    ) -> io::Result<()> {
+        match (old, new) {
+            (None, None) => Ok(()),
+            (None, Some(set)) => self.0.add(Events::with_data(stream, id, set)),
+            (Some(_), Some(set)) => self.0.modify(Events::with_data(stream, id, set)),
+            (Some(_), None) => self.0.remove(Events::empty(stream)),
+        }
+        .map_err(other)
+    }
+}
+
+fn other(error: event_manager::Error) -> io::Error {
+    io::Error::other(error)
+}
