@@ -1,0 +1,185 @@
+//! Where the guest's kernel and initrd are found.
+//!
+//! Knows the search order and the file names that the builders produce; does not open or judge the files: the VMM says
+//! whether a kernel is one.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// File name of the guest kernel, an ELF `vmlinux`, in every folder that is searched.
+pub const KERNEL_NAME: &str = "vmlinux";
+/// File name of the guest's initrd in every folder that is searched.
+pub const INITRD_NAME: &str = "initrd.img";
+/// Names a kernel where no flag does.
+pub const KERNEL_VARIABLE: &str = "TATAMI_KERNEL";
+/// Names an initrd where no flag does.
+pub const INITRD_VARIABLE: &str = "TATAMI_INITRD";
+/// The folder of an installed Tatami.
+const INSTALLED: &str = "/usr/share/tatami";
+
+/// A guest file is not where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestFilesError {
+    /// The file that a flag or a variable names does not exist.
+    #[error("{what} {path} (given by {origin}) is not a file")]
+    Named {
+        /// "guest kernel" or "initrd".
+        what: &'static str,
+        /// The file as it was named.
+        path: PathBuf,
+        /// The flag or variable that named it.
+        origin: &'static str,
+    },
+    /// None of the known folders has the file.
+    #[error("no {what} found; looked for {searched}: build it with `make`, or name one with {flag} or {variable}")]
+    NotFound {
+        /// "guest kernel" or "initrd".
+        what: &'static str,
+        /// The paths that were tried.
+        searched: String,
+        /// The flag that names one.
+        flag: &'static str,
+        /// The variable that names one.
+        variable: &'static str,
+    },
+}
+
+/// The two files that every sandbox boots from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestFiles {
+    /// An ELF kernel.
+    pub kernel: PathBuf,
+    /// A newc cpio archive, possibly compressed, with the agent as `/init`.
+    pub initrd: PathBuf,
+}
+
+impl GuestFiles {
+    /// Finds both files: what the flags name, else what `TATAMI_KERNEL` and `TATAMI_INITRD` name, else beside the
+    /// binary (`../guest/<architecture>/`, where a build leaves them), else `/usr/share/tatami/`.
+    pub fn find(kernel: Option<&Path>, initrd: Option<&Path>) -> Result<GuestFiles, GuestFilesError> {
+        Ok(GuestFiles { kernel: find_kernel(kernel)?, initrd: find_initrd(initrd)? })
+    }
+}
+
+/// Finds the kernel alone; see [`GuestFiles::find`].
+pub fn find_kernel(flag: Option<&Path>) -> Result<PathBuf, GuestFilesError> {
+    let wanted = Wanted { what: "guest kernel", name: KERNEL_NAME, flag: "--kernel", variable: KERNEL_VARIABLE };
+    wanted.find(flag, env::var_os(KERNEL_VARIABLE), &folders())
+}
+
+/// Finds the initrd alone; see [`GuestFiles::find`].
+pub fn find_initrd(flag: Option<&Path>) -> Result<PathBuf, GuestFilesError> {
+    let wanted = Wanted { what: "initrd", name: INITRD_NAME, flag: "--initrd", variable: INITRD_VARIABLE };
+    wanted.find(flag, env::var_os(INITRD_VARIABLE), &folders())
+}
+
+/// The folders that are searched, first match first.
+fn folders() -> Vec<PathBuf> {
+    let architecture = env::consts::ARCH;
+    let mut folders = Vec::new();
+    if let Some(bin) = env::current_exe().ok().as_deref().and_then(Path::parent) {
+        // target/release/tatami → target/guest/x86_64; and target/<triple>/release/tatami, one folder deeper.
+        for above in bin.ancestors().skip(1).take(2) {
+            folders.push(above.join("guest").join(architecture));
+        }
+        // PREFIX/bin/tatami → PREFIX/share/tatami.
+        folders.extend(bin.parent().map(|prefix| prefix.join("share/tatami")));
+    }
+    folders.push(PathBuf::from(INSTALLED));
+    let by_architecture: Vec<PathBuf> = folders
+        .into_iter()
+        .flat_map(
+            |folder| if folder.ends_with("tatami") { vec![folder.join(architecture), folder] } else { vec![folder] },
+        )
+        .collect();
+    let mut unique = Vec::new();
+    for folder in by_architecture {
+        if !unique.contains(&folder) {
+            unique.push(folder);
+        }
+    }
+    unique
+}
+
+/// One file and every way to name it.
+struct Wanted {
+    what: &'static str,
+    name: &'static str,
+    flag: &'static str,
+    variable: &'static str,
+}
+
+impl Wanted {
+    fn find(
+        &self,
+        flag: Option<&Path>,
+        variable: Option<OsString>,
+        folders: &[PathBuf],
+    ) -> Result<PathBuf, GuestFilesError> {
+        if let Some(path) = flag {
+            return self.named(path, self.flag);
+        }
+        if let Some(path) = variable.filter(|path| !path.is_empty()) {
+            return self.named(Path::new(&path), self.variable);
+        }
+        let tried: Vec<PathBuf> = folders.iter().map(|folder| folder.join(self.name)).collect();
+        tried.iter().find(|path| path.is_file()).cloned().ok_or_else(|| GuestFilesError::NotFound {
+            what: self.what,
+            searched: tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
+            flag: self.flag,
+            variable: self.variable,
+        })
+    }
+
+    fn named(&self, path: &Path, origin: &'static str) -> Result<PathBuf, GuestFilesError> {
+        if path.is_file() {
+            Ok(path.to_path_buf())
+        } else {
+            Err(GuestFilesError::Named { what: self.what, path: path.to_path_buf(), origin })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const WANTED: Wanted =
+        Wanted { what: "guest kernel", name: KERNEL_NAME, flag: "--kernel", variable: KERNEL_VARIABLE };
+
+    #[test]
+    fn flag_wins_over_variable_and_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["flag", "variable", KERNEL_NAME] {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        let folders = [dir.path().to_path_buf()];
+        let flag = dir.path().join("flag");
+        let variable = dir.path().join("variable");
+        let by_all = WANTED.find(Some(&flag), Some(variable.clone().into()), &folders).unwrap();
+        assert_eq!(by_all, flag);
+        assert_eq!(WANTED.find(None, Some(variable.clone().into()), &folders).unwrap(), variable);
+        assert_eq!(WANTED.find(None, Some(OsString::new()), &folders).unwrap(), dir.path().join(KERNEL_NAME));
+    }
+
+    #[test]
+    fn a_named_file_that_is_missing_is_not_searched_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(KERNEL_NAME), "k").unwrap();
+        let missing = dir.path().join("missing");
+        let error = WANTED.find(Some(&missing), None, &[dir.path().to_path_buf()]).unwrap_err();
+        assert!(error.to_string().contains("missing (given by --kernel)"), "{error}");
+    }
+
+    #[test]
+    fn not_found_names_every_path_and_both_remedies() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = [dir.path().join("a"), dir.path().join("b")];
+        let text = WANTED.find(None, None, &folders).unwrap_err().to_string();
+        for part in ["a/vmlinux", "b/vmlinux", "--kernel", "TATAMI_KERNEL"] {
+            assert!(text.contains(part), "{text} lacks {part}");
+        }
+    }
+}

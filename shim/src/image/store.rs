@@ -1,0 +1,218 @@
+//! The store of unpacked images: each one is unpacked once, beside the store's other images, and then shared.
+//!
+//! `<store>/images/<digest>/rootfs`, where the digest is the image's id. A tree is built under another name and renamed
+//! when it is complete and on disk, so what has the right name is whole. A lock file for each image makes callers of the
+//! same image wait for one another; a kernel lock ends with its holder, so a killed caller blocks nobody.
+
+use super::budget::{Budget, BudgetReader};
+use super::digest::{Digest, DigestReader};
+use super::layer::{self, LayerError};
+use super::source::{Blob, Compression};
+use super::tree::Tree;
+use super::{Image, ImageError, Layer};
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Nothing is reported before this long.
+const QUIET: Duration = Duration::from_secs(2);
+/// At most one report in this long.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// How far unpacking is. Reported only when it takes longer than two seconds; `Display` makes a line of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Another process unpacks the same image.
+    Waiting,
+    /// Layers are being unpacked.
+    Unpacking {
+        /// The layer being unpacked, from 1.
+        layer: usize,
+        /// How many there are.
+        layers: usize,
+        /// Bytes of the image's layer files read so far.
+        done: u64,
+        /// Bytes of all its layer files.
+        total: u64,
+    },
+}
+
+impl std::fmt::Display for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Progress::Waiting => write!(f, "waiting for another process that unpacks this image"),
+            Progress::Unpacking { layer, layers, done, total } => {
+                write!(f, "unpacking layer {layer} of {layers}: {} of {} MiB", done >> 20, total >> 20)
+            }
+        }
+    }
+}
+
+impl Image {
+    /// Unpacks the image below `store` unless that was done before, and returns its root folder. The folder is shared:
+    /// mount it read-only or as the lower layer of an overlay. Needs root, since files get the owners they have in the
+    /// image.
+    ///
+    /// # Errors
+    /// A layer that is missing, corrupt, malicious or larger than the free disk space; nothing of it stays.
+    pub fn unpack_into(&self, store: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, ImageError> {
+        let images = store.join("images");
+        // Private: set-id binaries and device nodes of images are nothing for this machine's users.
+        DirBuilder::new().recursive(true).mode(0o700).create(&images).map_err(at(&images))?;
+        let finished = images.join(self.digest.hex());
+        let rootfs = finished.join("rootfs");
+        if rootfs.is_dir() {
+            return Ok(rootfs);
+        }
+        let _lock = lock(&images.join(format!("{}.lock", self.digest.hex())), progress)?;
+        if rootfs.is_dir() {
+            return Ok(rootfs);
+        }
+        let partial = images.join(format!("{}.partial", self.digest.hex()));
+        remove(&partial)?;
+        let unpacked = self.unpack_to(&partial, progress).and_then(|()| {
+            // The rename must not reach the disk before what it names.
+            File::open(&images).and_then(|fd| Ok(rustix::fs::syncfs(fd)?)).map_err(at(&images))?;
+            fs::rename(&partial, &finished).map_err(at(&finished))
+        });
+        if let Err(error) = unpacked {
+            // The first error is the one to tell; the next caller removes what stays now.
+            let _ = remove(&partial);
+            return Err(error);
+        }
+        Ok(rootfs)
+    }
+
+    fn unpack_to(&self, partial: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), ImageError> {
+        DirBuilder::new().mode(0o700).create(partial).map_err(at(partial))?;
+        let rootfs = partial.join("rootfs");
+        DirBuilder::new().mode(0o755).create(&rootfs).map_err(at(&rootfs))?;
+        let tree = Tree::open(&rootfs).map_err(|error| at(&rootfs)(io::Error::other(error)))?;
+        let budget = Budget::of(tree.root()).map_err(at(&rootfs))?;
+        let blobs = self.layers.iter().map(|layer| self.layer_blob(layer)).collect::<Result<Vec<_>, _>>()?;
+        let total = blobs.iter().map(Blob::len).sum();
+        let mut report = Report { progress, start: Instant::now(), last: None, done: 0, total, layer: 0 };
+        let layers = self.layers.len();
+        for (number, (layer, blob)) in self.layers.iter().zip(blobs).enumerate() {
+            report.layer = number + 1;
+            apply(&tree, layer, Counted { inner: blob, report: &mut report, layers }, &budget)?;
+        }
+        Ok(())
+    }
+
+    /// Opens a layer's file and checks its size.
+    fn layer_blob(&self, layer: &Layer) -> Result<Blob, ImageError> {
+        let name = layer.name();
+        let blob = self.source.blob(&layer.file).map_err(|error| match error {
+            ImageError::MissingBlob { .. } => ImageError::MissingBlob { name: name.clone() },
+            error => error,
+        })?;
+        match layer.blob {
+            Some((_, wanted)) if wanted != blob.len() => Err(ImageError::WrongSize { name, wanted, got: blob.len() }),
+            _ => Ok(blob),
+        }
+    }
+}
+
+impl Layer {
+    fn name(&self) -> String {
+        self.blob.as_ref().map_or_else(|| self.file.clone(), |(digest, _)| digest.to_string())
+    }
+}
+
+/// Applies one layer and verifies it while it streams by. A corrupt file usually breaks its compression or its tar
+/// first; the digest then tells that as the cause.
+fn apply(tree: &Tree, layer: &Layer, blob: impl Read, budget: &Budget) -> Result<(), ImageError> {
+    let name = layer.name();
+    let wanted = layer.blob.as_ref().map_or(&layer.diff_id, |(digest, _)| digest);
+    let mut packed = DigestReader::new(blob, wanted);
+    let applied = apply_stream(tree, layer, &mut packed, budget);
+    if layer.blob.is_some() {
+        let got = packed.finish().map_err(|error| failed(&name, LayerError::Compression(error)))?;
+        if got != *wanted {
+            return Err(ImageError::WrongDigest { name, wanted: wanted.clone(), got });
+        }
+    }
+    match applied.map_err(|error| failed(&name, error))? {
+        got if got == layer.diff_id => Ok(()),
+        got => Err(ImageError::WrongDigest { name: format!("{name} (unpacked)"), wanted: layer.diff_id.clone(), got }),
+    }
+}
+
+/// Decompresses and applies; returns the digest of the whole unpacked stream.
+fn apply_stream(tree: &Tree, layer: &Layer, packed: impl Read, budget: &Budget) -> Result<Digest, LayerError> {
+    let mut packed = io::BufReader::with_capacity(128 * 1024, packed);
+    let compression = Compression::of(io::BufRead::fill_buf(&mut packed).map_err(LayerError::Compression)?);
+    let plain = compression.reader(packed).map_err(LayerError::Compression)?;
+    let mut plain = DigestReader::new(BudgetReader::new(plain, budget), &layer.diff_id);
+    let applied = layer::apply(tree, io::BufReader::with_capacity(64 * 1024, &mut plain), budget);
+    match (applied, plain.finish()) {
+        (Ok(()), digest) => digest.map_err(LayerError::Compression),
+        (Err(_), Ok(digest)) if digest != layer.diff_id => Ok(digest),
+        (Err(error), _) => Err(error),
+    }
+}
+
+fn failed(name: &str, source: LayerError) -> ImageError {
+    ImageError::Layer { name: name.to_owned(), source }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+    let path = path.to_path_buf();
+    move |source| ImageError::Store { path, source }
+}
+
+fn remove(folder: &Path) -> Result<(), ImageError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(folder)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Takes the lock, waiting for whoever has it. The file stays: removing it would let two callers hold two locks.
+fn lock(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, ImageError> {
+    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(at(path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            progress(Progress::Waiting);
+            file.lock().map_err(at(path))?;
+            Ok(file)
+        }
+        Err(TryLockError::Error(error)) => Err(at(path)(error)),
+    }
+}
+
+struct Report<'a> {
+    progress: &'a mut dyn FnMut(Progress),
+    start: Instant,
+    last: Option<Instant>,
+    layer: usize,
+    done: u64,
+    total: u64,
+}
+
+/// Counts the bytes of layer files read, and reports when it is time.
+struct Counted<'a, 'b, R> {
+    inner: R,
+    report: &'a mut Report<'b>,
+    layers: usize,
+}
+
+impl<R: Read> Read for Counted<'_, '_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        let report = &mut *self.report;
+        report.done += count as u64;
+        let due = report.last.map_or(report.start + QUIET, |last| last + INTERVAL);
+        let now = Instant::now();
+        if now >= due {
+            report.last = Some(now);
+            let (layer, layers, done, total) = (report.layer, self.layers, report.done, report.total);
+            (report.progress)(Progress::Unpacking { layer, layers, done, total });
+        }
+        Ok(count)
+    }
+}

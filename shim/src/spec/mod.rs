@@ -1,0 +1,243 @@
+//! The OCI runtime specification that `docker run` would make of an image and a few options.
+//!
+//! A pure function of its input, apart from [`Accounts::read`]. Paths are the guest's. It knows nothing of VMs, of how
+//! the root file system gets into one, or of the process that will read the result.
+
+mod accounts;
+mod defaults;
+
+pub use accounts::{AccountError, Accounts, Identity};
+
+use oci_spec::OciSpecError;
+use oci_spec::image::Config;
+use oci_spec::runtime::{
+    Capabilities, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxResourcesBuilder, Mount,
+    MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
+};
+use std::path::{Component, Path, PathBuf};
+
+/// What a person asks of a container beyond what its image says.
+#[derive(Debug, Clone, Default)]
+pub struct ContainerOptions {
+    /// Path of the root file system, where the container's creator finds it (in the guest).
+    pub rootfs: PathBuf,
+    /// Words of the command; none: the image's Cmd.
+    pub args: Vec<String>,
+    /// Replaces the image's Entrypoint and drops its Cmd; the empty text means no entrypoint.
+    pub entrypoint: Option<String>,
+    /// `NAME=value` sets, `NAME` alone takes the image's variable away; later ones win.
+    pub env: Vec<String>,
+    /// Working folder, absolute; else the image's, else `/`.
+    pub workdir: Option<String>,
+    /// `USER[:GROUP]` by name or number; else the image's, else root.
+    pub user: Option<String>,
+    /// A terminal for standard input and output.
+    pub tty: bool,
+    /// Folders and files bound into the container, in this order.
+    pub volumes: Vec<Volume>,
+    /// No writes to the root file system.
+    pub read_only: bool,
+    /// Host name in the container; also `HOSTNAME`.
+    pub hostname: String,
+}
+
+/// A folder or file bound into the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Where its content is in the guest.
+    pub guest_source: PathBuf,
+    /// Where the container sees it, absolute.
+    pub destination: PathBuf,
+    /// No writes to it.
+    pub read_only: bool,
+}
+
+/// Options that make no container.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Neither the image nor the caller names a command.
+    #[error("no command specified: the image names none, so give one")]
+    NoCommand,
+    /// A working folder that is not absolute.
+    #[error("the working directory {0:?} is invalid, it needs to be an absolute path")]
+    Workdir(String),
+    /// A volume's place that is not absolute, or is the root.
+    #[error("the volume destination {0:?} is invalid, it needs to be an absolute path other than /")]
+    VolumeDestination(PathBuf),
+    /// A variable without a name.
+    #[error("the environment variable {0:?} is invalid, it needs to be NAME=VALUE or NAME")]
+    Environment(String),
+    /// An unknown user or group.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// A part of the specification could not be put together.
+    #[error("cannot build the container's specification")]
+    Build(#[from] OciSpecError),
+}
+
+/// Builds the specification of a container. `image` is the `config` member of the image's configuration, and `None` for
+/// a plain tree. The working folder must exist before the container starts: `Process::cwd` names it.
+///
+/// # Errors
+/// Options that contradict themselves or the image's accounts.
+pub fn container(image: Option<&Config>, accounts: &Accounts, options: &ContainerOptions) -> Result<Spec, SpecError> {
+    let image = image.cloned().unwrap_or_default();
+    let root = RootBuilder::default().path(&options.rootfs).readonly(options.read_only).build()?;
+    let spec = SpecBuilder::default()
+        .version(defaults::VERSION)
+        .hostname(&options.hostname)
+        .root(root)
+        .process(process(&image, accounts, options)?)
+        .mounts(mounts(options)?)
+        .linux(linux()?)
+        .build()?;
+    Ok(spec)
+}
+
+fn process(image: &Config, accounts: &Accounts, options: &ContainerOptions) -> Result<Process, SpecError> {
+    let user = options.user.clone().or_else(|| image.user().clone()).unwrap_or_default();
+    let identity = accounts.find(&user)?;
+    let limit = PosixRlimitBuilder::default()
+        .typ(PosixRlimitType::RlimitNofile)
+        .soft(defaults::OPEN_FILES.0)
+        .hard(defaults::OPEN_FILES.1)
+        .build()?;
+    let process = ProcessBuilder::default()
+        .terminal(options.tty)
+        .args(command(image, options)?)
+        .env(environment(image, &identity.home, options)?)
+        .cwd(working_folder(image, options)?)
+        .user(
+            UserBuilder::default()
+                .uid(identity.uid)
+                .gid(identity.gid)
+                .additional_gids(identity.groups.clone())
+                .build()?,
+        )
+        .capabilities(capabilities(identity.uid)?)
+        .rlimits(vec![limit])
+        .no_new_privileges(false)
+        .build()?;
+    Ok(process)
+}
+
+/// Entrypoint and command as Docker merges them.
+fn command(image: &Config, options: &ContainerOptions) -> Result<Vec<String>, SpecError> {
+    let (entrypoint, default_args) = match &options.entrypoint {
+        Some(word) if word.is_empty() => (Vec::new(), Vec::new()),
+        Some(word) => (vec![word.clone()], Vec::new()),
+        None => (image.entrypoint().clone().unwrap_or_default(), image.cmd().clone().unwrap_or_default()),
+    };
+    let args = if options.args.is_empty() { default_args } else { options.args.clone() };
+    let words: Vec<String> = entrypoint.into_iter().chain(args).collect();
+    match words.first() {
+        Some(word) if !word.is_empty() => Ok(words),
+        _ => Err(SpecError::NoCommand),
+    }
+}
+
+/// The image's variables, the caller's over them, and what every container has under both.
+fn environment(image: &Config, home: &str, options: &ContainerOptions) -> Result<Vec<String>, SpecError> {
+    let mut variables = Variables::default();
+    variables.set("PATH", defaults::PATH);
+    variables.set("HOSTNAME", &options.hostname);
+    if options.tty {
+        variables.set("TERM", "xterm");
+    }
+    for variable in image.env().iter().flatten() {
+        if let Some((name, value)) = variable.split_once('=') {
+            variables.set(name, value);
+        }
+    }
+    for variable in &options.env {
+        match variable.split_once('=') {
+            Some(("", _)) => return Err(SpecError::Environment(variable.clone())),
+            Some((name, value)) => variables.set(name, value),
+            None if variable.is_empty() => return Err(SpecError::Environment(variable.clone())),
+            None => variables.0.retain(|(name, _)| name != variable),
+        }
+    }
+    if !variables.0.iter().any(|(name, _)| name == "HOME") {
+        variables.set("HOME", home);
+    }
+    Ok(variables.0.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
+}
+
+/// Variables in the order in which their names first came.
+#[derive(Default)]
+struct Variables(Vec<(String, String)>);
+
+impl Variables {
+    fn set(&mut self, name: &str, value: &str) {
+        match self.0.iter_mut().find(|(existing, _)| existing == name) {
+            Some((_, existing)) => *existing = value.to_owned(),
+            None => self.0.push((name.to_owned(), value.to_owned())),
+        }
+    }
+}
+
+fn working_folder(image: &Config, options: &ContainerOptions) -> Result<PathBuf, SpecError> {
+    let text = options.workdir.clone().or_else(|| image.working_dir().clone()).filter(|text| !text.is_empty());
+    let text = text.unwrap_or_else(|| "/".to_owned());
+    absolute(Path::new(&text)).ok_or(SpecError::Workdir(text))
+}
+
+/// The path without `.`, `..` and doubled slashes; `None` if it is not absolute.
+fn absolute(path: &Path) -> Option<PathBuf> {
+    if !path.is_absolute() {
+        return None;
+    }
+    let mut clean = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(part) => clean.push(part),
+            Component::ParentDir => drop(clean.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    Some(clean)
+}
+
+/// Docker's default capabilities. A user other than root gets them only as its bound.
+fn capabilities(uid: u32) -> Result<LinuxCapabilities, OciSpecError> {
+    let all = defaults::capabilities();
+    let none = Capabilities::new();
+    let held = if uid == 0 { all.clone() } else { none.clone() };
+    LinuxCapabilitiesBuilder::default()
+        .bounding(all)
+        .effective(held.clone())
+        .permitted(held)
+        .inheritable(none.clone())
+        .ambient(none)
+        .build()
+}
+
+fn mounts(options: &ContainerOptions) -> Result<Vec<Mount>, SpecError> {
+    let mut mounts = defaults::mounts()?;
+    for volume in &options.volumes {
+        let destination = absolute(&volume.destination).filter(|path| path.parent().is_some());
+        let destination = destination.ok_or_else(|| SpecError::VolumeDestination(volume.destination.clone()))?;
+        // Docker's own mounts give way to a volume in their place.
+        mounts.retain(|mount| *mount.destination() != destination);
+        let access = if volume.read_only { "ro" } else { "rw" };
+        mounts.push(
+            MountBuilder::default()
+                .destination(destination)
+                .typ("bind")
+                .source(&volume.guest_source)
+                .options(["rbind", "rprivate", access].map(str::to_owned))
+                .build()?,
+        );
+    }
+    Ok(mounts)
+}
+
+fn linux() -> Result<Linux, OciSpecError> {
+    LinuxBuilder::default()
+        .namespaces(defaults::namespaces()?)
+        .masked_paths(defaults::MASKED_PATHS.map(str::to_owned))
+        .readonly_paths(defaults::READ_ONLY_PATHS.map(str::to_owned))
+        .resources(LinuxResourcesBuilder::default().devices(defaults::device_rules()?).build()?)
+        .build()
+}
