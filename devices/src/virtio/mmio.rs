@@ -146,3 +146,6 @@ impl MmioTransport {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,20 +5,26 @@
 //! change them until reset.
 
 mod device;
+pub mod fs;
 mod interrupt;
 pub mod mmio;
 pub mod ring;
 pub mod rng;
 pub mod spec;
+#[cfg(test)]
+mod testing;
 mod transport;
+pub mod vsock;
 mod worker;
 
 pub use device::{ActivateError, Activation, ActiveQueue, DeviceKind, Interrupt, Role, Threads, VirtioDevice};
+pub use fs::{Fs, FsConfig, FsError};
 pub use interrupt::LineInterrupt;
 pub use mmio::MmioTransport;
 pub use ring::{Chain, Ring, RingError, Segment};
 pub use rng::Rng;
-pub use transport::{QueueState, RestoreError, Transport, TransportState};
+pub use transport::{QueueFault, QueueState, RestoreError, Transport, TransportState};
+pub use vsock::{HostPorts, Vsock, VsockError};
 pub use worker::{Fault, Progress, TOKEN_LIMIT, Work, Worker};
 
 /// Guest RAM as every device sees it: physical addresses in, bounds-checked host memory out.

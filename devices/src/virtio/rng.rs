@@ -106,3 +106,62 @@ fn entropy(bytes: &mut [u8]) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::testing::{Driver, into, out, threads};
+
+    fn start() -> Driver {
+        Driver::start(Box::new(Rng::new(threads())))
+    }
+
+    #[test]
+    fn the_guest_gets_what_it_has_room_for() {
+        let mut driver = start();
+        driver.post(0, 0, &[into(0x1000, 32), into(0x2000, 32)]);
+        assert_eq!(driver.take(0), (0, 64));
+        assert_ne!(driver.bytes(0x1000, 32), [0; 32]);
+        assert_ne!(driver.bytes(0x2000, 32), driver.bytes(0x1000, 32));
+        assert_eq!(driver.bytes(0x1020, 32), [0; 32], "not a byte more");
+    }
+
+    #[test]
+    fn a_large_request_gets_a_part() {
+        let mut driver = start();
+        driver.post(0, 3, &[into(0x10_0000, 1 << 20)]);
+        assert_eq!(driver.take(0), (3, REQUEST_BYTES));
+    }
+
+    #[test]
+    fn a_request_without_room_comes_back_empty() {
+        let mut driver = start();
+        driver.post(0, 0, &[out(0x1000, 32)]);
+        assert_eq!(driver.take(0), (0, 0));
+    }
+
+    #[test]
+    fn a_malformed_ring_stops_the_device_until_it_is_reset() {
+        let mut driver = start();
+        driver.post(0, 0, &[into(u64::from(u32::MAX), 32)]);
+        driver.wait_for_needs_reset();
+        driver.post(0, 1, &[into(0x1000, 32)]);
+        assert_eq!(driver.used(0), 0);
+        driver.reset();
+        driver.bring_up(u64::MAX);
+        driver.post(0, 1, &[into(0x1000, 32)]);
+        assert_eq!(driver.take(0), (1, 32));
+    }
+
+    #[test]
+    fn it_goes_on_after_a_pause() {
+        let mut driver = start();
+        driver.post(0, 0, &[into(0x1000, 8)]);
+        driver.take(0);
+        driver.transport.transport_mut().pause();
+        driver.post(0, 1, &[into(0x1000, 8)]);
+        assert_eq!(driver.used(0), 1, "nothing is served during a pause");
+        driver.transport.transport_mut().resume();
+        assert_eq!(driver.take(0), (1, 8), "what was posted meanwhile is served without another kick");
+    }
+}

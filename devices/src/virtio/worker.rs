@@ -204,3 +204,6 @@ impl<W: Work> MutEventSubscriber for Turn<W> {
 fn other(error: event_manager::Error) -> io::Error {
     io::Error::other(error)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+//! Files of a temporary folder through the device, as a guest's FUSE client would reach them; and a client that lies.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::virtio::testing::{Driver, LOW_BYTES, into, out, threads};
+
+const FORGET: u32 = 2;
+const LOOKUP: u32 = 1;
+const GETATTR: u32 = 3;
+const OPEN: u32 = 14;
+const READ: u32 = 15;
+const WRITE: u32 = 16;
+const INIT: u32 = 26;
+const OPENDIR: u32 = 27;
+const READDIR: u32 = 28;
+const CREATE: u32 = 35;
+const TMPFILE: u32 = 51;
+
+const HIPRIO: usize = 0;
+const REQUESTS: usize = 1;
+const ROOT: u64 = 1;
+
+const REQUEST_AT: u64 = 0x1000;
+const DATA_AT: u64 = 0x10_0000;
+const REPLY_AT: u64 = 0x30_0000;
+
+fn config(folder: &TempDir) -> FsConfig {
+    let root = folder.path().to_str().unwrap().to_owned();
+    FsConfig { tag: "shared".into(), root, proc_self_fd: File::open("/proc/self/fd").unwrap() }
+}
+
+/// A FUSE client on a device.
+struct Client {
+    driver: Driver,
+    folder: TempDir,
+}
+
+impl Client {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Fs::new(config(&folder), threads()).unwrap();
+        let mut client = Client { driver: Driver::start(Box::new(device)), folder };
+        client.init();
+        client
+    }
+
+    fn init(&mut self) {
+        let body: Vec<u8> = [7_u32, 31, 1 << 17, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let reply = self.ask(INIT, 0, &body, 4096).unwrap();
+        assert_eq!(word(&reply, 0), 7, "protocol version");
+    }
+
+    /// A request's bytes.
+    fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+        let len = 40 + body.len() as u32;
+        let mut bytes = Vec::new();
+        bytes.extend_from_slice(&len.to_le_bytes());
+        bytes.extend_from_slice(&opcode.to_le_bytes());
+        bytes.extend_from_slice(&77_u64.to_le_bytes());
+        bytes.extend_from_slice(&node.to_le_bytes());
+        bytes.extend_from_slice(&[0; 16]);
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    /// Sends a request in three pieces and gives what comes after the reply's header, or the error number.
+    fn ask(&mut self, opcode: u32, node: u64, body: &[u8], room: u32) -> Result<Vec<u8>, i32> {
+        let request = Self::request(opcode, node, body);
+        self.driver.put(REQUEST_AT, &request[..40]);
+        self.driver.put(DATA_AT, body);
+        let (half, len) = (body.len() as u32 / 2, body.len() as u32);
+        let chain = [
+            out(REQUEST_AT, 40),
+            out(DATA_AT, half),
+            out(DATA_AT + u64::from(half), len - half),
+            into(REPLY_AT, 16),
+            into(REPLY_AT + 16, room),
+        ];
+        self.driver.post(REQUESTS, 5, &chain);
+        let (head, written) = self.driver.take(REQUESTS);
+        assert_eq!(head, 5);
+        let reply = self.driver.bytes(REPLY_AT, written as usize);
+        assert_eq!(word(&reply, 0), written, "the reply's own length");
+        assert_eq!(reply[8..16], 77_u64.to_le_bytes(), "the reply's name");
+        match word(&reply, 4) as i32 {
+            0 => Ok(reply[16..].to_vec()),
+            error => Err(-error),
+        }
+    }
+
+    fn lookup(&mut self, parent: u64, name: &str) -> Result<u64, i32> {
+        let name: Vec<u8> = name.bytes().chain([0]).collect();
+        self.ask(LOOKUP, parent, &name, 128).map(|entry| double(&entry, 0))
+    }
+
+    /// `struct fuse_read_in` and `fuse_write_in` begin alike.
+    fn transfer(handle: u64, offset: u64, size: u32) -> Vec<u8> {
+        let mut body = Vec::new();
+        body.extend_from_slice(&handle.to_le_bytes());
+        body.extend_from_slice(&offset.to_le_bytes());
+        body.extend_from_slice(&size.to_le_bytes());
+        body.extend_from_slice(&[0; 20]);
+        body
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn double(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+#[test]
+fn the_configuration_holds_the_tag_and_one_request_queue() {
+    let folder = tempfile::tempdir().unwrap();
+    let driver = Driver::new(Box::new(Fs::new(config(&folder), threads()).unwrap()));
+    assert_eq!(driver.config::<8>(0), *b"shared\0\0");
+    assert_eq!(driver.config::<4>(36), [1, 0, 0, 0]);
+    assert_eq!(driver.config::<4>(38), [0, 0, 0, 0]);
+    assert_eq!(driver.config::<4>(0xe00), [0; 4]);
+}
+
+#[test]
+fn tags_that_cannot_be_written_down_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for tag in ["", "a tag of no less than thirty-seven bytes"] {
+        let config = FsConfig { tag: tag.into(), ..config(&folder) };
+        assert!(matches!(Fs::new(config, threads()), Err(FsError::Tag(_))));
+    }
+}
+
+#[test]
+fn a_file_is_found_and_read() {
+    let mut client = Client::new();
+    fs::create_dir(client.folder.path().join("sub")).unwrap();
+    fs::write(client.folder.path().join("sub/file"), "what the host wrote").unwrap();
+    let sub = client.lookup(ROOT, "sub").unwrap();
+    let file = client.lookup(sub, "file").unwrap();
+    let opened = client.ask(OPEN, file, &[0; 8], 16).unwrap();
+    let body = Client::transfer(double(&opened, 0), 5, 4096);
+    assert_eq!(client.ask(READ, file, &body, 4096).unwrap(), b"the host wrote");
+    assert_eq!(client.lookup(ROOT, "nothing"), Err(libc::ENOENT));
+}
+
+#[test]
+fn a_file_is_made_and_written_in_many_pieces() {
+    let mut client = Client::new();
+    let mut body: Vec<u8> = [libc::O_RDWR as u32, 0o100640, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    body.extend_from_slice(b"new\0");
+    let created = client.ask(CREATE, ROOT, &body, 144).unwrap();
+    let (file, handle) = (double(&created, 0), double(&created, 128));
+    let text: Vec<u8> = (0..1 << 20).map(|index| (index / 7) as u8).collect();
+    let mut body = Client::transfer(handle, 0, text.len() as u32);
+    body.extend_from_slice(&text);
+    let written = client.ask(WRITE, file, &body, 8).unwrap();
+    assert_eq!(word(&written, 0), text.len() as u32);
+    let path = client.folder.path().join("new");
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+    assert!(fs::read(path).unwrap() == text, "the file holds something else");
+}
+
+#[test]
+fn no_path_leads_out_of_the_folder() {
+    let mut client = Client::new();
+    let outside = client.folder.path().parent().unwrap().join("not-yours");
+    std::os::unix::fs::symlink("/", client.folder.path().join("link")).unwrap();
+    let own = fs::metadata(client.folder.path()).unwrap().ino();
+    for name in ["..", "../..", "/", "/etc", "link/etc", outside.to_str().unwrap()] {
+        let body: Vec<u8> = name.bytes().chain([0]).collect();
+        let entry = client.ask(LOOKUP, ROOT, &body, 128);
+        let is_own = entry.as_ref().is_ok_and(|entry| double(entry, 40) == own);
+        assert!(entry.is_err() || is_own, "{name} was found: {entry:?}");
+    }
+}
+
+#[test]
+fn what_needs_no_reply_gets_none() {
+    let mut client = Client::new();
+    fs::write(client.folder.path().join("file"), "").unwrap();
+    let file = client.lookup(ROOT, "file").unwrap();
+    let forget = Client::request(FORGET, file, &1_u64.to_le_bytes());
+    client.driver.put(REQUEST_AT, &forget);
+    client.driver.post(HIPRIO, 0, &[out(REQUEST_AT, forget.len() as u32)]);
+    assert_eq!(client.driver.take(HIPRIO), (0, 0));
+    assert_eq!(client.ask(GETATTR, file, &[0; 16], 104), Err(libc::EBADF), "it is not forgotten");
+}
+
+#[test]
+fn unknown_requests_are_answered() {
+    let mut client = Client::new();
+    assert_eq!(client.ask(9999, ROOT, &[], 16), Err(libc::ENOSYS));
+    assert_eq!(client.ask(TMPFILE, ROOT, &[0; 16], 144), Err(libc::ENOSYS));
+}
+
+/// Requests over which virtiofsd would panic, loop, or end its process.
+#[test]
+fn a_client_that_lies_only_stops_its_device() {
+    let read = Client::transfer(0, 0, 4096);
+    let name = [b'x'; 100];
+    type Lie<'a> = (&'a str, u32, &'a [u8], Option<u32>);
+    let lies: &[Lie<'_>] = &[
+        ("a read without room for a reply", READ, &read, None),
+        ("a read with room for half a header", READ, &read, Some(8)),
+        ("an unknown request without room", 9999, &[], None),
+        ("an init without room", INIT, &read, None),
+        ("a name without an end", LOOKUP, &name, Some(144)),
+    ];
+    for (what, opcode, body, room) in lies {
+        let mut client = Client::new();
+        let request = Client::request(*opcode, ROOT, body);
+        client.driver.put(REQUEST_AT, &request);
+        let mut chain = vec![out(REQUEST_AT, request.len() as u32)];
+        chain.extend(room.map(|room| into(REPLY_AT, room)));
+        client.driver.post(REQUESTS, 0, &chain);
+        client.driver.wait_for_needs_reset();
+        assert_eq!(client.driver.used(REQUESTS), 1, "{what} was answered");
+        client.driver.reset();
+        client.driver.bring_up(u64::MAX);
+        client.init();
+        assert_eq!(client.lookup(ROOT, "nothing"), Err(libc::ENOENT), "after {what}");
+    }
+}
+
+#[test]
+fn lengths_that_lie_are_answered_or_stop_the_device() {
+    for len in [0_u32, 39, 41, 1 << 20, u32::MAX] {
+        let mut client = Client::new();
+        let mut request = Client::request(LOOKUP, ROOT, b"name\0");
+        request[..4].copy_from_slice(&len.to_le_bytes());
+        client.driver.put(REQUEST_AT, &request);
+        client.driver.post(REQUESTS, 0, &[out(REQUEST_AT, request.len() as u32), into(REPLY_AT, 144)]);
+        crate::virtio::testing::wait_for("answer", || {
+            client.driver.used(REQUESTS) == 2 || client.driver.status() & 64 != 0
+        });
+    }
+}
+
+#[test]
+fn buffers_outside_ram_stop_the_device() {
+    let mut client = Client::new();
+    let request = Client::request(GETATTR, ROOT, &[0; 16]);
+    client.driver.put(REQUEST_AT, &request);
+    client.driver.post(REQUESTS, 0, &[out(REQUEST_AT, 56), into(LOW_BYTES as u64 - 8, 120)]);
+    client.driver.wait_for_needs_reset();
+}
+
+#[test]
+fn reset_closes_what_the_driver_had_open() {
+    let mut client = Client::new();
+    fs::write(client.folder.path().join("file"), "").unwrap();
+    let path = fs::canonicalize(client.folder.path().join("file")).unwrap();
+    let is_open = || {
+        fs::read_dir("/proc/self/fd").unwrap().flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == path))
+    };
+    client.lookup(ROOT, "file").unwrap();
+    assert!(is_open());
+    client.driver.reset();
+    assert!(!is_open());
+}
+
+#[test]
+fn a_pause_keeps_the_session() {
+    let mut client = Client::new();
+    fs::create_dir(client.folder.path().join("sub")).unwrap();
+    let sub = client.lookup(ROOT, "sub").unwrap();
+    client.driver.transport.transport_mut().pause();
+    client.driver.transport.transport_mut().resume();
+    assert_eq!(client.lookup(sub, "nothing"), Err(libc::ENOENT));
+}
+
+#[test]
+fn a_folder_is_listed() {
+    let mut client = Client::new();
+    for name in ["one", "two"] {
+        fs::write(client.folder.path().join(name), "").unwrap();
+    }
+    let opened = client.ask(OPENDIR, ROOT, &[0; 8], 16).unwrap();
+    let body = Client::transfer(double(&opened, 0), 0, 4096);
+    let listing = client.ask(READDIR, ROOT, &body, 4096).unwrap();
+    let has = |name: &[u8]| listing.windows(name.len()).any(|window| window == name);
+    assert!(has(b"one") && has(b"two"));
+}
