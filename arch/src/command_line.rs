@@ -47,7 +47,8 @@ impl CommandLine {
         line.add(&format!("maxcpus={vcpus}"))?;
         match console {
             Some(console) => line.add(&format!("console={console}"))?,
-            None => line.add("quiet loglevel=1")?,
+            // Without a console there is nothing for the serial driver to probe; the early console stays for last words.
+            None => line.add("quiet loglevel=1 keep_bootcon 8250.nr_uarts=0")?,
         }
         Ok(line)
     }
@@ -98,7 +99,12 @@ mod tests {
         line.add_device(X86_64::device_slot(0).unwrap()).unwrap();
         line.add(" a=b  ").unwrap();
         let line = line.finish().unwrap();
-        assert!(line.contains(" maxcpus=2 quiet loglevel=1 virtio_mmio.device=4K@0xd0000000:5 a=b"), "{line}");
+        assert!(
+            line.contains(
+                " maxcpus=2 quiet loglevel=1 keep_bootcon 8250.nr_uarts=0 virtio_mmio.device=4K@0xd0000000:5 a=b"
+            ),
+            "{line}"
+        );
         assert!(!line.contains("console="), "{line}");
     }
 

@@ -13,4 +13,4 @@ pub mod x86_64;
 pub use command_line::{CommandLine, CommandLineError};
 pub use elf::{ElfHeader, ElfMachine, KernelFormatError};
 pub use host::Host;
-pub use machine::{Blob, BootImage, BootInputs, DeviceSlot, Extent, Machine, PlacementError, Region};
+pub use machine::{Blob, BootImage, BootInputs, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region, Space};

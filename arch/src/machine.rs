@@ -38,6 +38,26 @@ pub struct DeviceSlot {
     pub irq: u32,
 }
 
+/// An address space in which devices answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Physical memory that no RAM is behind.
+    Memory,
+    /// x86's ports.
+    Ports,
+}
+
+/// A device that is not virtio and has its place by tradition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedSlot {
+    /// Where it answers.
+    pub space: Space,
+    /// Its first address there.
+    pub address: u64,
+    /// How many addresses it has.
+    pub size: u64,
+}
+
 /// Bytes that must be in guest memory before the first instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blob {
@@ -84,6 +104,12 @@ pub trait Machine {
     const ELF: ElfMachine;
     /// The most vCPUs that the machine's tables can describe.
     const MAX_VCPUS: u8;
+    /// The 16550 serial line and its interrupt.
+    const SERIAL: (FixedSlot, u32);
+    /// What Linux calls the serial line, for `console=`.
+    const CONSOLE: &'static str;
+    /// The keyboard controller through which the guest resets, where the machine has one.
+    const RESET: Option<FixedSlot>;
     /// The least RAM that its boot image fits in.
     const MIN_MEMORY: u64;
 

@@ -1,1 +1,25 @@
-//! The micro-VMM on KVM.
+//! The micro-VMM on KVM: composes a machine of `tatami-arch` and devices of `tatami-devices`, and is the jailed process that
+//! runs it.
+//!
+//! The server's side is [`client`]; the process itself is [`process`]; [`boot`] is what happens in between. Deliberately
+//! knows nothing of containers, of the agent, or of what the guest's bytes mean.
+
+pub mod boot;
+mod bus;
+mod config;
+mod kernel;
+mod kvm;
+mod memory;
+mod ports;
+pub mod probe;
+mod stop;
+mod threads;
+mod vcpu;
+
+pub use config::{ConfigError, DiskConfig, VmConfig};
+pub use kernel::LoadError;
+pub use kvm::KvmError;
+pub use memory::MemoryError;
+pub use stop::StopReason;
+pub use threads::VmmThreads;
+pub use vcpu::ExitCounts;

@@ -43,8 +43,8 @@ pub const FIRST_DEVICE_IRQ: u32 = 5;
 pub const LAST_IRQ: u32 = 23;
 
 /// The first serial line's eight ports.
-pub const SERIAL_PORT: u16 = 0x3f8;
+pub const SERIAL_PORT: u64 = 0x3f8;
 /// The first serial line's interrupt.
 pub const SERIAL_IRQ: u32 = 4;
 /// The keyboard controller's data port; its command port, through which Linux resets the machine, is four further.
-pub const I8042_PORT: u16 = 0x60;
+pub const I8042_PORT: u64 = 0x60;

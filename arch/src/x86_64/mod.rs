@@ -10,7 +10,9 @@ mod mp_table;
 mod registers;
 mod tables;
 
-use crate::machine::{Blob, BootImage, BootInputs, DeviceSlot, Extent, Machine, PlacementError, Region};
+use crate::machine::{
+    Blob, BootImage, BootInputs, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region, Space,
+};
 use crate::{CommandLine, CommandLineError, ElfMachine};
 
 pub use registers::{Registers, Segment, TableRegister};
@@ -27,6 +29,10 @@ impl Machine for X86_64 {
     // The MP table's 8-bit APIC ids, less the broadcast id and the I/O APIC's.
     const MAX_VCPUS: u8 = 254;
     const MIN_MEMORY: u64 = 32 << 20;
+    const SERIAL: (FixedSlot, u32) =
+        (FixedSlot { space: Space::Ports, address: layout::SERIAL_PORT, size: 8 }, layout::SERIAL_IRQ);
+    const CONSOLE: &'static str = "ttyS0";
+    const RESET: Option<FixedSlot> = Some(FixedSlot { space: Space::Ports, address: layout::I8042_PORT, size: 5 });
 
     fn ram(bytes: u64) -> Vec<Region> {
         let low = bytes.min(layout::HOLE_START);
@@ -45,9 +51,9 @@ impl Machine for X86_64 {
     }
 
     fn command_line() -> &'static str {
-        // The early console is a few port writes, and only a dying kernel uses it; the driver proper would probe.
+        // The early console is a few port writes, and unless asked to talk, only a dying kernel uses it.
         // Reset goes through the keyboard controller's port, which is one exit that says what it means.
-        "earlycon=uart8250,io,0x3f8 keep_bootcon 8250.nr_uarts=0 reboot=k tsc=reliable no_timer_check"
+        "earlycon=uart8250,io,0x3f8 reboot=k tsc=reliable no_timer_check"
     }
 
     fn place_initrd(ram: &[Region], kernel: Extent, size: u64) -> Result<Extent, PlacementError> {

@@ -1,0 +1,144 @@
+//! What a machine shall be, as plain data that travels from the server to the VMM.
+
+use serde::{Deserialize, Serialize};
+use tatami_arch::{Host, Machine};
+
+/// A machine's configuration. Files and sockets travel beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// vCPUs that the guest starts by itself; at least one.
+    pub vcpus: u8,
+    /// vCPUs that it can bring online later, those included.
+    pub max_vcpus: u8,
+    /// RAM in MiB.
+    pub memory_mib: u32,
+    /// Kernel parameters beyond those that the machine needs.
+    pub command_line_extra: String,
+    /// The guest's vsock address; 3 or more.
+    pub vsock_cid: u32,
+    /// Disks, in the order of their files.
+    pub disks: Vec<DiskConfig>,
+    /// The guest's kernel talks on its serial line; otherwise only its last words are heard.
+    pub console: bool,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// The guest may not write.
+    pub read_only: bool,
+    /// What the guest reads as the disk's serial number; at most 20 bytes.
+    pub serial: String,
+}
+
+/// Why a configuration cannot be.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// No vCPU, or more than the machine can describe.
+    #[error("a sandbox has between 1 and {limit} vCPUs, {wanted} were asked for")]
+    Vcpus {
+        /// Asked for.
+        wanted: u8,
+        /// The machine's limit.
+        limit: u8,
+    },
+    /// Fewer in all than at the start.
+    #[error("a sandbox that starts with {vcpus} vCPUs cannot have {max} at most")]
+    MaxVcpus {
+        /// At the start.
+        vcpus: u8,
+        /// In all.
+        max: u8,
+    },
+    /// Less than the machine's boot image needs.
+    #[error("{wanted} MiB of memory are too little for a guest: it needs {least} MiB")]
+    TooLittleMemory {
+        /// Asked for.
+        wanted: u32,
+        /// Needed.
+        least: u64,
+    },
+    /// 0 to 2 have meanings of their own.
+    #[error("the guest's vsock address must be 3 or more, not {0}")]
+    VsockAddress(u32),
+    /// virtio-blk has 20 bytes for it.
+    #[error("the disk serial number {0:?} has more than 20 bytes")]
+    DiskSerial(String),
+}
+
+impl Default for VmConfig {
+    /// One vCPU, 128 MiB, nothing else.
+    fn default() -> VmConfig {
+        VmConfig {
+            vcpus: 1,
+            max_vcpus: 1,
+            memory_mib: 128,
+            command_line_extra: String::new(),
+            vsock_cid: 3,
+            disks: Vec::new(),
+            console: false,
+        }
+    }
+}
+
+impl VmConfig {
+    /// Checks what can be checked without the host.
+    ///
+    /// # Errors
+    /// Names the first value that cannot be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for wanted in [self.vcpus, self.max_vcpus] {
+            if wanted == 0 || wanted > Host::MAX_VCPUS {
+                return Err(ConfigError::Vcpus { wanted, limit: Host::MAX_VCPUS });
+            }
+        }
+        if self.max_vcpus < self.vcpus {
+            return Err(ConfigError::MaxVcpus { vcpus: self.vcpus, max: self.max_vcpus });
+        }
+        if self.memory_bytes() < Host::MIN_MEMORY {
+            return Err(ConfigError::TooLittleMemory { wanted: self.memory_mib, least: Host::MIN_MEMORY >> 20 });
+        }
+        if self.vsock_cid < 3 {
+            return Err(ConfigError::VsockAddress(self.vsock_cid));
+        }
+        match self.disks.iter().find(|disk| disk.serial.len() > 20) {
+            Some(disk) => Err(ConfigError::DiskSerial(disk.serial.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// RAM in bytes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        u64::from(self.memory_mib) << 20
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_valid() {
+        VmConfig::default().validate().unwrap();
+    }
+
+    #[test]
+    fn each_impossible_value_is_named() {
+        let error = |change: fn(&mut VmConfig)| {
+            let mut config = VmConfig::default();
+            change(&mut config);
+            config.validate().unwrap_err()
+        };
+        assert_eq!(error(|c| c.vcpus = 0), ConfigError::Vcpus { wanted: 0, limit: 254 });
+        assert_eq!(error(|c| c.max_vcpus = 255), ConfigError::Vcpus { wanted: 255, limit: 254 });
+        assert_eq!(error(|c| c.vcpus = 2), ConfigError::MaxVcpus { vcpus: 2, max: 1 });
+        assert_eq!(error(|c| c.memory_mib = 8), ConfigError::TooLittleMemory { wanted: 8, least: 32 });
+        assert_eq!(error(|c| c.vsock_cid = 2), ConfigError::VsockAddress(2));
+        let disk = || DiskConfig { read_only: true, serial: "x".repeat(21) };
+        let mut config = VmConfig::default();
+        config.disks.push(disk());
+        assert_eq!(config.validate(), Err(ConfigError::DiskSerial(disk().serial)));
+    }
+}

@@ -1,0 +1,89 @@
+//! Reads kernel and initrd from their files straight into guest memory.
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::unix::fs::FileExt;
+
+use linux_loader::loader::KernelLoader;
+use tatami_arch::{ElfHeader, Extent, Host, KernelFormatError, Machine, PlacementError, Region};
+use tatami_devices::virtio::GuestMemory;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::kvm::KernelFormat;
+
+/// Why a kernel or an initrd cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("cannot read the {0}: {1}")]
+    Read(&'static str, io::Error),
+    /// It is no kernel for this machine.
+    #[error(transparent)]
+    Format(#[from] KernelFormatError),
+    /// Its headers promise what it does not hold, or memory is too small for it.
+    #[error("the kernel cannot be loaded (is it complete, and the sandbox's memory large enough?): {0}")]
+    Kernel(String),
+    /// No room.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// The initrd shrank while it was read.
+    #[error("the initrd changed while it was read")]
+    InitrdChanged,
+}
+
+/// A kernel in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoadedKernel {
+    /// Its entry point.
+    pub(crate) entry: u64,
+    /// What it occupies.
+    pub(crate) extent: Extent,
+}
+
+/// Checks that `file` is a kernel this host can start, and reads it to where it wants to be.
+///
+/// # Errors
+/// Says what the file is instead, or what is wrong with it.
+pub(crate) fn load_kernel(memory: &GuestMemory, file: &mut File) -> Result<LoadedKernel, LoadError> {
+    let mut start = [0; ElfHeader::WANTED];
+    let len = read_start(file, &mut start).map_err(|error| LoadError::Read("kernel", error))?;
+    let header = ElfHeader::check(&start[..len], Host::ELF)?;
+    let loaded = KernelFormat::load(memory, None, file, None).map_err(|error| LoadError::Kernel(error.to_string()))?;
+    let entry = header.entry;
+    match loaded.kernel_end.checked_sub(entry) {
+        Some(size) if size > 0 => Ok(LoadedKernel { entry, extent: Extent { start: entry, size } }),
+        _ => Err(LoadError::Kernel("its entry point lies outside of it".to_owned())),
+    }
+}
+
+/// Reads the initrd to the place that the machine chooses for it.
+///
+/// # Errors
+/// When it does not fit, or cannot be read.
+pub(crate) fn load_initrd(
+    memory: &GuestMemory,
+    ram: &[Region],
+    kernel: Extent,
+    file: &mut File,
+) -> Result<Extent, LoadError> {
+    let read = |error| LoadError::Read("initrd", error);
+    let size = file.metadata().map_err(read)?.len();
+    let extent = Host::place_initrd(ram, kernel, size)?;
+    file.rewind().map_err(read)?;
+    memory
+        .read_exact_volatile_from(GuestAddress(extent.start), file, size as usize)
+        .map_err(|_| LoadError::InitrdChanged)?;
+    Ok(extent)
+}
+
+/// Fills `buffer` from the file's beginning as far as the file goes.
+fn read_start(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match file.read_at(&mut buffer[len..], len as u64)? {
+            0 => break,
+            more => len += more,
+        }
+    }
+    Ok(len)
+}

@@ -1,0 +1,250 @@
+//! The only module that talks to KVM: virtual machines, their memory slots and interrupt lines, and vCPUs.
+//!
+//! What differs between architectures is in one file each (`x86_64.rs`), all defining the same names. Deliberately knows no
+//! devices and no boot: it is told which bytes go where.
+
+#![allow(unsafe_code, reason = "memory slots and the shared run page are raw addresses by KVM's design")]
+
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Cap, IoEventAddress, VcpuExit, VcpuFd, VmFd};
+use tatami_arch::Space;
+use tatami_devices::virtio::GuestMemory;
+use vm_memory::{Address, GuestMemory as _, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+use x86_64 as platform;
+
+pub(crate) use platform::{KernelFormat, Processors, probe_instructions};
+
+/// The API version that has been the only one since Linux 2.6.22.
+const API_VERSION: i32 = 12;
+
+/// What KVM could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// A system call on a KVM descriptor failed.
+    #[error("KVM cannot {what}: {source}")]
+    Call {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// Not KVM as Linux has it.
+    #[error("/dev/kvm speaks version {0} of the KVM interface, Tatami version 12: is it KVM?")]
+    Version(i32),
+    /// An old kernel, or one built without something.
+    #[error("this host's KVM lacks {0}: use a newer host kernel")]
+    Missing(&'static str),
+    /// vCPUs are limited by the kernel's configuration.
+    #[error("this host's KVM allows {limit} vCPUs a sandbox, {wanted} were asked for")]
+    TooManyVcpus {
+        /// Asked for.
+        wanted: u8,
+        /// Allowed.
+        limit: usize,
+    },
+}
+
+/// Turns a failed call into an error that says what was tried.
+fn failed(what: &'static str) -> impl FnOnce(vmm_sys_util::errno::Error) -> KvmError {
+    move |error| KvmError::Call { what, source: error.into() }
+}
+
+/// The host's KVM.
+pub(crate) struct Kvm {
+    fd: kvm_ioctls::Kvm,
+}
+
+impl Kvm {
+    /// Takes over an open `/dev/kvm`.
+    ///
+    /// # Errors
+    /// When it is not KVM, or lacks something Tatami cannot do without.
+    pub(crate) fn new(device: OwnedFd) -> Result<Kvm, KvmError> {
+        // SAFETY: the descriptor is open and owned, and ownership passes on.
+        let fd = unsafe { kvm_ioctls::Kvm::from_raw_fd(device.into_raw_fd()) };
+        match fd.get_api_version() {
+            API_VERSION => {}
+            other => return Err(KvmError::Version(other)),
+        }
+        const ALWAYS: [(Cap, &str); 4] = [
+            (Cap::UserMemory, "user-space memory slots"),
+            (Cap::Irqfd, "irqfd"),
+            (Cap::Ioeventfd, "ioeventfd"),
+            (Cap::ImmediateExit, "immediate exits"),
+        ];
+        for (capability, name) in ALWAYS.into_iter().chain(platform::REQUIRED) {
+            if !fd.check_extension(capability) {
+                return Err(KvmError::Missing(name));
+            }
+        }
+        Ok(Kvm { fd })
+    }
+
+    /// The most vCPUs that one machine may have.
+    pub(crate) fn max_vcpus(&self) -> usize {
+        self.fd.get_max_vcpus()
+    }
+
+    /// Creates a machine with `memory`, which it keeps mapped for as long as it lives.
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn create_vm(&self, memory: GuestMemory) -> Result<Vm, KvmError> {
+        let fd = self.fd.create_vm().map_err(failed("create a virtual machine"))?;
+        for (slot, region) in memory.iter().enumerate() {
+            let slot = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is mapped for as long as `memory` lives, and `Vm` keeps it alive beyond the descriptor.
+            unsafe { fd.set_user_memory_region(slot) }.map_err(failed("map guest memory"))?;
+        }
+        platform::create_interrupt_controller(&fd)?;
+        Ok(Vm { fd, memory })
+    }
+}
+
+/// A virtual machine: memory and interrupt lines.
+pub(crate) struct Vm {
+    // Before `memory`, so that it is closed before the memory is unmapped.
+    fd: VmFd,
+    memory: GuestMemory,
+}
+
+impl Vm {
+    /// Its RAM.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Creates vCPU number `id`.
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn create_vcpu(&self, id: u8) -> Result<Vcpu, KvmError> {
+        Ok(Vcpu { fd: self.fd.create_vcpu(id.into()).map_err(failed("create a vCPU"))? })
+    }
+
+    /// Lets each write to `event` raise interrupt line `irq` once (edge).
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn connect_interrupt(&self, event: &EventFd, irq: u32) -> Result<(), KvmError> {
+        self.fd.register_irqfd(event, irq).map_err(failed("connect an interrupt"))
+    }
+
+    /// Turns the guest's 32-bit writes of `value` at `address` into writes to `event`, without leaving the kernel.
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn connect_kick(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
+        self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), value).map_err(failed("connect a queue's kick"))
+    }
+}
+
+/// Why a vCPU came back to user space.
+#[derive(Debug)]
+pub(crate) enum Exit<'a> {
+    /// The guest reads; the bytes must be filled in before the vCPU goes on.
+    Read(Space, u64, &'a mut [u8]),
+    /// The guest writes.
+    Write(Space, u64, &'a [u8]),
+    /// A signal, or [`Kicker::kick`].
+    Interrupted,
+    /// The guest has reset the machine (on x86 by a triple fault).
+    Reset,
+    /// Something after which this vCPU cannot go on.
+    Failed(String),
+}
+
+/// A vCPU.
+pub(crate) struct Vcpu {
+    fd: VcpuFd,
+}
+
+impl Vcpu {
+    /// Runs the guest until it needs something.
+    pub(crate) fn run(&mut self) -> Exit<'_> {
+        let run: *mut kvm_bindings::kvm_run = self.fd.get_kvm_run();
+        let exit = match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => return Exit::Read(Space::Ports, port.into(), data),
+            Ok(VcpuExit::IoOut(port, data)) => return Exit::Write(Space::Ports, port.into(), data),
+            Ok(VcpuExit::MmioRead(address, data)) => return Exit::Read(Space::Memory, address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => return Exit::Write(Space::Memory, address, data),
+            Ok(VcpuExit::Intr) => return Exit::Interrupted,
+            Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => return Exit::Reset,
+            Ok(VcpuExit::InternalError) => {
+                // SAFETY: the run page is mapped for as long as `self.fd` lives, and the exit reason says that this
+                // member of the union is the valid one.
+                let suberror = unsafe { (*run).__bindgen_anon_1.internal.suberror };
+                internal_error(suberror)
+            }
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                format!("the processor refused to enter the guest (reason {reason:#x})")
+            }
+            Ok(VcpuExit::MemoryFault { gpa, .. }) => format!("guest memory at {gpa:#x} could not be had"),
+            Ok(other) => format!("KVM stopped with {other:?}, which nothing here asked for"),
+            Err(error) => match error.errno() {
+                libc::EINTR | libc::EAGAIN => return Exit::Interrupted,
+                libc::EFAULT => "guest memory could not be had (is the host out of memory?)".to_owned(),
+                _ => format!("KVM_RUN failed: {error}"),
+            },
+        };
+        Exit::Failed(exit)
+    }
+
+    /// Where in the guest this vCPU stands, for messages about its end.
+    pub(crate) fn whereabouts(&self) -> String {
+        platform::whereabouts(&self.fd)
+    }
+
+    /// What ends [`Vcpu::run`] from another thread.
+    pub(crate) fn kicker(&mut self) -> Kicker {
+        let flag: *mut u8 = &raw mut self.fd.get_kvm_run().immediate_exit;
+        // A field of a mapped page is never null; the fallback cannot be reached.
+        Kicker { flag: NonNull::new(flag.cast()).unwrap_or(NonNull::dangling()) }
+    }
+}
+
+fn internal_error(suberror: u32) -> String {
+    let name = match suberror {
+        1 => "it could not emulate an instruction",
+        2 => "two exceptions at once",
+        3 => "an exception while delivering an event",
+        4 => "an unexpected exit reason",
+        _ => "unknown",
+    };
+    format!("KVM internal error, suberror {suberror} ({name})")
+}
+
+/// Makes a vCPU return from the guest.
+pub(crate) struct Kicker {
+    flag: NonNull<AtomicU8>,
+}
+
+// SAFETY: the flag is one byte that is only ever accessed atomically by this process; the kernel merely reads it.
+unsafe impl Send for Kicker {}
+
+impl Kicker {
+    /// Makes the current or the next [`Vcpu::run`] return [`Exit::Interrupted`] once a signal reaches its thread.
+    ///
+    /// # Safety
+    /// The [`Vcpu`] that this came from must still exist.
+    pub(crate) unsafe fn set(&self, exit: bool) {
+        // SAFETY: the run page is mapped for as long as the vCPU exists, which the caller vouches for.
+        unsafe { self.flag.as_ref() }.store(exit.into(), Ordering::SeqCst);
+    }
+}

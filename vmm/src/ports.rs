@@ -1,0 +1,104 @@
+//! What is left of the PC: the first serial line, and the keyboard controller's reset command.
+//!
+//! The registers are vm-superio's; here they get an address and a lock.
+
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+
+use vm_superio::{I8042Device, Serial, Trigger};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::bus::BusDevice;
+use crate::stop::StopSignal;
+
+/// The serial line's interrupt.
+pub(crate) struct SerialInterrupt(EventFd);
+
+impl Trigger for SerialInterrupt {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// A 16550 whose output goes to `W`. Nothing comes in.
+pub(crate) struct SerialPort<W: Write>(Mutex<Serial<SerialInterrupt, vm_superio::serial::NoEvents, W>>);
+
+impl<W: Write> SerialPort<W> {
+    /// A serial line, and the event that its interrupt is to be connected to.
+    ///
+    /// # Errors
+    /// When no event descriptor is to be had.
+    pub(crate) fn new(out: W) -> io::Result<(SerialPort<W>, EventFd)> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let serial = Serial::new(SerialInterrupt(event.try_clone()?), out);
+        Ok((SerialPort(Mutex::new(serial)), event))
+    }
+}
+
+impl<W: Write + Send> BusDevice for SerialPort<W> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let mut serial = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for byte in data {
+            *byte = serial.read(offset as u8);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let mut serial = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for byte in data {
+            // A listener that is gone is not the guest's fault: its output is lost, as on an unplugged line.
+            let _ = serial.write(offset as u8, *byte);
+        }
+    }
+}
+
+/// The keyboard controller, which knows one command: reset.
+pub(crate) struct ResetPort(Mutex<I8042Device<StopSignal>>);
+
+impl ResetPort {
+    /// `stop` is given when the guest asks for a reset.
+    pub(crate) fn new(stop: StopSignal) -> ResetPort {
+        ResetPort(Mutex::new(I8042Device::new(stop)))
+    }
+}
+
+impl BusDevice for ResetPort {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(self.0.lock().unwrap_or_else(PoisonError::into_inner).read(offset as u8));
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        for byte in data {
+            let Ok(()) = self.0.lock().unwrap_or_else(PoisonError::into_inner).write(offset as u8, *byte);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::StopReason;
+
+    #[test]
+    fn a_byte_to_the_data_register_comes_out() {
+        let (port, _event) = SerialPort::new(Vec::new()).unwrap();
+        port.write(0, b"a");
+        port.write(0, b"bc");
+        assert_eq!(port.0.lock().unwrap().writer().as_slice(), b"abc");
+    }
+
+    #[test]
+    fn only_the_reset_command_resets() {
+        let stop = StopSignal::new().unwrap();
+        let port = ResetPort::new(stop.clone());
+        port.write(0, &[0xfe]);
+        port.write(4, &[0xd1]);
+        let mut status = [0xff];
+        port.read(4, &mut status);
+        assert_eq!((stop.reason(), status), (None, [0]));
+        port.write(4, &[0xfe]);
+        assert_eq!(stop.reason(), Some(StopReason::GuestReset));
+    }
+}
