@@ -58,10 +58,11 @@ pub(crate) fn run(host: &Host, invocation: &Invocation, command: &[OsString]) ->
     let first_signal = Arc::new(AtomicI32::new(0));
     let sender = Arc::new(Mutex::new(control.try_clone()?));
     let noted = Arc::clone(&first_signal);
+    let (out, err) = (Arc::clone(&sender), Arc::clone(&sender));
     thread::spawn(move || pass_signals(&signals, &sender, &noted));
     thread::spawn(move || feed(stdin));
-    let shown = thread::spawn(move || show(stdout, io::stdout()));
-    let shown_errors = stderr.map(|s| thread::spawn(move || show(s, io::stderr())));
+    let shown = thread::spawn(move || show(stdout, io::stdout(), Stream::Stdout, &out));
+    let shown_errors = stderr.map(|s| thread::spawn(move || show(s, io::stderr(), Stream::Stderr, &err)));
 
     let answer = wire::receive(&mut control);
     let _ = shown.join();
@@ -122,12 +123,13 @@ fn forwarded() -> SigSet {
     ])
 }
 
+fn send(to: &Mutex<TcpStream>, message: &ToHost) {
+    // A host that is gone is noticed by who waits for its answer.
+    let _ = wire::send(&mut *to.lock().unwrap_or_else(PoisonError::into_inner), message);
+}
+
 /// Sends each signal on. One that asks the command to end is followed, after [`GRACE`] or when it comes again, by an end.
 fn pass_signals(signals: &SigSet, control: &Arc<Mutex<TcpStream>>, first: &AtomicI32) {
-    let send = |to: &Mutex<TcpStream>, message: &ToHost| {
-        // A host that is gone is noticed by who waits for its answer.
-        let _ = wire::send(&mut *to.lock().unwrap_or_else(PoisonError::into_inner), message);
-    };
     let mut last = None::<Instant>;
     while let Ok(signal) = signals.wait() {
         match signal {
@@ -166,14 +168,14 @@ fn feed(mut to: TcpStream) {
 }
 
 /// One of the command's outputs to ours. Where nobody reads ours any more, the command learns it.
-fn show(mut from: TcpStream, to: impl AsFd) {
+fn show(mut from: TcpStream, to: impl AsFd, stream: Stream, control: &Mutex<TcpStream>) {
     let Ok(mut to) = to.as_fd().try_clone_to_owned().map(File::from) else { return };
     let mut buffer = vec![0; CHUNK];
     loop {
         match from.read(&mut buffer) {
             Ok(0) | Err(_) => return,
             Ok(n) if to.write_all(&buffer[..n]).is_err() => {
-                let _ = from.shutdown(Shutdown::Both);
+                send(control, &ToHost::Deaf(stream));
                 return;
             }
             Ok(_) => {}

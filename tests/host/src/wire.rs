@@ -52,6 +52,17 @@ pub enum Stream {
     Stderr,
 }
 
+impl Stream {
+    fn get(fields: &mut Fields<'_>) -> Option<Self> {
+        Some(match fields.u8()? {
+            0 => Self::Stdin,
+            1 => Self::Stdout,
+            2 => Self::Stderr,
+            _ => return None,
+        })
+    }
+}
+
 /// The first frame of every connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hello {
@@ -86,6 +97,9 @@ pub enum ToHost {
     Kill,
     /// The client's terminal has this size now.
     Resize(Size),
+    /// Nobody reads this output any more: writing to it is to fail as into a pipe without a reader. (That the stream's
+    /// connection is closed would say it too, but QEMU's user network swallows what is sent into a closed one.)
+    Deaf(Stream),
 }
 
 /// Host to client, on a control connection.
@@ -285,12 +299,7 @@ impl Message for Hello {
             2 => Self::Stream {
                 token,
                 session: fields.u64()?,
-                stream: match fields.u8()? {
-                    0 => Stream::Stdin,
-                    1 => Stream::Stdout,
-                    2 => Stream::Stderr,
-                    _ => return None,
-                },
+                stream: Stream::get(fields)?,
             },
             _ => return None,
         })
@@ -334,6 +343,7 @@ impl Message for ToHost {
                 out.push(6);
                 size.put(out);
             }
+            Self::Deaf(stream) => out.extend([7, *stream as u8]),
         }
     }
     fn decode(tag: u8, fields: &mut Fields<'_>) -> Option<Self> {
@@ -357,6 +367,7 @@ impl Message for ToHost {
             4 => Self::Signal(fields.i32()?),
             5 => Self::Kill,
             6 => Self::Resize(Size::get(fields)?),
+            7 => Self::Deaf(Stream::get(fields)?),
             _ => return None,
         })
     }
@@ -433,6 +444,7 @@ mod tests {
         there_and_back(ToHost::Signal(-1));
         there_and_back(ToHost::Kill);
         there_and_back(ToHost::Resize(Size { rows: 1, cols: u16::MAX }));
+        there_and_back(ToHost::Deaf(Stream::Stderr));
         there_and_back(FromHost::Done);
         there_and_back(FromHost::Failed { status: 127, message: "no such command".into() });
         there_and_back(FromHost::Exited { status: 137 });

@@ -104,7 +104,7 @@ impl Server {
                     session::run(self, connection, &run)?;
                     return Ok(());
                 }
-                ToHost::Signal(_) | ToHost::Kill | ToHost::Resize(_) => bail!("{message:?} without a session"),
+                ToHost::Signal(_) | ToHost::Kill | ToHost::Resize(_) | ToHost::Deaf(_) => bail!("{message:?} without a session"),
             };
             wire::send(&mut connection, &answer)?;
         }

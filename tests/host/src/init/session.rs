@@ -17,7 +17,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
-use tatami_testhost::wire::{self, FromHost, Run, Stream, ToHost};
+use tatami_testhost::wire::{self, FromHost, Run, Size, Stream, ToHost};
 
 use crate::command::{self, Cgroup, PIPE_SIZE};
 use crate::serve::Server;
@@ -50,20 +50,24 @@ pub(crate) fn run(server: &Server, mut control: TcpStream, run: &Run) -> Result<
     };
     let command::Started { mut child, stdin: input, stdout: output, stderr: errors, cgroup } = started;
     let terminal = run.terminal.is_some();
-    let resizable = output.try_clone().context("duplicating the terminal")?;
+    let outputs = Outputs {
+        terminal: run.terminal.map(|_| output.try_clone()).transpose().context("duplicating the terminal")?,
+        stdout: stdout.try_clone().context("duplicating stdout")?,
+        stderr: stderr.as_ref().map(TcpStream::try_clone).transpose().context("duplicating stderr")?,
+    };
     let running = Arc::new(Running { group: Mutex::new(Some(Pid::from_raw(child.id() as i32))), cgroup });
     let ended = EventFd::new().context("eventfd")?;
 
     let commands = control.try_clone().context("duplicating the connection")?;
-    let status = thread::scope(|threads| -> Result<i32> {
+    thread::scope(|threads| {
         let client = Arc::clone(&running);
-        threads.spawn(move || client.obey(commands, &resizable, terminal));
+        threads.spawn(move || client.obey(commands, &outputs));
         let client_input = stdin.try_clone().context("duplicating stdin")?;
         threads.spawn(move || feed(stdin, input, terminal));
-        let mut outputs = vec![];
+        let mut forwarders = vec![];
         for (from, to) in [Some((output, stdout)), errors.zip(stderr)].into_iter().flatten() {
             let ended = &ended;
-            outputs.push(threads.spawn(move || forward(from, to, ended)));
+            forwarders.push(threads.spawn(move || forward(from, to, ended)));
         }
         // First seen, then forgotten by `running`, then reaped: no signal can reach a stranger that got the number anew.
         let pid = Pid::from_raw(child.id() as i32);
@@ -71,8 +75,8 @@ pub(crate) fn run(server: &Server, mut control: TcpStream, run: &Run) -> Result<
         running.forget();
         let status = child.wait().context("waiting for the command")?;
         ended.write(1)?;
-        for output in outputs {
-            let _ = output.join();
+        for forwarder in forwarders {
+            let _ = forwarder.join();
         }
         let status = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         // A client that went away meanwhile needs no answer.
@@ -80,10 +84,31 @@ pub(crate) fn run(server: &Server, mut control: TcpStream, run: &Run) -> Result<
         // Wakes the threads that read from the client.
         let _ = client_input.shutdown(Shutdown::Both);
         let _ = control.shutdown(Shutdown::Both);
-        Ok(status)
-    })?;
-    let _ = status;
-    Ok(())
+        Ok(())
+    })
+}
+
+/// What the client can change about the outputs while the command runs.
+struct Outputs {
+    terminal: Option<OwnedFd>,
+    stdout: TcpStream,
+    stderr: Option<TcpStream>,
+}
+
+impl Outputs {
+    fn resize(&self, size: Size) {
+        if let Some(terminal) = &self.terminal {
+            command::resize(terminal, size);
+        }
+    }
+
+    /// Makes [`forward`] fail to write, wherever it is; its end of the pipe closes with it.
+    fn close(&self, stream: Stream) {
+        let connection = if stream == Stream::Stderr { self.stderr.as_ref() } else { Some(&self.stdout) };
+        if let Some(connection) = connection {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 /// A command as those see it who may want to end it.
@@ -95,7 +120,7 @@ struct Running {
 
 impl Running {
     /// Does what the client says, until the command has ended or the client is gone, which ends the command.
-    fn obey(&self, mut control: TcpStream, output: &OwnedFd, terminal: bool) {
+    fn obey(&self, mut control: TcpStream, outputs: &Outputs) {
         while let Ok(Some(message)) = wire::receive::<ToHost>(&mut control) {
             match message {
                 ToHost::Signal(number) => {
@@ -104,7 +129,8 @@ impl Running {
                     }
                 }
                 ToHost::Kill if self.runs() => self.cgroup.kill(),
-                ToHost::Resize(size) if terminal => command::resize(output.as_fd(), size),
+                ToHost::Resize(size) => outputs.resize(size),
+                ToHost::Deaf(stream) => outputs.close(stream),
                 _ => {}
             }
         }
