@@ -4,3 +4,9 @@
 //! to them. [`run`] is a front end of it, for a person at a terminal. Nothing here parses what a guest wrote into device
 //! memory: that is the VMM's, in a process of its own.
 
+pub mod guest_files;
+pub mod image;
+pub mod logging;
+pub mod run;
+pub mod sandbox;
+pub mod spec;

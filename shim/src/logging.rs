@@ -1,0 +1,30 @@
+//! Messages to standard error, each a line that says who speaks.
+//!
+//! `TATAMI_LOG` (error, warn, info, debug, trace, off) says how much; warnings and errors by default.
+
+use log::{LevelFilter, Log, Metadata, Record};
+
+struct StandardError;
+
+impl Log for StandardError {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let level = record.level().as_str().to_ascii_lowercase();
+            eprintln!("tatami: {level}: {}", record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Starts logging. Later calls change nothing.
+pub fn start() {
+    let level = std::env::var("TATAMI_LOG").ok().and_then(|text| text.parse().ok()).unwrap_or(LevelFilter::Warn);
+    if log::set_logger(&StandardError).is_ok() {
+        log::set_max_level(level);
+    }
+}

@@ -1,0 +1,349 @@
+//! The command line of `tatami run`, and the validated options made of it.
+//!
+//! Knows the text; whether the files exist is found out when they are opened.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::volume::Volume;
+
+/// The command line as it is written.
+#[derive(Args, Debug)]
+#[command(
+    about = "Run a command in a container, in a virtual machine of its own",
+    override_usage = "tatami run [OPTIONS] IMAGE [COMMAND] [ARG...]\n       tatami run [OPTIONS] --rootfs DIR COMMAND [ARG...]",
+    after_help = EXAMPLES
+)]
+pub struct RunArguments {
+    /// The image (an OCI layout folder, an oci-archive or a docker-archive), then the command; with --rootfs the command
+    /// alone
+    #[arg(value_name = "IMAGE [COMMAND] [ARG...]", trailing_var_arg = true)]
+    words: Vec<String>,
+
+    /// Keep standard input open
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Set an environment variable; without a value, take the caller's, or none if the caller has none
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Run in this folder of the container
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Run as this user, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Show a file or folder of the host in the container
+    #[arg(short, long = "volume", value_name = "HOST:CONTAINER[:ro]")]
+    volume: Vec<Volume>,
+    /// The container's host name [default: the sandbox's id]
+    #[arg(long)]
+    hostname: Option<String>,
+    /// Run this in place of the image's entry point; empty for none
+    #[arg(long, value_name = "COMMAND")]
+    entrypoint: Option<String>,
+    /// Let the container not write to its root file system
+    #[arg(long)]
+    read_only: bool,
+    /// Use this folder as the container's root file system, in place of an image; what the command writes stays in it
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<PathBuf>,
+
+    /// Give the sandbox a name, which no other one may have while this one runs
+    #[arg(long)]
+    name: Option<String>,
+    /// Accepted for habit's sake: a sandbox that runs in the foreground is always removed when its command ends
+    #[arg(long)]
+    rm: bool,
+
+    /// Memory of the virtual machine; the host provides only what is used
+    #[arg(short, long, value_name = "SIZE[b|k|m|g]", default_value = "512m", value_parser = parse_memory)]
+    memory: u32,
+    /// Virtual CPUs
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    cpus: u8,
+    /// The guest's kernel, an ELF vmlinux [default: the one that was built or installed]
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The guest's initrd [default: the one that was built or installed]
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// More words for the guest kernel's command line
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    append: String,
+    /// Show what the guest prints on its serial console, on standard error
+    #[arg(long)]
+    console: bool,
+    /// Say at the end, on standard error, how long each phase took
+    #[arg(long)]
+    timings: bool,
+    /// How long the guest may take until its agent answers
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    boot_timeout: u32,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  A command from a docker-archive or oci-archive:
+      tatami run alpine.tar uname -a
+  A shell in a terminal, from an OCI layout folder:
+      tatami run -it ./layout sh
+  This folder seen in the container, not writable:
+      tatami run -v $PWD:/src:ro -w /src image.tar make
+  Standard input, output and error are passed through:
+      tar c . | tatami run -i image.tar tar t
+  A plain folder as the root; ends with status 42:
+      tatami run --rootfs ./tree /bin/sh -c 'exit 42'
+
+Exit status: the command's; 125 when Tatami itself fails, 126 when the
+command cannot be executed, 127 when it is not found, 128 + n when signal n
+ended it.
+
+Signals that this process receives are passed on to the command. It is the
+container's first process, so it gets INT and TERM only if it handles them.
+Three of these within a few seconds of each other end the sandbox by force.
+
+There is no network in the container yet.";
+
+/// Where the container's root comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An image, in any form that [`crate::image`] reads.
+    Image(PathBuf),
+    /// A folder.
+    Plain(PathBuf),
+}
+
+/// What is to be run, and how.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Where the root comes from.
+    pub source: Source,
+    /// The command; empty: the image's.
+    pub command: Vec<String>,
+    /// In place of the image's entry point.
+    pub entrypoint: Option<String>,
+    /// `NAME=VALUE`, or `NAME` to take the image's variable away.
+    pub env: Vec<String>,
+    /// Folder in the container.
+    pub workdir: Option<String>,
+    /// `USER[:GROUP]`.
+    pub user: Option<String>,
+    /// What of the host is seen.
+    pub volumes: Vec<Volume>,
+    /// Host name.
+    pub hostname: Option<String>,
+    /// No writes to the root.
+    pub read_only: bool,
+    /// Standard input is passed on.
+    pub interactive: bool,
+    /// The command has a terminal.
+    pub tty: bool,
+    /// The sandbox's name.
+    pub name: Option<String>,
+    /// The VM's memory, MiB.
+    pub memory_mib: u32,
+    /// The VM's CPUs.
+    pub cpus: u8,
+    /// Kernel, if not the usual one.
+    pub kernel: Option<PathBuf>,
+    /// Initrd, if not the usual one.
+    pub initrd: Option<PathBuf>,
+    /// More for the kernel's command line.
+    pub append: String,
+    /// Show the serial console.
+    pub console: bool,
+    /// Print the table of phases.
+    pub timings: bool,
+    /// For the agent to answer.
+    pub boot_limit: Duration,
+}
+
+/// What is wrong with the command line as a whole.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum OptionsError {
+    /// Nothing to run.
+    #[error("which image? Give an image, or --rootfs DIR and a command (see `tatami run --help`)")]
+    NoImage,
+    /// A plain folder does not say what to run.
+    #[error("which command? A --rootfs does not say what to run (see `tatami run --help`)")]
+    NoCommand,
+    /// `-e` without a name.
+    #[error("invalid environment variable {0:?}: expected NAME=VALUE or NAME")]
+    Variable(String),
+    /// Two volumes in one place.
+    #[error("two volumes for {}", .0.display())]
+    Twice(PathBuf),
+}
+
+impl RunArguments {
+    /// The options that these arguments mean; `environment` is the caller's.
+    ///
+    /// # Errors
+    /// [`OptionsError`].
+    pub fn validate(self, environment: impl Fn(&str) -> Option<String>) -> Result<RunOptions, OptionsError> {
+        let mut words = self.words;
+        let source = match self.rootfs {
+            Some(folder) if words.is_empty() && self.entrypoint.as_deref().is_none_or(str::is_empty) => {
+                log::debug!("no command for {}", folder.display());
+                return Err(OptionsError::NoCommand);
+            }
+            Some(folder) => Source::Plain(folder),
+            None if words.is_empty() => return Err(OptionsError::NoImage),
+            None => Source::Image(words.remove(0).into()),
+        };
+        for (index, volume) in self.volume.iter().enumerate() {
+            if self.volume[..index].iter().any(|other| other.destination == volume.destination) {
+                return Err(OptionsError::Twice(volume.destination.clone()));
+            }
+        }
+        Ok(RunOptions {
+            source,
+            command: words,
+            entrypoint: self.entrypoint,
+            env: variables(self.env, environment)?,
+            workdir: self.workdir,
+            user: self.user,
+            volumes: self.volume,
+            hostname: self.hostname,
+            read_only: self.read_only,
+            interactive: self.interactive,
+            tty: self.tty,
+            name: self.name,
+            memory_mib: self.memory,
+            cpus: self.cpus,
+            kernel: self.kernel,
+            initrd: self.initrd,
+            append: self.append,
+            console: self.console,
+            timings: self.timings,
+            boot_limit: Duration::from_secs(self.boot_timeout.into()),
+        })
+    }
+}
+
+/// `NAME=VALUE` for each; a name alone takes the caller's value, and stays alone where the caller has none.
+fn variables(given: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Result<Vec<String>, OptionsError> {
+    let mut variables = Vec::new();
+    for text in given {
+        match text.split_once('=') {
+            Some(("", _)) => return Err(OptionsError::Variable(text)),
+            Some(_) => variables.push(text),
+            None if text.is_empty() => return Err(OptionsError::Variable(text)),
+            None => variables.push(environment(&text).map_or(text.clone(), |value| format!("{text}={value}"))),
+        }
+    }
+    Ok(variables)
+}
+
+/// The least memory a guest is given, MiB: below, the kernel does not come up.
+const LEAST_MEMORY: u64 = 48;
+
+/// A size as docker writes them, in MiB, rounded up.
+fn parse_memory(text: &str) -> Result<u32, String> {
+    let (digits, factor) = match text.to_ascii_lowercase().trim_end_matches('b') {
+        "" => return Err("expected a size such as 512m or 2g".to_owned()),
+        lower => {
+            let factor = match lower.as_bytes()[lower.len() - 1] {
+                b'k' => 1 << 10,
+                b'm' => 1 << 20,
+                b'g' => 1 << 30,
+                _ => 1u64,
+            };
+            (lower.trim_end_matches(['k', 'm', 'g']).to_owned(), factor)
+        }
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a size such as 512m or 2g".to_owned())?;
+    let bytes = number.checked_mul(factor).ok_or("that is more than any machine has")?;
+    match bytes.div_ceil(1 << 20) {
+        mib if mib < LEAST_MEMORY => Err(format!("a guest needs at least {LEAST_MEMORY}m")),
+        mib => u32::try_from(mib).map_err(|_| "that is more than any machine has".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArguments,
+    }
+
+    fn parse(words: &[&str]) -> Result<RunArguments, clap::Error> {
+        Line::try_parse_from([&["run"], words].concat()).map(|line| line.run)
+    }
+
+    fn options(words: &[&str]) -> Result<RunOptions, OptionsError> {
+        parse(words).unwrap().validate(|name| (name == "KNOWN").then(|| "value".to_owned()))
+    }
+
+    #[test]
+    fn what_follows_the_image_is_the_commands() {
+        let options = options(&["-i", "image.tar", "ls", "-l", "--name", "-t", "--", "x"]).unwrap();
+        assert_eq!(options.source, Source::Image("image.tar".into()));
+        assert_eq!(options.command, ["ls", "-l", "--name", "-t", "--", "x"]);
+        assert!(options.interactive && !options.tty && options.name.is_none());
+    }
+
+    #[test]
+    fn flags_may_be_joined_and_have_defaults() {
+        let options = options(&["-it", "x", "sh"]).unwrap();
+        assert!(options.interactive && options.tty);
+        assert_eq!((options.memory_mib, options.cpus, options.boot_limit.as_secs()), (512, 1, 30));
+    }
+
+    #[test]
+    fn a_plain_root_leaves_all_words_to_the_command() {
+        let options = super::tests::options(&["--rootfs", "/tree", "/bin/sh", "-c", "exit 3"]).unwrap();
+        assert_eq!(options.source, Source::Plain("/tree".into()));
+        assert_eq!(options.command, ["/bin/sh", "-c", "exit 3"]);
+        assert_eq!(super::tests::options(&["--rootfs", "/tree"]).unwrap_err(), OptionsError::NoCommand);
+        assert_eq!(super::tests::options(&[]).unwrap_err(), OptionsError::NoImage);
+    }
+
+    #[test]
+    fn an_unknown_flag_before_the_image_is_an_error() {
+        assert!(parse(&["--nonsense", "image", "sh"]).is_err());
+        assert!(parse(&["-Z", "image"]).is_err());
+        assert!(parse(&["--cpus", "0", "image"]).is_err());
+        assert!(parse(&["--boot-timeout", "0", "image"]).is_err());
+        assert!(parse(&["-v", "data:/x", "image"]).is_err());
+    }
+
+    #[test]
+    fn variables_are_set_or_taken_from_the_caller() {
+        let env = |words: &[&str]| super::tests::options(&[words, &["i"]].concat()).map(|options| options.env);
+        assert_eq!(
+            env(&["-e", "A=1", "-e", "KNOWN", "-e", "UNKNOWN", "-e", "B="]).unwrap(),
+            ["A=1", "KNOWN=value", "UNKNOWN", "B="]
+        );
+        assert_eq!(env(&["-e", "=x"]).unwrap_err(), OptionsError::Variable("=x".into()));
+    }
+
+    #[test]
+    fn two_volumes_in_one_place_are_an_error() {
+        let error = options(&["-v", "/a:/x", "-v", "/b:/x/", "i"]).unwrap_err();
+        assert_eq!(error, OptionsError::Twice("/x".into()));
+    }
+
+    #[test]
+    fn memory_is_written_as_for_docker() {
+        assert_eq!(parse_memory("512m"), Ok(512));
+        assert_eq!(parse_memory("2G"), Ok(2048));
+        assert_eq!(parse_memory("1gb"), Ok(1024));
+        assert_eq!(parse_memory("134217729"), Ok(129));
+        assert_eq!(parse_memory("65536k"), Ok(64));
+        for bad in
+            ["", "m", "x", "-1", "1.5g", "1mm", "1m1", "10m", "0", "99999999999999999999", "18446744073709551615g"]
+        {
+            assert!(parse_memory(bad).is_err(), "{bad}");
+        }
+    }
+}

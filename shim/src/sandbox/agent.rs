@@ -1,0 +1,212 @@
+//! The server's side of the control channel: what the agent can be asked, with limits on how long it may take to answer.
+//!
+//! Knows the calls; nothing of when they are due, and nothing of VMs.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tatami_protocol::agent::{
+    ContainerRequest, CreateContainerRequest, HelloRequest, HelloResponse, ProcessRequest, ResizeRequest,
+    ShutdownRequest, SignalRequest, Stdio, WaitResponse,
+};
+use tatami_protocol::agent_ttrpc::AgentClient;
+use tatami_protocol::stream::{Kind, StreamHeader};
+use tokio::net::UnixStream;
+use ttrpc::Code;
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+use ttrpc::context::Context;
+
+use super::door::{Door, DoorError};
+
+/// How long the agent may take to answer a call that does not wait for a process.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection to the agent. Cloning is cheap, and clones may call at the same time.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+    door: Door,
+}
+
+/// Why the agent did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// There is no connection.
+    #[error("cannot reach the agent: {0}")]
+    Door(#[from] DoorError),
+    /// The agent answered that it cannot.
+    #[error("{message}")]
+    Refused {
+        /// What it was asked.
+        call: &'static str,
+        /// The kind of refusal.
+        code: Code,
+        /// The agent's words.
+        message: String,
+    },
+    /// The connection ended before the answer came.
+    #[error("the connection to the agent was lost during {call}: {reason}")]
+    Lost {
+        /// What it was asked.
+        call: &'static str,
+        /// What the connection said.
+        reason: String,
+    },
+    /// No answer.
+    #[error("the agent did not answer {call} within {} s", PATIENCE.as_secs())]
+    Silent {
+        /// What it was asked.
+        call: &'static str,
+    },
+}
+
+impl Agent {
+    /// Connects. The agent must have said that it listens.
+    ///
+    /// # Errors
+    /// [`AgentError::Door`] when it does not.
+    pub async fn connect(door: Door) -> Result<Agent, AgentError> {
+        let stream = limited("connect", door.connect(tatami_protocol::CONTROL_PORT)).await??;
+        Ok(Agent { client: AgentClient::new(Client::new(Socket::new(stream))), door })
+    }
+
+    /// Greets it, which sets the guest's clock.
+    ///
+    /// # Errors
+    /// [`AgentError`], as from every call.
+    pub async fn hello(&self) -> Result<HelloResponse, AgentError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let request = HelloRequest { host_time_ns: now.as_nanos() as i64, ..Default::default() };
+        answer("Hello", self.client.hello(Context::default(), &request)).await
+    }
+
+    /// Makes a container, up to but not including its process.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] with NOT_FOUND or PERMISSION_DENIED when the spec's command cannot be executed.
+    pub async fn create_container(&self, id: &str, spec_json: Vec<u8>, stdio: Stdio) -> Result<(), AgentError> {
+        let request = CreateContainerRequest {
+            container_id: id.to_owned(),
+            spec_json,
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        answer("CreateContainer", self.client.create_container(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Attaches to one of a process's streams. All must be attached before the process is started.
+    ///
+    /// # Errors
+    /// [`AgentError::Door`] when the process has no such stream, or it is attached already.
+    pub async fn attach(&self, container: &str, exec: &str, kind: Kind) -> Result<UnixStream, AgentError> {
+        let header = StreamHeader {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            kind: kind.into(),
+            ..Default::default()
+        };
+        Ok(limited("attach", self.door.stream(&header)).await??)
+    }
+
+    /// Starts a process that was created.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] with NOT_FOUND or PERMISSION_DENIED when its command cannot be executed.
+    pub async fn start(&self, container: &str, exec: &str) -> Result<u32, AgentError> {
+        let request = process(container, exec);
+        Ok(answer("StartProcess", self.client.start_process(Context::default(), &request)).await?.pid)
+    }
+
+    /// Sends a signal, to one process or to all of the container.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] with NOT_FOUND when the process is gone.
+    pub async fn signal(&self, container: &str, exec: &str, signal: u32, all: bool) -> Result<(), AgentError> {
+        let request = SignalRequest {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        answer("SignalProcess", self.client.signal_process(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Gives a process's terminal another size.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] when it has none.
+    pub async fn resize(&self, container: &str, exec: &str, rows: u16, columns: u16) -> Result<(), AgentError> {
+        let request = ResizeRequest {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            rows: rows.into(),
+            columns: columns.into(),
+            ..Default::default()
+        };
+        answer("ResizeTerminal", self.client.resize_terminal(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Waits for a process's end, as long as it takes.
+    ///
+    /// # Errors
+    /// [`AgentError::Lost`] when the guest ends first.
+    pub async fn wait(&self, container: &str, exec: &str) -> Result<WaitResponse, AgentError> {
+        let request = process(container, exec);
+        let result = self.client.wait_process(Context::default(), &request).await;
+        result.map_err(|error| explain("WaitProcess", error))
+    }
+
+    /// Removes a container that has ended.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] when it has not.
+    pub async fn delete_container(&self, id: &str) -> Result<(), AgentError> {
+        let request = ContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        answer("DeleteContainer", self.client.delete_container(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Ends all containers and syncs; the guest then resets itself.
+    ///
+    /// # Errors
+    /// [`AgentError::Silent`] when that takes longer than `patience`.
+    pub async fn shutdown(&self, patience: Duration) -> Result<(), AgentError> {
+        let request = ShutdownRequest::default();
+        let call = self.client.shutdown(Context::default(), &request);
+        match tokio::time::timeout(patience, call).await {
+            Ok(result) => result.map(drop).map_err(|error| explain("Shutdown", error)),
+            Err(_) => Err(AgentError::Silent { call: "Shutdown" }),
+        }
+    }
+}
+
+impl AgentError {
+    /// The kind of refusal, if the agent answered.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            AgentError::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
+fn process(container: &str, exec: &str) -> ProcessRequest {
+    ProcessRequest { container_id: container.to_owned(), exec_id: exec.to_owned(), ..Default::default() }
+}
+
+async fn answer<T>(call: &'static str, future: impl Future<Output = ttrpc::Result<T>>) -> Result<T, AgentError> {
+    limited(call, future).await?.map_err(|error| explain(call, error))
+}
+
+async fn limited<T>(call: &'static str, future: impl Future<Output = T>) -> Result<T, AgentError> {
+    tokio::time::timeout(PATIENCE, future).await.map_err(|_| AgentError::Silent { call })
+}
+
+fn explain(call: &'static str, error: ttrpc::Error) -> AgentError {
+    match error {
+        ttrpc::Error::RpcStatus(status) => {
+            AgentError::Refused { call, code: status.code(), message: status.message().to_owned() }
+        }
+        other => AgentError::Lost { call, reason: other.to_string() },
+    }
+}

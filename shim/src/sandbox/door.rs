@@ -1,0 +1,167 @@
+//! The host's way to a port of the guest: the VMM's unix socket with the `CONNECT port` convention.
+//!
+//! Knows the convention, and the stream header that the agent's stream port wants; nothing of what the connections carry.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use tatami_protocol::stream::{self, StreamHeader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// The socket's name in the sandbox's folder.
+const SOCKET: &str = "vsock.sock";
+/// The longest answer to `CONNECT` that is read, in bytes: `OK 4294967295` and the line's end.
+const MAX_ANSWER: usize = 16;
+
+/// Where the guest's ports are reached. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Door {
+    folder: Arc<OwnedFd>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// The VMM's socket failed.
+    #[error("the VMM's socket: {0}")]
+    Socket(#[from] io::Error),
+    /// The guest does not listen there.
+    #[error("the guest does not accept connections on port {0}")]
+    Closed(u32),
+    /// The VMM answered something else than the convention says.
+    #[error("the VMM answered {0:?} to CONNECT")]
+    Answer(String),
+    /// The header cannot be sent.
+    #[error(transparent)]
+    Header(#[from] stream::HeaderError),
+    /// The agent knows no such stream.
+    #[error("the agent refuses the stream {0}")]
+    Refused(String),
+}
+
+impl Door {
+    /// The door in `folder`, and the listener that the VMM answers it with.
+    ///
+    /// # Errors
+    /// What the operating system said.
+    pub fn create(folder: &Path) -> io::Result<(Door, std::os::unix::net::UnixListener)> {
+        let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let door = Door { folder: Arc::new(folder) };
+        let listener = std::os::unix::net::UnixListener::bind(door.path())?;
+        listener.set_nonblocking(true)?;
+        Ok((door, listener))
+    }
+
+    /// A connection to the guest's `port`.
+    ///
+    /// # Errors
+    /// [`DoorError::Closed`] when nobody listens there.
+    pub async fn connect(&self, port: u32) -> Result<UnixStream, DoorError> {
+        let mut stream = UnixStream::connect(self.path()).await?;
+        stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+        let mut answer = Vec::new();
+        // A byte at a time, so that nothing of what follows the line is taken.
+        while !answer.ends_with(b"\n") {
+            match stream.read_u8().await {
+                Ok(byte) if answer.len() < MAX_ANSWER => answer.push(byte),
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(DoorError::Closed(port)),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(DoorError::Closed(port)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if answer.starts_with(b"OK ") && answer.ends_with(b"\n") {
+            Ok(stream)
+        } else {
+            Err(DoorError::Answer(String::from_utf8_lossy(&answer).into_owned()))
+        }
+    }
+
+    /// A standard stream of a process in the guest.
+    ///
+    /// # Errors
+    /// [`DoorError::Refused`] when the agent knows no such stream, or gave it to somebody already.
+    pub async fn stream(&self, header: &StreamHeader) -> Result<UnixStream, DoorError> {
+        let mut stream = self.connect(tatami_protocol::STREAM_PORT).await?;
+        stream.write_all(&stream::encode(header)?).await?;
+        match stream.read_u8().await {
+            Ok(stream::ACCEPTED) => Ok(stream),
+            _ => Err(DoorError::Refused(format!("{:?} of {}", header.kind, header.container_id))),
+        }
+    }
+
+    /// The socket's path: short however long the folder's is, as the address of a unix socket must be.
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", self.folder.as_raw_fd()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Read, Write};
+    use tatami_protocol::stream::Kind;
+
+    /// Answers the first connection with `answer`, then sends back what it was told.
+    fn vmm(answer: &'static str) -> (tempfile::TempDir, Door, std::thread::JoinHandle<String>) {
+        let dir = tempfile::tempdir().unwrap();
+        let (door, listener) = Door::create(dir.path()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let thread = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap());
+            let mut line = String::new();
+            lines.read_line(&mut line).unwrap();
+            (&stream).write_all(answer.as_bytes()).unwrap();
+            if answer.starts_with("OK") && line.contains("1025") {
+                let mut prefix = [0; 4];
+                lines.read_exact(&mut prefix).unwrap();
+                let mut body = vec![0; stream::body_length(prefix).unwrap()];
+                lines.read_exact(&mut body).unwrap();
+                line += &stream::decode(&body).unwrap().container_id;
+                (&stream).write_all(&[stream::ACCEPTED, b'!']).unwrap();
+            }
+            line
+        });
+        (dir, door, thread)
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn what_follows_the_answer_is_not_taken() {
+        let (_dir, door, thread) = vmm("OK 1073741824\nrest");
+        let mut rest = String::new();
+        block_on(async {
+            let mut stream = door.connect(7).await.unwrap();
+            stream.read_to_string(&mut rest).await.unwrap();
+        });
+        assert_eq!(thread.join().unwrap(), "CONNECT 7\n");
+        assert_eq!(rest, "rest");
+    }
+
+    #[test]
+    fn a_stream_says_whose_it_is() {
+        let (_dir, door, thread) = vmm("OK 1\n");
+        let header = StreamHeader { container_id: "c1".into(), kind: Kind::STDOUT.into(), ..Default::default() };
+        let byte = block_on(async { door.stream(&header).await.unwrap().read_u8().await.unwrap() });
+        assert_eq!(byte, b'!');
+        assert_eq!(thread.join().unwrap(), "CONNECT 1025\nc1");
+    }
+
+    #[test]
+    fn refusals_and_nonsense_are_told_apart() {
+        for (answer, closed) in [("", true), ("NO\n", false), ("OK 99999999999999999999\n", false)] {
+            let (_dir, door, thread) = vmm(answer);
+            let error = block_on(door.connect(7)).unwrap_err();
+            assert_eq!(matches!(error, DoorError::Closed(7)), closed, "{answer:?}: {error}");
+            thread.join().unwrap();
+        }
+    }
+}

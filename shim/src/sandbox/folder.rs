@@ -1,0 +1,275 @@
+//! A sandbox's two folders on the host, its name, and the lock that says that somebody still lives there.
+//!
+//! | folder | holds |
+//! |---|---|
+//! | `<state>/<id>` (memory) | `lock`, `sandbox.json`, the vsock socket, the shared folder's mount point |
+//! | `<root>/sandboxes/<id>` (disk) | what its containers write |
+//!
+//! Whoever holds the `flock` on `lock` (the server, or its undertaker after it) owns both. A folder whose lock nobody holds
+//! is a leftover, and the next start removes it. Knows nothing of mounts or VMs.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use super::remove::remove_tree;
+
+/// Where Tatami keeps things on this host.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Unpacked images and what containers write: `TATAMI_ROOT`, else `/var/lib/tatami`.
+    pub root: PathBuf,
+    /// Locks, sockets and mount points: `TATAMI_STATE`, else `/run/tatami`.
+    pub state: PathBuf,
+}
+
+/// What `sandbox.json` says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Record {
+    id: String,
+    name: Option<String>,
+}
+
+/// A live sandbox's folders. The lock is held as long as this lives, in whatever process has a copy of it.
+#[derive(Debug)]
+pub struct Folder {
+    id: String,
+    state: PathBuf,
+    data: PathBuf,
+    lock: File,
+}
+
+/// Why a sandbox has no folders.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// Not of the form that names have.
+    #[error("invalid name {0:?}: a letter or digit, then letters, digits, `_`, `.` or `-`, at most 128 in all")]
+    Name(String),
+    /// A living sandbox has it.
+    #[error("the name {0:?} is in use by sandbox {1}")]
+    Taken(String, String),
+    /// The file system would not.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl Places {
+    /// As the environment says, or the defaults.
+    pub fn from_environment() -> Places {
+        let place = |variable, default: &str| {
+            std::env::var_os(variable).filter(|v| !v.is_empty()).map_or_else(|| PathBuf::from(default), PathBuf::from)
+        };
+        Places { root: place("TATAMI_ROOT", "/var/lib/tatami"), state: place("TATAMI_STATE", "/run/tatami") }
+    }
+}
+
+impl Folder {
+    /// Makes the folders of a new sandbox, called `name` if it has a name, after removing what dead ones left behind.
+    ///
+    /// # Errors
+    /// [`FolderError::Name`] and [`FolderError::Taken`] for a name that cannot be had, [`FolderError::File`] otherwise.
+    pub fn create(places: &Places, name: Option<&str>) -> Result<Folder, FolderError> {
+        if let Some(name) = name {
+            check_name(name)?;
+        }
+        let sandboxes = places.root.join("sandboxes");
+        make(&places.state)?;
+        make(&sandboxes)?;
+        // One at a time in here, so that no half-made folder is taken for a leftover, and no name is given twice.
+        let door = lock(&places.state.join(".lock"), FlockOperation::LockExclusive)?;
+        let living = sweep(places, &sandboxes)?;
+        if let Some(name) = name
+            && let Some(other) = living.into_iter().find(|record| record.name.as_deref() == Some(name))
+        {
+            return Err(FolderError::Taken(name.to_owned(), other.id));
+        }
+        let id = new_id()?;
+        let state = places.state.join(&id);
+        let data = sandboxes.join(&id);
+        make(&state)?;
+        let own = lock(&state.join("lock"), FlockOperation::NonBlockingLockExclusive)?;
+        let record = Record { id: id.clone(), name: name.map(str::to_owned) };
+        let path = state.join("sandbox.json");
+        let json = serde_json::to_vec(&record).expect("strings are JSON");
+        fs::write(&path, json).map_err(failed("write", &path))?;
+        make(&data)?;
+        drop(door);
+        Ok(Folder { id, state, data, lock: own })
+    }
+
+    /// Twelve hexadecimal digits, unique on this host.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The folder in memory.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The folder on disk.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The descriptor that holds the lock.
+    pub fn lock_fd(&self) -> RawFd {
+        self.lock.as_raw_fd()
+    }
+
+    /// Removes both folders. Call it where none of the sandbox's mounts can be seen.
+    ///
+    /// # Errors
+    /// What could not be removed; a second call goes on where the first stopped.
+    pub fn remove(&self) -> io::Result<()> {
+        remove_both(&self.data, &self.state)
+    }
+}
+
+/// The disk first: what the state folder's absence says must be true.
+fn remove_both(data: &Path, state: &Path) -> io::Result<()> {
+    remove_tree(data)?;
+    remove_tree(state)
+}
+
+/// Removes what dead sandboxes left; returns the records of the living.
+fn sweep(places: &Places, sandboxes: &Path) -> Result<Vec<Record>, FolderError> {
+    let mut living = Vec::new();
+    for id in folders_in(&places.state)? {
+        let state = places.state.join(&id);
+        match lock(&state.join("lock"), FlockOperation::NonBlockingLockExclusive) {
+            Ok(_dead) => {
+                log::info!("removing what sandbox {id} left behind");
+                if let Err(error) = remove_both(&sandboxes.join(&id), &state) {
+                    log::warn!("cannot remove what sandbox {id} left behind: {error}");
+                }
+            }
+            Err(_) => living.extend(read_record(&state)),
+        }
+    }
+    // After a restart of the host the state folders are gone, and only the disk remembers.
+    for id in folders_in(sandboxes)? {
+        if !places.state.join(&id).exists()
+            && let Err(error) = remove_tree(&sandboxes.join(&id))
+        {
+            log::warn!("cannot remove what sandbox {id} left behind: {error}");
+        }
+    }
+    Ok(living)
+}
+
+/// The sandbox folders in `folder`; other things that may lie there are left alone.
+fn folders_in(folder: &Path) -> Result<Vec<String>, FolderError> {
+    let entries = fs::read_dir(folder).map_err(failed("list", folder))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter(|name| is_id(name)).collect())
+}
+
+fn read_record(state: &Path) -> Option<Record> {
+    let mut text = String::new();
+    File::open(state.join("sandbox.json")).ok()?.take(4096).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+fn make(folder: &Path) -> Result<(), FolderError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed("create the folder", folder))
+}
+
+fn lock(path: &Path, operation: FlockOperation) -> Result<File, FolderError> {
+    let mut options = OpenOptions::new();
+    let file = options.create(true).truncate(false).write(true).open(path).map_err(failed("open", path))?;
+    match rustix::fs::flock(&file, operation) {
+        Ok(()) => Ok(file),
+        Err(error) => Err(failed("lock", path)(error.into())),
+    }
+}
+
+fn failed<'p>(action: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> FolderError + 'p {
+    move |source| FolderError::File { action, path: path.to_owned(), source }
+}
+
+const ID_LENGTH: usize = 12;
+
+fn is_id(name: &str) -> bool {
+    name.len() == ID_LENGTH && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+fn new_id() -> Result<String, FolderError> {
+    let path = Path::new("/dev/urandom");
+    let mut bytes = [0; ID_LENGTH / 2];
+    File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).map_err(failed("read", path))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn check_name(name: &str) -> Result<(), FolderError> {
+    let mut bytes = name.bytes();
+    let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let rest = bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+    if first && rest && name.len() <= 128 { Ok(()) } else { Err(FolderError::Name(name.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> (tempfile::TempDir, Places) {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places { root: dir.path().join("root"), state: dir.path().join("state") };
+        (dir, places)
+    }
+
+    #[test]
+    fn names_are_checked_as_docker_checks_them() {
+        for good in ["a", "0", "web-1", "A_b.c", &"x".repeat(128)] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", ".a", "_a", "a/b", "a b", "ü", "a\n", &"x".repeat(129)] {
+            assert!(matches!(check_name(bad), Err(FolderError::Name(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_free_again_when_its_sandbox_is_gone() {
+        let (_dir, places) = places();
+        let first = Folder::create(&places, Some("web")).unwrap();
+        let error = Folder::create(&places, Some("web")).unwrap_err();
+        assert!(matches!(&error, FolderError::Taken(name, id) if name == "web" && id == first.id()), "{error}");
+        let other = Folder::create(&places, Some("db")).unwrap();
+        assert_ne!(first.id(), other.id());
+        first.remove().unwrap();
+        first.remove().unwrap();
+        assert!(!first.state().exists() && !first.data().exists());
+        drop(first);
+        Folder::create(&places, Some("web")).unwrap();
+    }
+
+    #[test]
+    fn leftovers_go_with_the_next_start_and_the_living_stay() {
+        let (_dir, places) = places();
+        let dead = Folder::create(&places, Some("dead")).unwrap();
+        let (state, data) = (dead.state().to_owned(), dead.data().to_owned());
+        fs::create_dir_all(data.join("upper/x")).unwrap();
+        drop(dead);
+        let rebooted = places.root.join("sandboxes/0123456789ab");
+        fs::create_dir(&rebooted).unwrap();
+        let foreign = places.state.join("something else");
+        fs::create_dir(&foreign).unwrap();
+
+        let living = Folder::create(&places, None).unwrap();
+        let _further = Folder::create(&places, Some("dead")).unwrap();
+        assert!(!state.exists() && !data.exists() && !rebooted.exists());
+        assert!(living.state().exists() && living.data().exists() && foreign.exists());
+    }
+}

@@ -1,0 +1,317 @@
+//! The sandbox's mounts: the server's own mount namespace, the shared folder, and what containers see in it.
+//!
+//! The shared folder is what the VMM has for a root. It is bound onto itself, read-only, and shared, so that mounts made in it
+//! later arrive in the VMM's namespace, which is its slave. The guest can write only in what is mounted here for it, never
+//! in the folder itself, so it cannot put a symbolic link where the server is about to mount (CVE-2020-2026). Every mount
+//! made here is nodev, nosuid and noexec on the host: the guest interprets these bits for itself, and a VMM that a guest
+//! took over cannot open a device node that it made. Knows nothing of images or specifications.
+
+#![allow(unsafe_code, reason = "mount_setattr has no safe wrapper")]
+
+use std::ffi::CString;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use super::folder::Folder;
+
+/// Where the agent mounts the shared folder in the guest.
+pub const GUEST_SHARED: &str = "/run/tatami/shared";
+
+/// Why a mount could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// This process may not.
+    #[error("cannot make a mount namespace: {0} (root privileges are needed)")]
+    Namespace(#[source] io::Error),
+    /// A host path that a volume or root names is not there.
+    #[error("cannot open {}: {source}", path.display())]
+    Source {
+        /// The path as it was given.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Refused {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// What a container's root is made of.
+#[derive(Clone, Debug)]
+pub enum Root {
+    /// An unpacked image, never written to; what the container writes goes into the sandbox's folder on disk.
+    Image(PathBuf),
+    /// A folder, used as it is: what the container writes stays there.
+    Plain(PathBuf),
+}
+
+/// A file or folder of the host, opened, that a container will see. Holding it open pins what was checked.
+#[derive(Debug)]
+pub struct HostPath {
+    path: PathBuf,
+    fd: OwnedFd,
+    is_folder: bool,
+}
+
+impl HostPath {
+    /// Opens `path`, following symbolic links.
+    ///
+    /// # Errors
+    /// [`MountError::Source`] when it is not there.
+    pub fn open(path: &Path) -> Result<HostPath, MountError> {
+        let failed = |error: rustix::io::Errno| MountError::Source { path: path.to_owned(), source: error.into() };
+        let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+        let mode = rustix::fs::fstat(&fd).map_err(failed)?.st_mode;
+        let is_folder = FileType::from_raw_mode(mode) == FileType::Directory;
+        Ok(HostPath { path: path.to_owned(), fd, is_folder })
+    }
+
+    /// Whether it is a folder; anything else can be bound onto a file only.
+    pub fn is_folder(&self) -> bool {
+        self.is_folder
+    }
+}
+
+/// A volume: what of the host, and whether the guest may write to it.
+#[derive(Debug)]
+pub struct HostVolume {
+    /// What it shows.
+    pub source: HostPath,
+    /// Enforced on the host, below it as well.
+    pub read_only: bool,
+}
+
+/// Where the guest finds what was laid out for a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The root file system, as this process sees it.
+    pub host_root: PathBuf,
+    /// The same, as the guest sees it.
+    pub guest_root: PathBuf,
+    /// One for each volume, as the guest sees it.
+    pub guest_volumes: Vec<PathBuf>,
+}
+
+/// Gives this process a mount namespace of its own. What the host mounts still arrives; nothing goes back.
+///
+/// # Errors
+/// [`MountError::Namespace`] without CAP_SYS_ADMIN.
+pub fn enter_namespace() -> Result<(), MountError> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(|error| MountError::Namespace(error.into()))?;
+    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", flags).map_err(|error| MountError::Namespace(error.into()))
+}
+
+/// The folder that the VMM has for a root.
+#[derive(Debug)]
+pub struct SharedFolder {
+    path: PathBuf,
+    /// The same folder below the mount: writable.
+    below: OwnedFd,
+    data: PathBuf,
+}
+
+impl SharedFolder {
+    /// Makes it in `folder`. Call it in the server's own namespace.
+    ///
+    /// # Errors
+    /// [`MountError::Refused`].
+    pub fn create(folder: &Folder) -> Result<SharedFolder, MountError> {
+        let path = folder.state().join("shared");
+        DirBuilder::new().mode(0o755).create(&path).map_err(refused("create", &path))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let below = rustix::fs::open(&path, flags, Mode::empty()).map_err(refused("open", &path))?;
+        rustix::mount::mount_bind(&path, &path).map_err(refused("bind", &path))?;
+        let shared = SharedFolder { path, below, data: folder.data().to_owned() };
+        // Private first: it must not go on receiving what is mounted on the host at that place.
+        for flag in [MountPropagationFlags::PRIVATE, MountPropagationFlags::SHARED] {
+            rustix::mount::mount_change(&shared.path, flag).map_err(refused("share", &shared.path))?;
+        }
+        let mount = rustix::fs::open(&shared.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(refused("open", &shared.path))?;
+        let attributes = HARMLESS | libc::MOUNT_ATTR_RDONLY;
+        set_attributes(&mount, attributes, 0, false).map_err(refused("make read-only", &shared.path))?;
+        Ok(shared)
+    }
+
+    /// The mount that the VMM gets.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Mounts a container's root and volumes. `container` has passed the check for container ids.
+    ///
+    /// # Errors
+    /// [`MountError`]; what was mounted until then stays until the sandbox ends.
+    pub fn lay_out(&self, container: &str, root: &Root, volumes: &[HostVolume]) -> Result<Layout, MountError> {
+        self.folder(container)?;
+        let root_name = format!("{container}/rootfs");
+        self.folder(&root_name)?;
+        let host_root = self.path.join(&root_name);
+        match root {
+            Root::Image(lower) => self.overlay(container, lower, &host_root)?,
+            Root::Plain(path) => bind(&HostPath::open(path)?, &host_root, Depth::ThisMount, false)?,
+        }
+        let guest_root = Path::new(GUEST_SHARED).join(&root_name);
+        let mut guest_volumes = Vec::new();
+        if !volumes.is_empty() {
+            self.folder(&format!("{container}/volumes"))?;
+        }
+        for (number, volume) in volumes.iter().enumerate() {
+            let name = format!("{container}/volumes/{number}");
+            if volume.source.is_folder {
+                self.folder(&name)?
+            } else {
+                self.file(&name)?
+            }
+            bind(&volume.source, &self.path.join(&name), Depth::Everything, volume.read_only)?;
+            guest_volumes.push(Path::new(GUEST_SHARED).join(&name));
+        }
+        Ok(Layout { host_root, guest_root, guest_volumes })
+    }
+
+    fn overlay(&self, container: &str, lower: &Path, target: &Path) -> Result<(), MountError> {
+        let own = self.data.join(container);
+        let (upper, work) = (own.join("upper"), own.join("work"));
+        for folder in [&own, &upper, &work] {
+            DirBuilder::new().mode(0o755).create(folder).map_err(refused("create", folder))?;
+        }
+        // The upper folder becomes the container's `/`, and must look as the image's does.
+        copy_mode(lower, &upper).map_err(refused("set the mode of", &upper))?;
+        let mut data = Vec::new();
+        for (key, path) in [("lowerdir=", lower), (",upperdir=", &upper), (",workdir=", &work)] {
+            data.extend(key.as_bytes());
+            data.extend(escape(path));
+        }
+        let data = CString::new(data).map_err(refused("mount an overlay of", lower))?;
+        let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+        rustix::mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))
+            .map_err(refused("mount an overlay of", lower))
+    }
+
+    fn folder(&self, name: &str) -> Result<(), MountError> {
+        rustix::fs::mkdirat(&self.below, name, Mode::from_raw_mode(0o755)).map_err(refused("create", Path::new(name)))
+    }
+
+    fn file(&self, name: &str) -> Result<(), MountError> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.below, name, flags, Mode::from_raw_mode(0o644))
+            .map(drop)
+            .map_err(refused("create", Path::new(name)))
+    }
+}
+
+impl Drop for SharedFolder {
+    fn drop(&mut self) {
+        // Everything in it goes along, here and in the VMM's namespace.
+        if let Err(error) = rustix::mount::unmount(&self.path, UnmountFlags::DETACH) {
+            log::warn!("cannot unmount {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// What every mount for a guest is on the host.
+const HARMLESS: u64 = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+
+/// How much of a tree is bound.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// Not what is mounted below it.
+    ThisMount,
+    /// What is mounted below it, too.
+    Everything,
+}
+
+/// Shows `source` at `target`. Later mounts below `source` on the host do not show.
+fn bind(source: &HostPath, target: &Path, depth: Depth, read_only: bool) -> Result<(), MountError> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if depth == Depth::Everything {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let tree = rustix::mount::open_tree(&source.fd, "", flags).map_err(refused("bind", &source.path))?;
+    let attributes = if read_only { HARMLESS | libc::MOUNT_ATTR_RDONLY } else { HARMLESS };
+    set_attributes(&tree, attributes, libc::MS_PRIVATE, true).map_err(refused("bind", &source.path))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&tree, "", rustix::fs::CWD, target, flags).map_err(refused("bind", &source.path))
+}
+
+/// mount_setattr(2) on the mount that `mount` is the root of, and with `recursive` on those below it.
+fn set_attributes(mount: &OwnedFd, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a C string, and the structure is valid and as large as is said.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// As overlayfs reads paths among its options: a backslash takes the meaning from what follows.
+fn escape(path: &Path) -> Vec<u8> {
+    path.as_os_str()
+        .as_bytes()
+        .iter()
+        .flat_map(|&byte| match byte {
+            b'\\' | b',' | b':' => vec![b'\\', byte],
+            _ => vec![byte],
+        })
+        .collect()
+}
+
+fn copy_mode(from: &Path, to: &Path) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let from = std::fs::metadata(from)?;
+    std::os::unix::fs::chown(to, Some(from.uid()), Some(from.gid()))?;
+    std::fs::set_permissions(to, from.permissions())
+}
+
+fn refused<'p, E: Into<io::Error>>(action: &'static str, path: &'p Path) -> impl FnOnce(E) -> MountError + 'p {
+    move |source| MountError::Refused { action, path: path.to_owned(), source: source.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_reach_overlayfs_whole() {
+        assert_eq!(escape(Path::new("/a:b,c\\d/e")), br"/a\:b\,c\\d/e");
+        assert_eq!(escape(Path::new("/plain/path")), b"/plain/path");
+    }
+
+    #[test]
+    fn a_missing_host_path_is_named() {
+        let error = HostPath::open(Path::new("/no/such/folder")).unwrap_err().to_string();
+        assert!(error.contains("/no/such/folder") && error.contains("No such file"), "{error}");
+    }
+
+    #[test]
+    fn files_and_folders_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(HostPath::open(dir.path()).unwrap().is_folder());
+        assert!(!HostPath::open(&file).unwrap().is_folder());
+    }
+}
