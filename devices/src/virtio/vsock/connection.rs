@@ -156,7 +156,8 @@ impl Connection {
     /// The host has taken `len` of the bytes that came as [`Heard::Data`].
     pub(super) fn forwarded(&mut self, len: u32) {
         self.credit.forwarded(len);
-        self.owes_update |= self.credit.update_due();
+        // To a guest that is to send no more, space is no news.
+        self.owes_update |= self.credit.update_due() && !self.host.receive;
     }
 
     /// The host has sent its last byte, and all of them have been sent to the guest.

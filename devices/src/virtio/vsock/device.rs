@@ -110,9 +110,10 @@ impl VirtioDevice for Vsock {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         // 5.10.4: guest_cid, eight bytes, is all there is.
         let config = self.guest_cid.to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(config.len());
+        let count = data.len().min(config.len() - from);
+        data.fill(0);
+        data[..count].copy_from_slice(&config[from..from + count]);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}

@@ -14,6 +14,8 @@ mod packet;
 mod slot;
 mod spec;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::os::unix::net::UnixStream;
 
