@@ -207,6 +207,9 @@ fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<(Spec, (u32, u3
     if !root.is_absolute() {
         return Err(Error::InvalidArgument(format!("root path {} is not absolute", root.display())));
     }
+    if !root.is_dir() {
+        return Err(Error::InvalidArgument(format!("root path {}: no such folder in the guest", root.display())));
+    }
     let process = spec.process_mut().as_mut().ok_or_else(|| invalid("process"))?;
     process.set_terminal(Some(terminal));
     let owner = owner(process);

@@ -1,0 +1,48 @@
+//! The agent's service, whole, without a VM: PID 1 of namespaces of its own, reached over unix sockets, on a busybox root.
+//!
+//! One binary plays three parts: the test run, the agent, and the agent's helper. Needs root and a static busybox; where
+//! they are missing it fails, because a test that did not run has not passed.
+
+mod cases;
+mod rig;
+
+use std::ffi::OsStr;
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if arguments.next().as_deref() == Some(OsStr::new(tatami_agent::HELPER_NAME)) {
+        return tatami_agent::helper_main();
+    }
+    let words: Vec<String> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
+    if let [word, folder] = words.as_slice()
+        && word == rig::SERVE
+    {
+        rig::serve(folder.as_ref());
+        return ExitCode::FAILURE;
+    }
+    if words.iter().any(|word| word == "--list") {
+        cases::ALL.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    // Like libtest: words that are not options choose tests by part of their names.
+    let wanted: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
+    let chosen = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
+    run(&cases::ALL.iter().filter(|(name, _)| chosen(name)).collect::<Vec<_>>())
+}
+
+fn run(cases: &[&(&str, cases::Case)]) -> ExitCode {
+    let rig = rig::Rig::new();
+    let mut failed = 0;
+    for (name, case) in cases {
+        let start = Instant::now();
+        // A panic is a failed test; the rig stays usable, because each case has containers of its own.
+        let passed = std::panic::catch_unwind(AssertUnwindSafe(|| case(&rig))).is_ok();
+        failed += usize::from(!passed);
+        println!("test {name} ... {} ({} ms)", if passed { "ok" } else { "FAILED" }, start.elapsed().as_millis());
+    }
+    println!("test result: {} passed; {failed} failed", cases.len() - failed);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,292 @@
+//! The agent in namespaces of its own, and its client.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tatami_agent::{Listener, Sandbox, Server};
+use tatami_protocol::agent::{
+    ContainerRequest, CreateContainerRequest, CreateExecRequest, ProcessRequest, ShutdownRequest, SignalRequest, Stdio,
+};
+use tatami_protocol::agent_ttrpc::AgentClient;
+use tatami_protocol::stream::{self, Kind, StreamHeader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Runtime;
+use ttrpc::context::Context;
+
+/// The argument that makes this binary the agent.
+pub(crate) const SERVE: &str = "--serve";
+/// Nothing here takes longer, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+const APPLETS: &[&str] =
+    &["cat", "echo", "env", "false", "head", "id", "ps", "seq", "sh", "sleep", "stty", "true", "yes"];
+
+/// The agent's part: serves on sockets in `folder`; ends by a shutdown request.
+pub(crate) fn serve(folder: &Path) {
+    let mount = |arguments: &[&str]| {
+        assert!(Command::new("mount").args(arguments).status().unwrap().success(), "mount {arguments:?}");
+    };
+    mount(&["-t", "tmpfs", "run", "/run"]);
+    mount(&["-t", "cgroup2", "cgroup", "/sys/fs/cgroup"]);
+    let listen = |name: &str| Listener::Unix(UnixListener::bind(folder.join(name)).unwrap());
+    runtime().block_on(async {
+        let (control, streams) = (listen("control"), listen("streams"));
+
+        let shutdown = Box::new(|| {
+            // The hierarchy outlives these namespaces.
+            let _ = fs::remove_dir("/sys/fs/cgroup/tatami");
+            std::process::exit(0)
+        });
+        let server = Server::start(Sandbox::new(), control, streams, 0.0, shutdown).await.unwrap();
+        fs::write(folder.join("ready"), "").unwrap();
+        server.run().await.unwrap();
+    });
+}
+
+/// A running agent, and what tests need to talk to it.
+pub(crate) struct Rig {
+    pub(crate) runtime: Runtime,
+    pub(crate) client: AgentClient,
+    pub(crate) root: PathBuf,
+    folder: tempfile::TempDir,
+    agent: Child,
+}
+
+impl Rig {
+    pub(crate) fn new() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "run as root: the agent makes namespaces, mounts and cgroups");
+        let folder = tempfile::tempdir().unwrap();
+        let root = busybox_root(folder.path());
+        let agent = Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--propagation", "private"])
+            .arg(std::env::current_exe().unwrap())
+            .arg(SERVE)
+            .arg(folder.path())
+            .spawn()
+            .expect("unshare is there (package util-linux)");
+        let deadline = Instant::now() + PATIENCE;
+        while !folder.path().join("ready").exists() {
+            assert!(Instant::now() < deadline, "the agent did not come up");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let runtime = runtime();
+        let address = format!("unix://{}", folder.path().join("control").display());
+        let client = runtime.block_on(ttrpc::r#async::Client::connect(&address)).unwrap();
+        Self { runtime, client: AgentClient::new(client), root, folder, agent }
+    }
+
+    /// Runs `future`, and fails if it hangs.
+    pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await }).expect("an answer in time")
+    }
+
+    /// A container that runs `command`, not created yet.
+    pub(crate) fn container(&self, command: &[&str]) -> Container<'_> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("c{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        Container { rig: self, id, spec: spec(&self.root, command) }
+    }
+
+    /// What the agent has left of containers, in its own view of the file system.
+    pub(crate) fn left_over(&self) -> BTreeSet<String> {
+        let listing = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.agent.id())).unwrap();
+        let inside = PathBuf::from(format!("/proc/{}/root", listing.trim()));
+        let places = ["run/tatami/containers", "run/tatami/state", "run/tatami/terminals", "sys/fs/cgroup/tatami"];
+        let folders = places.iter().flat_map(|place| fs::read_dir(inside.join(place)).into_iter().flatten());
+        let paths = folders.map(|entry| entry.unwrap().path());
+        let groups_and_files = paths.filter(|path| path.is_dir() || !path.starts_with(inside.join(places[3])));
+        groups_and_files.map(|path| path.display().to_string()).collect()
+    }
+
+    /// Connects a stream and returns it with the agent's answer.
+    pub(crate) async fn stream(&self, container_id: &str, exec_id: &str, kind: Kind) -> (UnixStream, u8) {
+        let header = StreamHeader {
+            container_id: container_id.into(),
+            exec_id: exec_id.into(),
+            kind: kind.into(),
+            ..Default::default()
+        };
+        let mut connection = UnixStream::connect(self.folder.path().join("streams")).await.unwrap();
+        connection.write_all(&stream::encode(&header).unwrap()).await.unwrap();
+        let answer = connection.read_u8().await.unwrap();
+        (connection, answer)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let ended = self.runtime.block_on(self.client.shutdown(context(), &ShutdownRequest::default()));
+        if ended.is_err() {
+            self.agent.kill().unwrap();
+        }
+        self.agent.wait().unwrap();
+    }
+}
+
+/// A container, and the calls on it.
+pub(crate) struct Container<'a> {
+    pub(crate) rig: &'a Rig,
+    pub(crate) id: String,
+    pub(crate) spec: Value,
+}
+
+/// What a process left when it ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) status: u32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Container<'_> {
+    pub(crate) fn create(&self, stdio: Stdio) -> ttrpc::Result<u32> {
+        let request = CreateContainerRequest {
+            container_id: self.id.clone(),
+            spec_json: self.spec.to_string().into_bytes(),
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        self.rig.wait(self.rig.client.create_container(context(), &request)).map(|response| response.pid)
+    }
+
+    pub(crate) fn create_exec(&self, exec_id: &str, command: &[&str], stdio: Stdio) -> ttrpc::Result<()> {
+        let mut process = self.spec["process"].clone();
+        process["args"] = json!(command);
+        let request = CreateExecRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            process_json: process.to_string().into_bytes(),
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        self.rig.wait(self.rig.client.create_exec(context(), &request)).map(drop)
+    }
+
+    pub(crate) fn attach(&self, exec_id: &str, kind: Kind) -> UnixStream {
+        let (stream, answer) = self.rig.wait(self.rig.stream(&self.id, exec_id, kind));
+        assert_eq!(answer, stream::ACCEPTED, "{kind:?} of {}/{exec_id}", self.id);
+        stream
+    }
+
+    pub(crate) fn start(&self, exec_id: &str) -> ttrpc::Result<u32> {
+        self.rig.wait(self.rig.client.start_process(context(), &self.process(exec_id))).map(|response| response.pid)
+    }
+
+    pub(crate) fn wait(&self, exec_id: &str) -> ttrpc::Result<u32> {
+        let request = self.process(exec_id);
+        self.rig.wait(self.rig.client.wait_process(context(), &request)).map(|response| response.exit_status)
+    }
+
+    pub(crate) fn signal(&self, exec_id: &str, signal: i32, all: bool) -> ttrpc::Result<()> {
+        let request = SignalRequest {
+            container_id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            signal: signal as u32,
+            all,
+            ..Default::default()
+        };
+        self.rig.wait(self.rig.client.signal_process(context(), &request)).map(drop)
+    }
+
+    pub(crate) fn delete_exec(&self, exec_id: &str) -> ttrpc::Result<()> {
+        self.rig.wait(self.rig.client.delete_exec(context(), &self.process(exec_id))).map(drop)
+    }
+
+    pub(crate) fn delete(&self) -> ttrpc::Result<()> {
+        let request = ContainerRequest { container_id: self.id.clone(), ..Default::default() };
+        self.rig.wait(self.rig.client.delete_container(context(), &request)).map(drop)
+    }
+
+    /// Starts a created process with output, waits for all of it and the status.
+    pub(crate) fn finish(&self, exec_id: &str) -> Ended {
+        let (mut stdout, mut stderr) = (self.attach(exec_id, Kind::STDOUT), self.attach(exec_id, Kind::STDERR));
+        self.start(exec_id).unwrap();
+        let (mut out, mut err) = (String::new(), String::new());
+        self.rig.wait(async {
+            let (out, err) = tokio::join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err));
+            out.and(err).unwrap();
+        });
+        Ended { status: self.wait(exec_id).unwrap(), stdout: out, stderr: err }
+    }
+
+    /// Runs the container to its end and deletes it.
+    pub(crate) fn run(&self) -> Ended {
+        self.create(output()).unwrap();
+        let ended = self.finish("");
+        self.delete().unwrap();
+        ended
+    }
+
+    /// Runs `command` in the running container to its end and forgets it.
+    pub(crate) fn exec(&self, command: &[&str]) -> Ended {
+        self.create_exec("e", command, output()).unwrap();
+        let ended = self.finish("e");
+        self.delete_exec("e").unwrap();
+        ended
+    }
+
+    pub(crate) fn process(&self, exec_id: &str) -> ProcessRequest {
+        ProcessRequest { container_id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() }
+    }
+}
+
+/// Standard output and error.
+pub(crate) fn output() -> Stdio {
+    Stdio { stdout: true, stderr: true, ..Default::default() }
+}
+
+pub(crate) fn context() -> Context {
+    Context::default()
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn busybox_root(folder: &Path) -> PathBuf {
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| Path::new(path).exists());
+    let busybox = busybox.expect("busybox is there, statically linked (package busybox-static)");
+    let root = folder.join("root");
+    for name in ["bin", "dev", "proc", "sys", "tmp"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    fs::copy(busybox, root.join("bin/busybox")).unwrap();
+    for applet in APPLETS {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    for (name, mode) in [("data", 0o644), ("garbage", 0o755)] {
+        fs::write(root.join(name), "neither ELF nor script").unwrap();
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    root
+}
+
+fn spec(root: &Path, command: &[&str]) -> Value {
+    let namespaces: Vec<Value> =
+        ["pid", "ipc", "uts", "mount", "network", "cgroup"].iter().map(|kind| json!({ "type": kind })).collect();
+    json!({
+        "ociVersion": "1.1.0",
+        "root": { "path": root, "readonly": false },
+        "hostname": "box",
+        "process": {
+            "user": { "uid": 0, "gid": 0 },
+            "args": command,
+            "env": ["PATH=/bin", "GREETING=hello"],
+            "cwd": "/",
+        },
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
+            { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] },
+        ],
+        "linux": { "namespaces": namespaces },
+    })
+}
