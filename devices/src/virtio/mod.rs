@@ -4,6 +4,7 @@
 //! registers, checks them, and hands the device its queues once, on activation; nothing a driver writes afterwards can
 //! change them until reset.
 
+pub mod blk;
 mod device;
 pub mod fs;
 mod interrupt;
@@ -17,6 +18,7 @@ mod transport;
 pub mod vsock;
 mod worker;
 
+pub use blk::{Blk, Slot};
 pub use device::{ActivateError, Activation, ActiveQueue, DeviceKind, Interrupt, Role, Threads, VirtioDevice};
 pub use fs::{Fs, FsConfig, FsError};
 pub use interrupt::LineInterrupt;

@@ -1,0 +1,277 @@
+//! A disk in a temporary file through the device; requests at and beyond its edges; slots that fill while the guest runs.
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use super::spec::*;
+use super::*;
+use crate::virtio::spec::INTERRUPT_CONFIG;
+use crate::virtio::testing::{Driver, into, memory, out, threads};
+
+const SECTORS: u64 = 128;
+const HEADER_AT: u64 = 0x1000;
+const DATA_AT: u64 = 0x10_0000;
+const STATUS_AT: u64 = 0x2000;
+/// No status: what a byte holds that nobody has written.
+const UNTOUCHED: u8 = 0xee;
+
+/// An image whose sectors are filled with their own numbers.
+fn image() -> File {
+    let file = tempfile::tempfile().unwrap();
+    for sector in 0..SECTORS {
+        file.write_all_at(&[sector as u8; 512], sector * 512).unwrap();
+    }
+    file
+}
+
+fn start(read_only: bool) -> (Driver, File) {
+    let (slot, file) = (Slot::empty(read_only, "disk-1"), image());
+    slot.insert(file.try_clone().unwrap()).unwrap();
+    (Driver::start(Box::new(Blk::new(slot, threads()))), file)
+}
+
+fn header(driver: &Driver, kind: u32, sector: u64) {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[..4].copy_from_slice(&kind.to_le_bytes());
+    bytes[8..].copy_from_slice(&sector.to_le_bytes());
+    driver.put(HEADER_AT, &bytes);
+    driver.put(STATUS_AT, &[UNTOUCHED]);
+}
+
+/// Asks for one thing; gives the status and how many bytes the device claims to have written.
+fn ask(driver: &mut Driver, kind: u32, sector: u64, data: &[virtio_queue::desc::split::Descriptor]) -> (u8, u32) {
+    header(driver, kind, sector);
+    let mut chain = vec![out(HEADER_AT, HEADER_BYTES as u32)];
+    chain.extend_from_slice(data);
+    chain.push(into(STATUS_AT, 1));
+    driver.post(0, 9, &chain);
+    let (head, written) = driver.take(0);
+    assert_eq!(head, 9);
+    (driver.bytes(STATUS_AT, 1)[0], written)
+}
+
+fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+const OK: u8 = Status::Ok as u8;
+const ERROR: u8 = Status::Error as u8;
+const UNSUPPORTED: u8 = Status::Unsupported as u8;
+
+#[test]
+fn the_configuration_tells_the_size() {
+    let (driver, _) = start(false);
+    assert_eq!(u64::from_le_bytes(driver.config(0)), SECTORS);
+    assert_eq!(u32::from_le_bytes(driver.config(12)), u32::from(QUEUE_SIZE) - 2);
+    assert_eq!(u32::from_le_bytes(driver.config(20)), 512);
+    assert_eq!(driver.config::<8>(57), [0; 8]);
+}
+
+#[test]
+fn what_does_not_fill_a_sector_is_not_part_of_the_disk() {
+    let file = image();
+    file.set_len(SECTORS * 512 - 1).unwrap();
+    let slot = Slot::empty(false, "");
+    slot.insert(file).unwrap();
+    assert_eq!(slot.show(), SECTORS - 1);
+}
+
+#[test]
+fn reads_scatter_and_writes_gather() {
+    let (mut driver, file) = start(false);
+    let pieces = [into(DATA_AT, 100), into(DATA_AT + 0x1000, 412), into(DATA_AT + 0x2000, 512)];
+    assert_eq!(ask(&mut driver, TYPE_READ, 7, &pieces), (OK, 1025));
+    assert_eq!(driver.bytes(DATA_AT, 101), [&[7; 100][..], &[0]].concat());
+    assert_eq!(driver.bytes(DATA_AT + 0x1000, 412), [7; 412]);
+    assert_eq!(driver.bytes(DATA_AT + 0x2000, 512), [8; 512]);
+
+    driver.put(DATA_AT, &[0xab; 1024]);
+    assert_eq!(ask(&mut driver, TYPE_WRITE, 3, &[out(DATA_AT, 24), out(DATA_AT + 24, 1000)]), (OK, 1));
+    assert_eq!(ask(&mut driver, TYPE_FLUSH, 0, &[]), (OK, 1));
+    let mut bytes = [0; 4 * 512];
+    file.read_exact_at(&mut bytes, 2 * 512).unwrap();
+    assert_eq!(bytes, *[&[2; 512][..], &[0xab; 1024], &[5; 512]].concat());
+}
+
+#[test]
+fn header_and_status_may_lie_anywhere_in_a_chain() {
+    let (mut driver, _) = start(false);
+    header(&driver, TYPE_READ, 5);
+    // The header in two pieces; data and status in one buffer.
+    driver.post(0, 0, &[out(HEADER_AT, 3), out(HEADER_AT + 3, 13), into(DATA_AT, 513)]);
+    assert_eq!(driver.take(0), (0, 513));
+    assert_eq!(driver.bytes(DATA_AT, 514), [&[5; 512][..], &[OK, 0]].concat());
+}
+
+#[test]
+fn nothing_beyond_the_end_is_reached() {
+    let (mut driver, file) = start(false);
+    let one = [into(DATA_AT, 512)];
+    assert_eq!(ask(&mut driver, TYPE_READ, SECTORS - 1, &one), (OK, 513));
+    for sector in [SECTORS, u64::MAX / 512, u64::MAX / 512 + 1, u64::MAX] {
+        assert_eq!(ask(&mut driver, TYPE_READ, sector, &one), (ERROR, 1), "read at {sector}");
+        assert_eq!(ask(&mut driver, TYPE_WRITE, sector, &[out(DATA_AT, 512)]), (ERROR, 1), "write at {sector}");
+    }
+    assert_eq!(ask(&mut driver, TYPE_READ, SECTORS - 1, &[into(DATA_AT, 1024)]), (ERROR, 1));
+    assert_eq!(ask(&mut driver, TYPE_READ, 0, &[into(DATA_AT, 511)]), (ERROR, 1), "half a sector");
+    assert_eq!(ask(&mut driver, TYPE_WRITE, 0, &[out(DATA_AT, 513)]), (ERROR, 1), "a sector and a byte");
+    assert_eq!(file.metadata().unwrap().len(), SECTORS * 512, "the image has grown");
+}
+
+#[test]
+fn a_read_only_disk_stays_as_it_is() {
+    let (mut driver, file) = start(true);
+    driver.set(0x14, 0);
+    assert_eq!(driver.get(0x10) & (FEATURE_READ_ONLY | FEATURE_DISCARD) as u32, FEATURE_READ_ONLY as u32);
+    assert_eq!(ask(&mut driver, TYPE_WRITE, 0, &[out(DATA_AT, 512)]), (ERROR, 1));
+    driver.put(DATA_AT, &range(0, 8, 0));
+    assert_eq!(ask(&mut driver, TYPE_DISCARD, 0, &[out(DATA_AT, 16)]), (ERROR, 1));
+    assert_eq!(ask(&mut driver, TYPE_WRITE_ZEROES, 0, &[out(DATA_AT, 16)]), (ERROR, 1));
+    let mut bytes = [0; 512];
+    file.read_exact_at(&mut bytes, 512).unwrap();
+    assert_eq!(bytes, [1; 512]);
+}
+
+#[test]
+fn it_says_who_it_is() {
+    let (mut driver, _) = start(false);
+    assert_eq!(ask(&mut driver, TYPE_IDENTIFY, 0, &[into(DATA_AT, 20)]), (OK, 21));
+    assert_eq!(driver.bytes(DATA_AT, 20), *b"disk-1\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    assert_eq!(ask(&mut driver, TYPE_IDENTIFY, 0, &[into(DATA_AT, 19)]), (ERROR, 1));
+}
+
+#[test]
+fn unknown_requests_are_unsupported() {
+    let (mut driver, _) = start(false);
+    for kind in [2, 3, 99, u32::MAX] {
+        assert_eq!(ask(&mut driver, kind, 0, &[out(DATA_AT, 512)]), (UNSUPPORTED, 1));
+    }
+}
+
+#[test]
+fn zeroes_are_written_and_space_is_given_back() {
+    let (mut driver, mut file) = start(false);
+    let before = file.metadata().unwrap().blocks();
+    driver.put(DATA_AT, &[range(1, 2, 0), range(8, 8, RANGE_UNMAP)].concat());
+    assert_eq!(ask(&mut driver, TYPE_WRITE_ZEROES, 0, &[out(DATA_AT, 32)]), (OK, 1));
+    driver.put(DATA_AT, &range(64, 64, 0));
+    assert_eq!(ask(&mut driver, TYPE_DISCARD, 0, &[out(DATA_AT, 16)]), (OK, 1));
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    for (sector, content) in (0..).zip(bytes.chunks_exact(512)) {
+        let is_zero = matches!(sector, 0..=2 | 8..=15 | 64..=127);
+        assert_eq!(content, [if is_zero { 0 } else { sector as u8 }; 512], "sector {sector}");
+    }
+    assert!(file.metadata().unwrap().blocks() < before, "no space was given back");
+}
+
+#[test]
+fn bad_ranges_are_refused() {
+    let (mut driver, _) = start(false);
+    for (sector, sectors, flags, status) in [
+        (SECTORS, 1, 0, ERROR),
+        (0, SECTORS as u32 + 1, 0, ERROR),
+        (u64::MAX, 1, 0, ERROR),
+        (0, u32::MAX, 0, ERROR),
+        (0, 1, 2, UNSUPPORTED),
+    ] {
+        driver.put(DATA_AT, &range(sector, sectors, flags));
+        for kind in [TYPE_DISCARD, TYPE_WRITE_ZEROES] {
+            assert_eq!(ask(&mut driver, kind, 0, &[out(DATA_AT, 16)]), (status, 1), "{sectors} at {sector}");
+        }
+    }
+    driver.put(DATA_AT, &range(0, 1, RANGE_UNMAP));
+    assert_eq!(ask(&mut driver, TYPE_DISCARD, 0, &[out(DATA_AT, 16)]), (UNSUPPORTED, 1));
+    for len in [0, 15, 17, 16 * (RANGES_MAX + 1)] {
+        assert_eq!(ask(&mut driver, TYPE_DISCARD, 0, &[out(0x20_0000, len)]), (ERROR, 1), "{len} bytes of ranges");
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_answered_stop_the_device() {
+    let chains = [
+        vec![out(HEADER_AT, 16)],
+        vec![into(STATUS_AT, 1)],
+        vec![out(HEADER_AT, 15), into(STATUS_AT, 1)],
+        vec![out(HEADER_AT, 16), into(STATUS_AT, 0)],
+    ];
+    for chain in chains {
+        let (mut driver, _) = start(false);
+        header(&driver, TYPE_READ, 0);
+        driver.post(0, 0, &chain);
+        driver.wait_for_needs_reset();
+        assert_eq!(driver.used(0), 0);
+    }
+}
+
+#[test]
+fn a_failing_image_fails_the_request_and_nothing_else() {
+    let (mut driver, file) = start(false);
+    file.set_len(512).unwrap();
+    assert_eq!(ask(&mut driver, TYPE_READ, 1, &[into(DATA_AT, 512)]), (ERROR, 1));
+    assert_eq!(ask(&mut driver, TYPE_READ, 0, &[into(DATA_AT, 512)]), (OK, 513));
+}
+
+#[test]
+fn an_empty_slot_is_a_disk_of_nothing() {
+    let slot = Slot::empty(false, "empty");
+    let mut driver = Driver::start(Box::new(Blk::new(slot, threads())));
+    assert_eq!(driver.config::<8>(0), [0; 8]);
+    assert_eq!(ask(&mut driver, TYPE_READ, 0, &[into(DATA_AT, 512)]), (ERROR, 1));
+    assert_eq!(ask(&mut driver, TYPE_FLUSH, 0, &[]), (ERROR, 1));
+    assert_eq!(ask(&mut driver, TYPE_IDENTIFY, 0, &[into(DATA_AT, 20)]), (OK, 21));
+}
+
+#[test]
+fn a_slot_is_filled_and_emptied_while_the_guest_runs() {
+    let slot = Slot::empty(false, "later");
+    let mut driver = Driver::start(Box::new(Blk::new(slot.clone(), threads())));
+    let generation = driver.get(0xfc);
+    slot.insert(image()).unwrap();
+    assert_eq!(driver.get(0x60), INTERRUPT_CONFIG);
+    assert_ne!(driver.get(0xfc), generation);
+    assert_eq!(u64::from_le_bytes(driver.config(0)), SECTORS);
+    assert_eq!(ask(&mut driver, TYPE_READ, 2, &[into(DATA_AT, 512)]), (OK, 513));
+    slot.eject();
+    assert_eq!(ask(&mut driver, TYPE_READ, 2, &[into(DATA_AT, 512)]), (ERROR, 1));
+}
+
+#[test]
+fn a_disk_that_comes_while_the_driver_starts_is_not_missed() {
+    let slot = Slot::empty(false, "racy");
+    let mut driver = Driver::new(Box::new(Blk::new(slot.clone(), threads())));
+    assert_eq!(driver.config::<8>(0), [0; 8]);
+    slot.insert(image()).unwrap();
+    driver.bring_up(u64::MAX);
+    assert_eq!(driver.get(0x60) & INTERRUPT_CONFIG, INTERRUPT_CONFIG);
+}
+
+#[test]
+fn more_pieces_than_one_system_call_takes() {
+    let (memory, file) = (memory(), image());
+    let disk = Disk::new(file).unwrap();
+    let piece = |index: u64| crate::virtio::Segment { address: vm_memory::GuestAddress(DATA_AT + 64 * index), len: 32 };
+    let pieces: Vec<_> = (0..2048).map(piece).collect();
+    disk.read(&memory, &pieces, 0).unwrap();
+    disk.write(&memory, &pieces[..16], 127 * 512).unwrap();
+    for index in [0, 15, 16, 1023, 1024, 2047] {
+        let mut bytes = [0; 32];
+        ring::read(&memory, &pieces[index..=index], &mut bytes);
+        assert_eq!(bytes, [(index / 16) as u8; 32], "piece {index}");
+    }
+    let mut last = [1; 512];
+    disk.file().read_exact_at(&mut last, 127 * 512).unwrap();
+    assert_eq!(last, [0; 512]);
+}
+
+#[test]
+fn an_image_opened_for_reading_only_cannot_be_written_whatever_the_slot_says() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().set_len(4096).unwrap();
+    let slot = Slot::empty(false, "");
+    slot.insert(OpenOptions::new().read(true).open(named.path()).unwrap()).unwrap();
+    let mut driver = Driver::start(Box::new(Blk::new(slot, threads())));
+    assert_eq!(ask(&mut driver, TYPE_WRITE, 0, &[out(DATA_AT, 512)]), (ERROR, 1));
+    assert_eq!(ask(&mut driver, TYPE_READ, 0, &[into(DATA_AT, 512)]), (OK, 513));
+}
