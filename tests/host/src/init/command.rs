@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::pty::openpty;
@@ -134,18 +135,16 @@ fn detach(command: &mut Command, terminal: bool, cgroup: &Cgroup) -> io::Result<
     Ok(())
 }
 
+/// Groups that still had background processes when their command ended.
+static LEFT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
 /// A control group that holds one command and all its descendants.
 pub(crate) struct Cgroup(PathBuf);
 
 impl Cgroup {
     fn create() -> io::Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        // Those that had background processes when their command ended, and have none now.
-        for entry in fs::read_dir(boot::COMMAND_CGROUPS)?.flatten() {
-            if entry.path().is_dir() {
-                let _ = fs::remove_dir(entry.path());
-            }
-        }
+        LEFT.lock().unwrap_or_else(PoisonError::into_inner).retain(|left| fs::remove_dir(left).is_err());
         let path = Path::new(boot::COMMAND_CGROUPS).join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
         fs::create_dir(&path)?;
         Ok(Self(path))
@@ -163,6 +162,8 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // Fails while background processes live in it: the next command tries again.
-        let _ = fs::remove_dir(&self.0);
+        if fs::remove_dir(&self.0).is_err() {
+            LEFT.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.0));
+        }
     }
 }
