@@ -9,6 +9,8 @@ mod digest;
 mod docker;
 mod error;
 mod layer;
+#[cfg(test)]
+mod layer_tests;
 mod layout;
 mod platform;
 mod source;

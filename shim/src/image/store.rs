@@ -216,3 +216,41 @@ impl<R: Read> Read for Counted<'_, '_, R> {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::testing::{Tar, zstd};
+
+    #[test]
+    fn a_decompression_bomb_ends_at_the_budget() {
+        let tar = Tar::new().file("bomb", &vec![0; 16 << 20]).finish();
+        let packed = zstd(&tar);
+        assert!(packed.len() < 64 << 10, "no bomb: {} bytes", packed.len());
+        let layer = Layer {
+            file: "bomb".to_owned(),
+            blob: Some((Digest::of(&packed), packed.len() as u64)),
+            diff_id: Digest::of(&tar),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path()).unwrap();
+        let error = apply(&tree, &layer, &packed[..], &Budget::new(4 << 20, 10)).unwrap_err();
+        let text = format!("{:#}", anyhow::Error::from(error));
+        assert!(text.contains("more than the free disk space"), "{text}");
+        assert!(fs::metadata(dir.path().join("bomb")).unwrap().len() <= 4 << 20);
+    }
+
+    #[test]
+    fn progress_is_quiet_at_first_and_then_rare() {
+        let mut lines = Vec::new();
+        let mut progress = |progress: Progress| lines.push(progress.to_string());
+        let start = Instant::now();
+        let mut report = Report { progress: &mut progress, start, last: None, layer: 2, done: 0, total: 3 << 20 };
+        let content = vec![0; 1 << 20];
+        io::copy(&mut Counted { inner: &content[..], report: &mut report, layers: 3 }, &mut io::sink()).unwrap();
+        assert_eq!((report.done, report.last), (1 << 20, None));
+        report.start -= QUIET;
+        io::copy(&mut Counted { inner: &content[..], report: &mut report, layers: 3 }, &mut io::sink()).unwrap();
+        assert_eq!(lines, ["unpacking layer 2 of 3: 1 of 3 MiB"]);
+    }
+}

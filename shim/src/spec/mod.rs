@@ -5,6 +5,8 @@
 
 mod accounts;
 mod defaults;
+#[cfg(test)]
+mod tests;
 
 pub use accounts::{AccountError, Accounts, Identity};
 
