@@ -26,7 +26,7 @@ impl Ends {
     }
 
     fn flags(self) -> u32 {
-        u32::from(self.send) * SHUTDOWN_SEND | u32::from(self.receive) * SHUTDOWN_RECEIVE
+        (u32::from(self.send) * SHUTDOWN_SEND) | (u32::from(self.receive) * SHUTDOWN_RECEIVE)
     }
 
     fn add(&mut self, other: Ends) {

@@ -138,7 +138,7 @@ impl VirtioDevice for Vsock {
             rx: Ring::new(RX_QUEUE, rx, memory.clone(), Arc::clone(&interrupt)),
             tx: Ring::new(TX_QUEUE, tx, memory, Arc::clone(&interrupt)),
             spare: None,
-            wants_rx_kicks: true,
+            wants_rx_kicks: false,
             tx_waits: false,
             timer,
             timer_at: None,
@@ -178,7 +178,7 @@ struct Engine {
     tx: Ring,
     /// A receive buffer that was taken for a packet which then did not come.
     spare: Option<Chain>,
-    /// The driver has been asked to kick the receive queue.
+    /// The driver is known to have been asked to kick the receive queue. After a pause nothing is known.
     wants_rx_kicks: bool,
     /// The transmit queue is left alone until the driver has taken packets.
     tx_waits: bool,
@@ -193,23 +193,24 @@ impl Work for Engine {
     fn start(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
         ops.add(Events::with_data(&*self.listener, TOKEN_LISTENER, EventSet::IN)).map_err(other)?;
         ops.add(Events::with_data(&self.timer, TOKEN_TIMER, EventSet::IN)).map_err(other)?;
-        self.muxer.unwatch_all();
-        self.finish(ops)
+        self.finish(ops, Ok(()))
     }
 
     fn kicked(&mut self, index: u16, ops: &mut EventOps<'_>) -> Result<Progress, Fault> {
-        let progress = if index == TX_QUEUE { self.hear()? } else { Progress::Idle };
-        self.finish(ops)?;
-        Ok(progress)
+        let progress = if index == TX_QUEUE { self.hear() } else { Ok(Progress::Idle) };
+        self.finish(ops, progress)
     }
 
     fn ready(&mut self, token: u32, set: EventSet, ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        match token {
-            TOKEN_LISTENER => self.accept(ops)?,
-            TOKEN_TIMER => self.tick(ops)?,
-            slot => self.muxer.socket_event(slot, set),
-        }
-        self.finish(ops)
+        let done = match token {
+            TOKEN_LISTENER => self.accept(ops),
+            TOKEN_TIMER => self.tick(ops),
+            slot => {
+                self.muxer.socket_event(slot, set);
+                Ok(())
+            }
+        };
+        self.finish(ops, done)
     }
 }
 
@@ -240,16 +241,17 @@ impl Engine {
         Ok(progress)
     }
 
-    /// Sends the guest what there is for it, and gets ready to wait. Ends every turn of the thread.
-    fn finish(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        self.send()?;
-        if self.tx_waits && !self.muxer.is_congested() {
-            self.tx_waits = false;
-            self.tx.kick().write(1)?;
+    /// Ends every turn of the thread: sends the guest what there is for it and gets ready to wait; after a fault, leaves nobody on
+    /// the host waiting for a device that does nothing any more.
+    fn finish<T>(&mut self, ops: &mut EventOps<'_>, done: Result<T, Fault>) -> Result<T, Fault> {
+        let done = done.and_then(|done| self.send().map(|()| done));
+        if done.is_err() {
+            self.muxer.close_all();
         }
         let now = Instant::now();
         self.muxer.settle(&mut Epoll(ops), now);
-        self.set_timer(now)
+        self.set_timer(now)?;
+        done
     }
 
     fn send(&mut self) -> Result<(), Fault> {
@@ -272,6 +274,10 @@ impl Engine {
         }
         if left < BUDGET {
             self.rx.notify()?;
+        }
+        if self.tx_waits && !self.muxer.is_congested() {
+            self.tx_waits = false;
+            self.tx.kick().write(1)?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! virtio-vsock (virtio 1.2, 5.10): stream sockets between guest and host, multiplexed over unix sockets.
 //!
-//! Read in this order: [`spec`] and [`credit`] for the rules, [`connection`] for one stream as a pure state machine, [`slot`]
-//! and [`table`] for the sockets behind streams, [`muxer`] for all of them together, [`device`] for queues and thread. Nothing
-//! here knows what the streams carry.
+//! Read in this order: `spec` and `credit` for the rules, `connection` for one stream as a pure state machine, `slot` and
+//! `table` for the sockets behind streams, `muxer` for all of them together, `packet` for bytes in guest memory, `device` for
+//! queues and thread. Nothing here knows what the streams carry.
 
 mod connection;
 mod credit;

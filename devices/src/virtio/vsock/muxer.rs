@@ -228,6 +228,14 @@ impl Muxer {
         }
     }
 
+    /// Closes every socket with the next [`Muxer::settle`].
+    pub(super) fn close_all(&mut self) {
+        for id in self.table.ids() {
+            self.close(id);
+        }
+        self.resets.clear();
+    }
+
     /// Forgets that anything is watched: the watcher is gone, and another will be told everything anew.
     pub(super) fn unwatch_all(&mut self) {
         self.closing.clear();

@@ -101,6 +101,40 @@ fn a_pause_keeps_streams_and_queues() {
     assert_eq!(&text, b"fine");
 }
 
+#[test]
+fn a_pause_with_kicks_switched_off_loses_no_kick_afterwards() {
+    for event_index in [true, false] {
+        let mut guest = Guest::start(Layout::Single, event_index, no_ports());
+        let ask = |guest: &mut Guest, count: u32| {
+            for port in 0..count {
+                guest.send(packet((port, 2), Op::RW, 0, 0, (0, 0)), &[]);
+            }
+        };
+        let take = |guest: &mut Guest, count: u32| {
+            for _ in 0..count {
+                assert_eq!(guest.expect().0.op, Op::RST, "event indexes: {event_index}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        // Run out of buffers, so that kicks are asked for; get some, so that they are switched off; use up those exactly, so that
+        // they stay off; and pause like that.
+        guest.withhold = true;
+        ask(&mut guest, 20);
+        take(&mut guest, 16);
+        guest.release();
+        guest.withhold = true;
+        take(&mut guest, 4);
+        ask(&mut guest, 12);
+        take(&mut guest, 12);
+        let queues = guest.device.pause();
+        guest.give(queues);
+        ask(&mut guest, 1);
+        thread::sleep(Duration::from_millis(20));
+        guest.release();
+        take(&mut guest, 1);
+    }
+}
+
 /// Asserts that the device's thread sleeps.
 fn assert_asleep(guest: &Guest, what: &str) {
     // What is under way, and the timers that go off once, come to an end.
