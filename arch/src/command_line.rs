@@ -42,14 +42,15 @@ impl CommandLine {
     pub fn new<M: Machine>(vcpus: u8, console: Option<&str>) -> Result<CommandLine, CommandLineError> {
         let mut line =
             CommandLine { inner: Cmdline::new(Self::CAPACITY).map_err(|_| CommandLineError::TooLong(Self::CAPACITY))? };
+        // The kernel reads these in order: silence must come before the early console that it silences. Without a console there
+        // is nothing for the serial driver to probe, and the early console stays for last words.
+        match console {
+            Some(console) => line.add(&format!("console={console}"))?,
+            None => line.add("quiet loglevel=1 keep_bootcon 8250.nr_uarts=0")?,
+        }
         line.add(Self::COMMON)?;
         line.add(M::command_line())?;
         line.add(&format!("maxcpus={vcpus}"))?;
-        match console {
-            Some(console) => line.add(&format!("console={console}"))?,
-            // Without a console there is nothing for the serial driver to probe; the early console stays for last words.
-            None => line.add("quiet loglevel=1 keep_bootcon 8250.nr_uarts=0")?,
-        }
         Ok(line)
     }
 
@@ -111,7 +112,7 @@ mod tests {
     #[test]
     fn a_console_ends_the_silence() {
         let line = CommandLine::new::<X86_64>(1, Some("ttyS0")).unwrap().finish().unwrap();
-        assert!(line.ends_with("console=ttyS0"), "{line}");
+        assert!(line.starts_with("console=ttyS0 "), "{line}");
         assert!(!line.contains("quiet"), "{line}");
     }
 

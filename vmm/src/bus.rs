@@ -67,7 +67,9 @@ mod tests {
     use super::*;
     use std::sync::{Arc, Mutex};
 
-    struct Recorder(Arc<Mutex<Vec<(u64, Vec<u8>)>>>);
+    type Writes = Vec<(u64, Vec<u8>)>;
+
+    struct Recorder(Arc<Mutex<Writes>>);
 
     impl BusDevice for Recorder {
         fn read(&self, offset: u64, data: &mut [u8]) {

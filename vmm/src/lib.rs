@@ -6,17 +6,24 @@
 
 pub mod boot;
 mod bus;
+pub mod client;
 mod config;
+mod console;
+mod control;
+mod jail;
 mod kernel;
 mod kvm;
 mod memory;
 mod ports;
 pub mod probe;
+pub mod process;
 mod stop;
 mod threads;
 mod vcpu;
 
+pub use client::{Event, Resources, SpawnError, VmmProcess};
 pub use config::{ConfigError, DiskConfig, VmConfig};
+pub use control::ControlError;
 pub use kernel::LoadError;
 pub use kvm::KvmError;
 pub use memory::MemoryError;

@@ -26,5 +26,14 @@ pub(crate) fn spawn<T: Send + 'static>(
 ) -> io::Result<JoinHandle<T>> {
     debug_assert!(name.len() <= 15, "{name} is too long for a thread's name");
     log::debug!("thread {name} starts as {role:?}");
-    Builder::new().name(name.to_owned()).spawn(body)
+    Builder::new().name(name.to_owned()).spawn(move || {
+        if role == Role::Files {
+            // The file server changes its working directory and umask for single calls; nobody else may see that.
+            // It cannot fail: it takes no privilege, only memory for one small structure.
+            if let Err(errno) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS) {
+                log::error!("the file server shares its working directory with other threads: {errno}");
+            }
+        }
+        body()
+    })
 }

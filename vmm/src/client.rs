@@ -1,0 +1,216 @@
+//! The server's side of a VMM: starts the process, hands it what it needs, hears what happens.
+//!
+//! Knows nothing of what goes on in the guest; reads nothing that a guest wrote, except console bytes, which it passes on.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use crate::config::{ConfigError, VmConfig};
+use crate::control::{Channel, ControlError, LogLevel, Notice, Received, Start, parse};
+use crate::process::{NAME, descriptors};
+use crate::stop::StopReason;
+
+/// What a machine is given; every descriptor passes to the VMM, none stays open here.
+#[derive(Debug)]
+pub struct Resources {
+    /// An open `/dev/kvm` ([`crate::probe::open`]).
+    pub kvm: OwnedFd,
+    /// The kernel, an ELF file.
+    pub kernel: File,
+    /// The initrd.
+    pub initrd: Option<File>,
+    /// The folder that the guest sees under the tag `shared`; a mount point, whose mount is shared if what is mounted below
+    /// it later is to arrive.
+    pub shared_dir: PathBuf,
+    /// Where host programs connect to the guest's ports.
+    pub vsock_listener: UnixListener,
+    /// Disk images, one for each of [`VmConfig::disks`].
+    pub disks: Vec<File>,
+}
+
+/// Why no VMM could be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Files and configuration disagree.
+    #[error("{expected} disks are configured, {found} were given")]
+    Disks {
+        /// Configured.
+        expected: usize,
+        /// Given.
+        found: usize,
+    },
+    /// No process.
+    #[error("cannot start the VMM process: {0}")]
+    Process(io::Error),
+    /// It went away at once.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// Something that happened to a machine.
+#[derive(Debug)]
+pub enum Event {
+    /// It is built.
+    Created {
+        /// Milliseconds since its process began.
+        ms: u64,
+    },
+    /// Its vCPUs run.
+    Booting {
+        /// Milliseconds since its process began.
+        ms: u64,
+    },
+    /// A guest program connected to a host port (context 2); dropping the stream hangs up.
+    GuestConnected {
+        /// The port.
+        port: u32,
+        /// This side's end.
+        stream: UnixStream,
+    },
+    /// The guest wrote this on its serial line: at most 4 KiB, any bytes.
+    Console(Vec<u8>),
+    /// It has stopped; told once, and the last event.
+    Stopped(StopReason),
+}
+
+/// A VMM process. Dropping it kills it.
+#[derive(Debug)]
+pub struct VmmProcess {
+    child: Child,
+    channel: Channel,
+    stopped: bool,
+}
+
+impl VmmProcess {
+    /// Starts a VMM: this very binary again, under the name [`NAME`].
+    ///
+    /// The process dies with the **thread** that calls this, so call it from one that lives as long as the server.
+    ///
+    /// # Errors
+    /// When the configuration cannot be, or no process is to be had. What the VMM itself cannot do comes as
+    /// [`Event::Stopped`].
+    pub fn spawn(config: &VmConfig, resources: Resources) -> Result<VmmProcess, SpawnError> {
+        VmmProcess::spawn_binary(Path::new("/proc/self/exe"), config, resources)
+    }
+
+    /// As [`VmmProcess::spawn`] with another binary that calls [`crate::process::main`], for tests.
+    ///
+    /// # Errors
+    /// As [`VmmProcess::spawn`].
+    pub fn spawn_binary(binary: &Path, config: &VmConfig, resources: Resources) -> Result<VmmProcess, SpawnError> {
+        config.validate()?;
+        let Resources { kvm, kernel, initrd, shared_dir, vsock_listener, disks } = resources;
+        if disks.len() != config.disks.len() {
+            return Err(SpawnError::Disks { expected: config.disks.len(), found: disks.len() });
+        }
+        let (channel, theirs) = Channel::pair().map_err(SpawnError::Process)?;
+        let child = Command::new(binary)
+            .arg0(NAME)
+            .env_clear()
+            .current_dir("/")
+            // A terminal's Ctrl-C is for the container, not for the machine it runs in.
+            .process_group(0)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(SpawnError::Process)?;
+        let process = VmmProcess { child, channel, stopped: false };
+        let start = Start { config: config.clone(), shared_dir, initrd: initrd.is_some() };
+        let sent = descriptors(&kvm, &kernel, initrd.as_ref(), &vsock_listener, &disks);
+        process.channel.send(&start, &sent, true)?;
+        Ok(process)
+    }
+
+    /// Readable when [`VmmProcess::next_event`] has something.
+    pub fn control_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// The next event, without waiting: `None` if nothing has happened.
+    ///
+    /// A VMM that ends without a word has its end told as [`Event::Stopped`] with the way it died. What it logs goes to `log`.
+    ///
+    /// # Errors
+    /// When the VMM breaks the protocol, after which it should be killed; or when it has stopped already.
+    pub fn next_event(&mut self) -> Result<Option<Event>, ControlError> {
+        loop {
+            let event = match self.channel.receive(false)? {
+                None => return Ok(None),
+                Some(Received::Console(bytes)) => Event::Console(bytes),
+                Some(Received::Closed) if self.stopped => {
+                    return Err(ControlError::Socket(io::ErrorKind::UnexpectedEof.into()));
+                }
+                Some(Received::Closed) => Event::Stopped(StopReason::Error(self.unexpected_end())),
+                Some(Received::Json(body, mut sent)) => match parse::<Notice>(&body)? {
+                    Notice::Created(ms) => Event::Created { ms },
+                    Notice::Booting(ms) => Event::Booting { ms },
+                    Notice::GuestConnected(port) => match sent.pop() {
+                        Some(stream) => Event::GuestConnected { port, stream: stream.into() },
+                        None => return Err(ControlError::Malformed("a connection without a stream".to_owned())),
+                    },
+                    Notice::Stopped(reason) => Event::Stopped(reason),
+                    Notice::Log(level, text) => {
+                        self.log(level, &text);
+                        continue;
+                    }
+                },
+            };
+            self.stopped |= matches!(event, Event::Stopped(_));
+            return Ok(Some(event));
+        }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills the process, if it still lives.
+    pub fn kill(&mut self) {
+        // Fails only when it has ended already.
+        let _ = self.child.kill();
+    }
+
+    /// Waits for the process to end.
+    ///
+    /// # Errors
+    /// When somebody else has waited for it.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    /// How a process ended that closed its socket without saying why. It is killed first: it could have done just that.
+    fn unexpected_end(&mut self) -> String {
+        self.kill();
+        match self.wait() {
+            Ok(status) => format!("the VMM process ended unexpectedly ({status})"),
+            Err(error) => format!("the VMM process ended unexpectedly, and how is unknown: {error}"),
+        }
+    }
+
+    fn log(&self, level: LogLevel, text: &str) {
+        let level = match level {
+            LogLevel::Error => log::Level::Error,
+            LogLevel::Warn => log::Level::Warn,
+            LogLevel::Info => log::Level::Info,
+        };
+        // A VMM that a guest has taken over may send anything; control characters stay out of the server's log.
+        log::log!(level, "vmm {}: {}", self.pid(), text.escape_debug());
+    }
+}
+
+impl Drop for VmmProcess {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.wait();
+    }
+}

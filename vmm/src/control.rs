@@ -1,0 +1,289 @@
+//! What server and VMM say to each other: messages over a socket that keeps their borders, with descriptors beside them.
+//!
+//! A message is a tag byte and a body. Everything but console bytes is JSON of the types here. Both sides bound what they
+//! read; the server reads nothing here that a guest wrote, except console bytes, which it never interprets.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::config::VmConfig;
+use crate::stop::StopReason;
+
+/// The largest message, in bytes.
+const MESSAGE_LIMIT: usize = 16 << 10;
+/// The most console bytes in one message.
+pub(crate) const CONSOLE_LIMIT: usize = 4 << 10;
+/// The most descriptors that the server may send with its one message; the machine has places for 19 devices.
+const DESCRIPTOR_LIMIT: usize = 32;
+/// The longest text of an error or a log line.
+const TEXT_LIMIT: usize = 2 << 10;
+
+const ANCILLARY_SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT));
+
+const TAG_JSON: u8 = b'J';
+const TAG_CONSOLE: u8 = b'C';
+
+/// What the server sends, once. Descriptors come with it, in the order KVM, kernel, initrd if there is one, listening
+/// socket, disks.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Start {
+    /// The machine.
+    pub(crate) config: VmConfig,
+    /// The folder that becomes the root; a mount point.
+    pub(crate) shared_dir: PathBuf,
+    /// An initrd's descriptor is among those sent.
+    pub(crate) initrd: bool,
+}
+
+/// What the VMM sends.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) enum Notice {
+    /// The machine is built; milliseconds since the VMM began.
+    Created(u64),
+    /// The guest runs.
+    Booting(u64),
+    /// A guest program connected to this host port; the stream comes with it.
+    GuestConnected(u32),
+    /// Something to log.
+    Log(LogLevel, String),
+    /// The last message.
+    Stopped(StopReason),
+}
+
+/// `log::Level`, as it travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum LogLevel {
+    /// Something failed.
+    Error,
+    /// Something is not as it should be.
+    Warn,
+    /// All else.
+    Info,
+}
+
+/// What goes wrong between server and VMM.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The socket.
+    #[error("the control socket failed: {0}")]
+    Socket(#[from] io::Error),
+    /// A message that this version does not understand.
+    #[error("the other side of the control socket sent a malformed message: {0}")]
+    Malformed(String),
+}
+
+impl From<Errno> for ControlError {
+    fn from(errno: Errno) -> ControlError {
+        ControlError::Socket(errno.into())
+    }
+}
+
+/// A message as it arrived.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// JSON, and the descriptors beside it.
+    Json(Vec<u8>, Vec<OwnedFd>),
+    /// Console bytes.
+    Console(Vec<u8>),
+    /// The other side is gone.
+    Closed,
+}
+
+/// One end of the socket.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    socket: OwnedFd,
+}
+
+impl Channel {
+    /// Two ends.
+    ///
+    /// # Errors
+    /// When no descriptors are to be had.
+    pub(crate) fn pair() -> io::Result<(Channel, OwnedFd)> {
+        let (here, there) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        Ok((Channel { socket: here }, there))
+    }
+
+    /// Takes over an end.
+    pub(crate) fn new(socket: OwnedFd) -> Channel {
+        Channel { socket }
+    }
+
+    /// Sends `message` with `descriptors`. With `wait` false, an other side that does not read is an error (`WouldBlock`).
+    ///
+    /// # Errors
+    /// When the other side is gone, or the message too long.
+    pub(crate) fn send(
+        &self,
+        message: &impl Serialize,
+        descriptors: &[BorrowedFd<'_>],
+        wait: bool,
+    ) -> Result<(), ControlError> {
+        let mut bytes = vec![TAG_JSON];
+        serde_json::to_writer(&mut bytes, message).map_err(|error| ControlError::Malformed(error.to_string()))?;
+        self.send_bytes(&bytes, descriptors, wait)
+    }
+
+    /// Sends console bytes, at most [`CONSOLE_LIMIT`] of them, if the other side has room.
+    ///
+    /// # Errors
+    /// As [`Channel::send`] without waiting.
+    pub(crate) fn send_console(&self, output: &[u8]) -> Result<(), ControlError> {
+        let mut bytes = Vec::with_capacity(1 + output.len());
+        bytes.push(TAG_CONSOLE);
+        bytes.extend_from_slice(output);
+        self.send_bytes(&bytes, &[], false)
+    }
+
+    fn send_bytes(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>], wait: bool) -> Result<(), ControlError> {
+        if bytes.len() > MESSAGE_LIMIT || descriptors.len() > DESCRIPTOR_LIMIT {
+            return Err(ControlError::Malformed("a message of this side is too long".to_owned()));
+        }
+        let mut space = [MaybeUninit::uninit(); ANCILLARY_SPACE];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        }
+        let flags = if wait { SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL | SendFlags::DONTWAIT };
+        loop {
+            match rustix::net::sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut ancillary, flags) {
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// The next message; with `wait` false, `None` if there is none yet.
+    ///
+    /// # Errors
+    /// When the socket fails or the message breaks a bound.
+    pub(crate) fn receive(&self, wait: bool) -> Result<Option<Received>, ControlError> {
+        let mut bytes = vec![0; MESSAGE_LIMIT + 1];
+        let mut space = [MaybeUninit::uninit(); ANCILLARY_SPACE];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = if wait { RecvFlags::CMSG_CLOEXEC } else { RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT };
+        let message = loop {
+            match rustix::net::recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
+                Ok(message) => break message,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::CONNRESET) => return Ok(Some(Received::Closed)),
+                Err(errno) => return Err(errno.into()),
+            }
+        };
+        let mut descriptors = Vec::new();
+        for item in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(sent) = item {
+                descriptors.extend(sent);
+            }
+        }
+        if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+            return Err(ControlError::Malformed("it is too long".to_owned()));
+        }
+        bytes.truncate(message.bytes);
+        match bytes.first() {
+            None => Ok(Some(Received::Closed)),
+            Some(&TAG_JSON) => Ok(Some(Received::Json(bytes.split_off(1), descriptors))),
+            Some(&TAG_CONSOLE) if bytes.len() <= CONSOLE_LIMIT + 1 => Ok(Some(Received::Console(bytes.split_off(1)))),
+            Some(tag) => Err(ControlError::Malformed(format!("tag {tag:#x}, {} bytes", bytes.len()))),
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Reads a JSON body.
+///
+/// # Errors
+/// When it is not a `T`.
+pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ControlError> {
+    serde_json::from_slice(body).map_err(|error| ControlError::Malformed(error.to_string()))
+}
+
+/// `text` cut to what a message may carry, so that sending it cannot fail for its length.
+pub(crate) fn bounded(mut text: String) -> String {
+    if text.len() > TEXT_LIMIT {
+        let mut end = TEXT_LIMIT;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    fn pair() -> (Channel, Channel) {
+        let (here, there) = Channel::pair().unwrap();
+        (here, Channel::new(there))
+    }
+
+    #[test]
+    fn a_message_arrives_with_its_descriptors() {
+        let (server, vmm) = pair();
+        let (mut reader, writer) = io::pipe().unwrap();
+        let start = Start { config: VmConfig::default(), shared_dir: "/x".into(), initrd: true };
+        server.send(&start, &[writer.as_fd()], true).unwrap();
+        drop(writer);
+        let Some(Received::Json(body, mut descriptors)) = vmm.receive(true).unwrap() else { panic!() };
+        assert_eq!(parse::<Start>(&body).unwrap(), start);
+        assert_eq!(descriptors.len(), 1);
+        let mut writer = io::PipeWriter::from(descriptors.remove(0));
+        writer.write_all(b"hello").unwrap();
+        drop(writer);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn nothing_yet_and_nothing_more_are_different() {
+        let (server, vmm) = pair();
+        assert!(server.receive(false).unwrap().is_none());
+        vmm.send_console(b"last words").unwrap();
+        drop(vmm);
+        assert!(matches!(server.receive(false).unwrap(), Some(Received::Console(text)) if text == b"last words"));
+        assert!(matches!(server.receive(false).unwrap(), Some(Received::Closed)));
+    }
+
+    #[test]
+    fn a_side_that_does_not_read_does_not_hold_up_the_other() {
+        let (_server, vmm) = pair();
+        let outcome = (0..10_000).find_map(|_| vmm.send_console(&[b'x'; CONSOLE_LIMIT]).err());
+        assert!(matches!(outcome, Some(ControlError::Socket(error)) if error.kind() == io::ErrorKind::WouldBlock));
+    }
+
+    #[test]
+    fn bounds_are_kept_on_both_sides() {
+        let (server, vmm) = pair();
+        assert!(matches!(vmm.send(&"x".repeat(MESSAGE_LIMIT), &[], true), Err(ControlError::Malformed(_))));
+        for bytes in [vec![TAG_CONSOLE; CONSOLE_LIMIT + 2], vec![b'?'], vec![TAG_JSON; MESSAGE_LIMIT + 7]] {
+            rustix::net::send(&vmm.socket, &bytes, SendFlags::empty()).unwrap();
+            assert!(matches!(server.receive(true), Err(ControlError::Malformed(_))), "{} bytes", bytes.len());
+        }
+        assert!(parse::<Start>(b"{}").is_err());
+        assert_eq!(bounded("ä".repeat(TEXT_LIMIT)).len(), TEXT_LIMIT);
+    }
+}

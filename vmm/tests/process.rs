@@ -1,0 +1,246 @@
+//! The VMM as a process: what a server sees of a guest's life, and what the process has left of the host.
+//!
+//! Needs KVM, root and the guest kernel (`TATAMI_KERNEL`, or where `make kernel` puts it); runs with `--ignored` or
+//! `--include-ignored`, and names its cases like any test.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tatami_vmm::{Event, Resources, StopReason, VmConfig, VmmProcess, probe, process};
+
+type Case = (&'static str, fn() -> Result<()>);
+
+const CASES: [Case; 8] = [
+    ("a_guest_without_a_root_panics_and_its_last_words_arrive", panics),
+    ("four_vcpus_come_up", four_vcpus),
+    ("vcpus_beyond_the_first_stay_offline", spare_vcpus),
+    ("memory_on_both_sides_of_the_hole_is_used", much_memory),
+    ("what_is_no_kernel_is_named", not_a_kernel),
+    ("an_initrd_larger_than_memory_is_named", large_initrd),
+    ("a_killed_vmm_is_noticed", killed),
+    ("the_jail_holds", jail),
+];
+
+fn main() -> ExitCode {
+    if std::env::args().next().as_deref() == Some(process::NAME) {
+        process::main();
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let cases = CASES.iter().filter(|(name, _)| filters.is_empty() || filters.iter().any(|f| name.contains(*f)));
+    if arguments.iter().any(|argument| argument == "--list") {
+        cases.for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    if !arguments.iter().any(|argument| argument == "--ignored" || argument == "--include-ignored") {
+        println!("\ntest result: ok. 0 passed; {} ignored, need KVM: run through tests/host\n", cases.count());
+        return ExitCode::SUCCESS;
+    }
+    let mut failed = 0;
+    for (name, case) in cases {
+        let started = Instant::now();
+        match case() {
+            Ok(()) => println!("test {name} ... ok ({} ms)", started.elapsed().as_millis()),
+            Err(error) => {
+                failed += 1;
+                println!("test {name} ... FAILED\n    {error:#}");
+            }
+        }
+    }
+    println!("\ntest result: {failed} failed\n");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A sandbox's folder with its mount, as the server makes them.
+struct Sandbox {
+    folder: tempfile::TempDir,
+}
+
+impl Sandbox {
+    fn new() -> Result<Sandbox> {
+        let folder = tempfile::tempdir()?;
+        let shared = folder.path().join("shared");
+        fs::create_dir(&shared)?;
+        mount(Some(&shared), &shared, None::<&str>, MsFlags::MS_BIND, None::<&str>).context("binding needs root")?;
+        mount(None::<&str>, &shared, None::<&str>, MsFlags::MS_SHARED, None::<&str>)?;
+        Ok(Sandbox { folder })
+    }
+
+    fn shared(&self) -> PathBuf {
+        self.folder.path().join("shared")
+    }
+
+    fn start(&self, config: &VmConfig, kernel: &Path, initrd: Option<&Path>) -> Result<VmmProcess> {
+        let socket = self.folder.path().join("vsock");
+        let _ = fs::remove_file(&socket);
+        let resources = Resources {
+            kvm: probe::open()?,
+            kernel: File::open(kernel).with_context(|| format!("cannot open {}", kernel.display()))?,
+            initrd: initrd.map(File::open).transpose()?,
+            shared_dir: self.shared(),
+            vsock_listener: UnixListener::bind(socket)?,
+            disks: Vec::new(),
+        };
+        Ok(VmmProcess::spawn(config, resources)?)
+    }
+
+    /// Runs a guest to its end: its console, and how it ended.
+    fn run(&self, config: &VmConfig, kernel: &Path, initrd: Option<&Path>) -> Result<(String, StopReason)> {
+        let mut vmm = self.start(config, kernel, initrd)?;
+        let mut console = Vec::new();
+        loop {
+            match next(&mut vmm)? {
+                Event::Console(bytes) => console.extend(bytes),
+                Event::Stopped(reason) => return Ok((String::from_utf8_lossy(&console).into_owned(), reason)),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if let Err(errno) = nix::mount::umount2(&self.shared(), nix::mount::MntFlags::MNT_DETACH) {
+            eprintln!("cannot unmount {}: {errno}", self.shared().display());
+        }
+    }
+}
+
+/// The next event, within the time that a guest may need on an emulated host.
+fn next(vmm: &mut VmmProcess) -> Result<Event> {
+    loop {
+        if let Some(event) = vmm.next_event()? {
+            return Ok(event);
+        }
+        let timeout = PollTimeout::try_from(Duration::from_secs(60))?;
+        if poll(&mut [PollFd::new(vmm.control_fd(), PollFlags::POLLIN)], timeout)? == 0 {
+            bail!("the VMM said nothing for a minute");
+        }
+    }
+}
+
+fn kernel() -> PathBuf {
+    let built =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/guest/{}/vmlinux", std::env::consts::ARCH));
+    std::env::var_os("TATAMI_KERNEL").map_or(built, PathBuf::from)
+}
+
+fn talkative() -> VmConfig {
+    VmConfig { console: true, ..VmConfig::default() }
+}
+
+fn panics() -> Result<()> {
+    let (console, reason) = Sandbox::new()?.run(&VmConfig::default(), &kernel(), None)?;
+    ensure!(reason == StopReason::GuestReset, "{reason:?}\n{console}");
+    ensure!(console.contains("Kernel panic - not syncing: "), "{console}");
+    ensure!(!console.contains("Linux version"), "a quiet guest says nothing else: {console}");
+    Ok(())
+}
+
+fn four_vcpus() -> Result<()> {
+    let config = VmConfig { vcpus: 4, max_vcpus: 4, ..talkative() };
+    let (console, _) = Sandbox::new()?.run(&config, &kernel(), None)?;
+    ensure!(console.contains("Brought up 1 node, 4 CPUs"), "{console}");
+    ensure!(console.contains("Num. cores per package:     4"), "{console}");
+    Ok(())
+}
+
+fn spare_vcpus() -> Result<()> {
+    let config = VmConfig { vcpus: 1, max_vcpus: 3, ..talkative() };
+    let (console, _) = Sandbox::new()?.run(&config, &kernel(), None)?;
+    ensure!(console.contains("Brought up 1 node, 1 CPU"), "{console}");
+    ensure!(console.contains("Allowing 3 present CPUs"), "{console}");
+    Ok(())
+}
+
+fn much_memory() -> Result<()> {
+    let config = VmConfig { memory_mib: 3200, ..talkative() };
+    let (console, _) = Sandbox::new()?.run(&config, &kernel(), None)?;
+    ensure!(console.contains("[mem 0x0000000100000000-0x0000000107ffffff] usable"), "{console}");
+    ensure!(console.contains("Kernel panic"), "it comes as far as looking for its root: {console}");
+    Ok(())
+}
+
+fn expect_error(outcome: (String, StopReason), words: &str) -> Result<()> {
+    match outcome.1 {
+        StopReason::Error(message) if message.contains(words) && !message.contains('\n') => Ok(()),
+        other => bail!("expected an error with {words:?}, got {other:?}"),
+    }
+}
+
+fn not_a_kernel() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    expect_error(
+        sandbox.run(&VmConfig::default(), Path::new("/proc/version"), None)?,
+        "the kernel is not an ELF file",
+    )?;
+    let cut = sandbox.folder.path().join("cut");
+    fs::write(&cut, &fs::read(kernel())?[..1 << 20])?;
+    expect_error(sandbox.run(&VmConfig::default(), &cut, None)?, "the kernel cannot be loaded")
+}
+
+fn large_initrd() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let initrd = sandbox.folder.path().join("initrd");
+    File::create(&initrd)?.set_len(200 << 20)?;
+    expect_error(sandbox.run(&VmConfig::default(), &kernel(), Some(&initrd))?, "the initrd of 200 MiB does not fit")
+}
+
+fn killed() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let mut vmm = sandbox.start(&talkative(), &kernel(), None)?;
+    while !matches!(next(&mut vmm)?, Event::Console(_)) {}
+    let started = Instant::now();
+    vmm.kill();
+    loop {
+        if let Event::Stopped(reason) = next(&mut vmm)? {
+            ensure!(reason.to_string().contains("signal: 9"), "{reason}");
+            ensure!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+            return Ok(());
+        }
+    }
+}
+
+fn jail() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    fs::write(sandbox.shared().join("inside"), "")?;
+    let mut vmm = sandbox.start(&talkative(), &kernel(), None)?;
+    while !matches!(next(&mut vmm)?, Event::Booting { .. }) {}
+    let proc = PathBuf::from(format!("/proc/{}", vmm.pid()));
+
+    for namespace in ["mnt", "net", "ipc", "uts"] {
+        let theirs = fs::read_link(proc.join("ns").join(namespace))?;
+        let ours = fs::read_link(Path::new("/proc/self/ns").join(namespace))?;
+        ensure!(theirs != ours, "the {namespace} namespace is the host's");
+    }
+    let root: Vec<_> = fs::read_dir(proc.join("root"))?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
+    ensure!(root == ["inside"], "its root holds {root:?}");
+    let mounts = fs::read_to_string(proc.join("mountinfo"))?;
+    ensure!(mounts.lines().count() == 1, "it sees mounts beside its root:\n{mounts}");
+    ensure!(mounts.contains(" master:"), "its root is no slave of the server's:\n{mounts}");
+
+    let status = fs::read_to_string(proc.join("status"))?;
+    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP.
+    let capabilities = "00000000880000df";
+    for line in ["CapPrm", "CapEff", "CapBnd"].map(|set| format!("{set}:\t{capabilities}")) {
+        ensure!(status.contains(&line), "not {line}:\n{status}");
+    }
+    ensure!(status.contains("NoNewPrivs:\t1"), "{status}");
+    let environment = fs::read(proc.join("environ"))?;
+    ensure!(environment.is_empty(), "its environment: {}", String::from_utf8_lossy(&environment));
+
+    // What is mounted into the shared folder from now on arrives.
+    let later = sandbox.shared().join("later");
+    fs::create_dir(&later)?;
+    mount(Some("/proc"), &later, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let arrived = fs::read_to_string(proc.join("mountinfo"))?;
+    nix::mount::umount2(&later, nix::mount::MntFlags::MNT_DETACH)?;
+    ensure!(arrived.lines().count() == 2, "a later mount did not arrive:\n{arrived}");
+    Ok(())
+}
