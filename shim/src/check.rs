@@ -12,10 +12,7 @@ use std::process::ExitCode;
 
 /// The command line of `tatami check`.
 #[derive(Args, Debug, Default)]
-#[command(
-    about = "Say whether this machine can run sandboxes, and what to do where it cannot",
-    after_help = "Exit status: 0 if all is well, 1 if something is missing."
-)]
+#[command(after_help = "Exit status: 0 if all is well, 1 if something is missing.")]
 pub struct CheckArguments {
     /// Check this requirement alone; may be repeated
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(names()))]
@@ -55,6 +52,12 @@ const REQUIREMENTS: [(&str, Look); 8] = [
 
 fn names() -> [&'static str; REQUIREMENTS.len()] {
     REQUIREMENTS.map(|(name, _)| name)
+}
+
+/// `tatami check` as a whole: reports on standard output.
+pub fn main(arguments: &CheckArguments) -> ExitCode {
+    // A reader that went away early (`| head -1`) has seen what it wanted.
+    run(arguments, &mut io::stdout().lock()).unwrap_or(ExitCode::FAILURE)
 }
 
 /// Looks at everything, or at what `--only` names, and writes what it finds to `out`.

@@ -4,6 +4,7 @@
 //! to them. [`run`] is a front end of it, for a person at a terminal. Nothing here parses what a guest wrote into device
 //! memory: that is the VMM's, in a process of its own.
 
+pub mod check;
 pub mod guest_files;
 pub mod image;
 pub mod logging;

@@ -1,4 +1,4 @@
-//! Messages to standard error, each a line that says who speaks.
+//! Messages to standard error, each a line that says who speaks and how grave it is.
 //!
 //! `TATAMI_LOG` (error, warn, info, debug, trace, off) says how much; warnings and errors by default.
 
@@ -14,7 +14,7 @@ impl Log for StandardError {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_ascii_lowercase();
-            eprintln!("tatami: {level}: {}", record.args());
+            eprintln!("tatami {level}: {}", record.args());
         }
     }
 

@@ -1,9 +1,79 @@
 //! The host binary: what it does depends on the name it is called by.
 //!
-//! Knows only which part of the library answers to which name.
+//! Knows which part of the library answers to which name, and the top of the command line; nothing of what they do.
 
+use std::io;
 use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use tatami_shim::check::CheckArguments;
+use tatami_shim::run::options::RunArguments;
+use tatami_shim::run::{self, TATAMI_FAILED};
+use tatami_shim::{check, logging};
+
+/// The command line.
+#[derive(Parser)]
+#[command(name = "tatami", version, about = "Containers, each in a small virtual machine of its own")]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a command in a container, in a virtual machine of its own
+    Run(Box<RunArguments>),
+    /// Say whether this machine can run sandboxes, and what is missing
+    Check(CheckArguments),
+}
 
 fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let started = Instant::now();
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|name| name == "tatami-vmm") {
+        tatami_vmm::process::main()
+    }
+    logging::start();
+    match CommandLine::try_parse() {
+        Ok(CommandLine { command: Command::Run(arguments) }) => run::main(*arguments, started),
+        Ok(CommandLine { command: Command::Check(arguments) }) => {
+            // Fails only when nobody reads it.
+            check::run(&arguments, &mut io::stdout().lock()).unwrap_or(ExitCode::FAILURE)
+        }
+        Err(error) => explain(&error),
+    }
+}
+
+/// Shows help that was asked for, or says in one line what is wrong with the command line.
+fn explain(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // Fails only when nobody reads it.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(TATAMI_FAILED)
+        }
+        _ => {
+            let text = error.render().to_string();
+            let problem = text.lines().next().unwrap_or_default();
+            eprintln!("tatami: {} (see --help)", problem.trim_start_matches("error: "));
+            ExitCode::from(TATAMI_FAILED)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        CommandLine::command().debug_assert();
+    }
 }

@@ -1,7 +1,321 @@
 //! The front end of a sandbox for a person at a terminal: `tatami run`.
+//!
+//! Reads as the story of one run: open what was named, prepare the ground, boot while the container's files are laid out,
+//! create, start, wait, take everything away. Knows nothing of how the sandbox does any of it.
 
+mod compose;
 pub mod options;
 pub mod pump;
 pub mod signals;
 pub mod terminal;
 pub mod volume;
+
+use std::cell::RefCell;
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use tatami_protocol::agent::Stdio;
+use tatami_vmm::VmConfig;
+use tokio::sync::oneshot;
+
+use crate::guest_files::{GuestFiles, GuestFilesError};
+use crate::image::Image;
+use crate::sandbox::container::{Container, Streams};
+use crate::sandbox::folder::Places;
+use crate::sandbox::mounts::{HostPath, HostVolume, MountError};
+use crate::sandbox::timings::{Mark, Timings};
+use crate::sandbox::{self, Ground, Sandbox, Settings};
+use compose::{Base, ComposeError, Recipe};
+use options::{OptionsError, RunArguments, RunOptions, Source};
+use signals::{Insistence, Signals};
+use terminal::RawMode;
+
+/// Exit status when Tatami itself fails, as docker has it.
+pub const TATAMI_FAILED: u8 = 125;
+/// Exit status when the command cannot be executed.
+const NOT_EXECUTABLE: u8 = 126;
+/// Exit status when the command is not found.
+const NOT_FOUND: u8 = 127;
+/// What the only container of such a sandbox is called.
+const CONTAINER: &str = "main";
+
+/// Why there is no exit status of a command.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    #[error("root privileges are needed: run it as root or with sudo")]
+    NotRoot,
+    #[error("the input device is not a terminal: leave out -t, or run it in a terminal")]
+    NoTerminal,
+    #[error("no such image: {} (a folder or an archive is expected)", .0.display())]
+    NoImage(PathBuf),
+    #[error(transparent)]
+    Image(#[from] crate::image::ImageError),
+    #[error(transparent)]
+    GuestFiles(#[from] GuestFilesError),
+    #[error("volume: {0}")]
+    Volume(#[source] MountError),
+    #[error("--rootfs: {}", .0)]
+    Rootfs(String),
+    #[error(transparent)]
+    Config(#[from] tatami_vmm::ConfigError),
+    #[error(transparent)]
+    Compose(#[from] ComposeError),
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    #[error("cannot {action}: {source}")]
+    System { action: &'static str, source: io::Error },
+    #[error("cannot write the command's output: {0}")]
+    Output(#[source] io::Error),
+    #[error("interrupted before the command ran")]
+    Interrupted(i32),
+    #[error("ended by force")]
+    Forced,
+}
+
+impl RunError {
+    /// The exit status that says so.
+    fn status(&self) -> u8 {
+        match self {
+            RunError::Sandbox(sandbox::Error::Command { missing: true, .. }) => NOT_FOUND,
+            RunError::Sandbox(sandbox::Error::Command { missing: false, .. }) => NOT_EXECUTABLE,
+            RunError::Interrupted(signal) => 128 + *signal as u8,
+            RunError::Forced => 128 + libc::SIGKILL as u8,
+            _ => TATAMI_FAILED,
+        }
+    }
+}
+
+/// Everything that was named on the command line, opened or found, before anything is made.
+struct Prepared {
+    options: RunOptions,
+    recipe: Recipe,
+    settings: Settings,
+}
+
+/// Carries out `tatami run`; `started` is when the process did.
+pub fn main(arguments: RunArguments, started: Instant) -> ExitCode {
+    let status = match prepare(arguments).and_then(|prepared| in_sandbox(prepared, started)) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("tatami: {error}");
+            error.status()
+        }
+    };
+    ExitCode::from(status)
+}
+
+/// Finds out what can be wrong without a sandbox.
+fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
+    let options = arguments.validate(|name| std::env::var(name).ok())?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(RunError::NotRoot);
+    }
+    if options.interactive && options.tty && !io::stdin().is_terminal() {
+        return Err(RunError::NoTerminal);
+    }
+    let base = open_base(&options.source)?;
+    let volumes = options
+        .volumes
+        .iter()
+        .map(|volume| Ok(HostVolume { source: HostPath::open(&volume.source)?, read_only: volume.read_only }))
+        .collect::<Result<_, _>>()
+        .map_err(RunError::Volume)?;
+    let files = GuestFiles::find(options.kernel.as_deref(), options.initrd.as_deref())?;
+    let vm = VmConfig {
+        vcpus: options.cpus,
+        max_vcpus: options.cpus,
+        memory_mib: options.memory_mib,
+        command_line_extra: options.append.clone(),
+        console: options.console,
+        ..VmConfig::default()
+    };
+    vm.validate()?;
+    let settings = Settings {
+        vm,
+        kernel: files.kernel,
+        initrd: files.initrd,
+        live_console: options.console,
+        boot_limit: options.boot_limit,
+    };
+    let recipe = Recipe::new(base, volumes, &options);
+    Ok(Prepared { options, recipe, settings })
+}
+
+/// Opens what the container's root comes from.
+fn open_base(source: &Source) -> Result<Base, RunError> {
+    match source {
+        Source::Image(path) if !path.exists() => Err(RunError::NoImage(path.clone())),
+        Source::Image(path) => Ok(Base::Image(Image::open(path)?.into(), Places::from_environment().root)),
+        Source::Plain(path) => match HostPath::open(path) {
+            Ok(folder) if folder.is_folder() => Ok(Base::Plain(path.clone())),
+            Ok(_) => Err(RunError::Rootfs(format!("{} is not a folder", path.display()))),
+            Err(error) => Err(RunError::Rootfs(error.to_string())),
+        },
+    }
+}
+
+/// From the first thing made to the last one removed; the command's exit status.
+fn in_sandbox(prepared: Prepared, started: Instant) -> Result<u8, RunError> {
+    let Prepared { options, recipe, settings } = prepared;
+    let terminal = if options.interactive && options.tty { terminal::saved() } else { None };
+    let ground = Ground::prepare(&Places::from_environment(), options.name.as_deref(), terminal)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| RunError::System { action: "start the runtime", source })?;
+    let result = runtime.block_on(async {
+        // From here on a signal is a request, and everything is cleared away before the process ends.
+        let signals = Signals::catch().map_err(|source| RunError::System { action: "catch signals", source })?;
+        let mut sandbox = Sandbox::start(ground, settings, Timings::starting_at(started))?;
+        let running = RefCell::new(None);
+        let result = tokio::select! {
+            result = perform(&mut sandbox, recipe, &options, &running) => result,
+            error = obey(signals, &running) => Err(error),
+        };
+        let timings = sandbox.end().await?;
+        if options.timings {
+            eprint!("{}", timings.table());
+        }
+        result
+    });
+    // A layer that is still being unpacked is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// The run itself.
+async fn perform(
+    sandbox: &mut Sandbox,
+    recipe: Recipe,
+    options: &RunOptions,
+    running: &RefCell<Option<Container>>,
+) -> Result<u8, RunError> {
+    let shared = sandbox.shared();
+    let hostname = sandbox.id().to_owned();
+    let laid_out = tokio::task::spawn_blocking(move || {
+        let spec = recipe.named(hostname).lay_out(CONTAINER, &shared)?;
+        Ok::<_, RunError>((spec, Instant::now()))
+    });
+    // The guest boots meanwhile. Whichever fails first ends the run.
+    let ((spec, when), ()) = tokio::try_join!(async { laid_out.await.expect("laying out does not panic") }, async {
+        Ok(sandbox.ready().await?)
+    },)?;
+    sandbox.timings().pass_at(Mark::ContainerPrepared, when);
+    let (container, streams) = sandbox.create_container(CONTAINER, spec, stdio(options)).await?;
+    sandbox.timings().pass(Mark::ContainerCreated);
+
+    let raw = match options.interactive && options.tty {
+        true => Some(RawMode::enter().map_err(|source| RunError::System { action: "set up the terminal", source })?),
+        false => None,
+    };
+    let outputs = connect(streams, options).map_err(|source| RunError::System { action: "start a thread", source })?;
+    running.replace(Some(container.clone()));
+    container.start().await?;
+    sandbox.timings().pass(Mark::ContainerStarted);
+    if options.tty
+        && let Some((rows, columns)) = terminal::size()
+    {
+        // It may have changed since the container was created.
+        container.resize(rows, columns).await?;
+    }
+    let status = container.wait().await?;
+    for output in outputs {
+        // The thread always tells; without an answer there is nothing to report.
+        output.await.unwrap_or(Ok(())).map_err(RunError::Output)?;
+    }
+    drop(raw);
+    sandbox.timings().pass(Mark::ContainerEnded);
+    Ok(status)
+}
+
+/// Passes signals on; returns when one ends the run.
+async fn obey(mut signals: Signals, running: &RefCell<Option<Container>>) -> RunError {
+    let mut insistence = Insistence::default();
+    loop {
+        let signal = signals.next().await;
+        let container = running.borrow().clone();
+        let Some(container) = container else {
+            if signals::ends_a_start(signal) {
+                return RunError::Interrupted(signal);
+            }
+            continue;
+        };
+        if insistence.insists(signal, Instant::now()) {
+            return RunError::Forced;
+        }
+        let result = match (signal, terminal::size()) {
+            (libc::SIGWINCH, Some((rows, columns))) => container.resize(rows, columns).await,
+            (libc::SIGWINCH, None) => Ok(()),
+            (signal, _) => container.signal(signal as u32).await,
+        };
+        if let Err(error) = result {
+            log::info!("signal {signal} was not passed on: {error}");
+        }
+    }
+}
+
+/// Which streams the command gets.
+fn stdio(options: &RunOptions) -> Stdio {
+    let (rows, columns) = terminal::size().filter(|_| options.tty).unwrap_or_default();
+    Stdio {
+        stdin: options.interactive,
+        stdout: true,
+        stderr: !options.tty,
+        terminal: options.tty,
+        rows: rows.into(),
+        columns: columns.into(),
+        ..Stdio::default()
+    }
+}
+
+/// Connects the command's streams with this process's; the outputs tell when they are through.
+fn connect(streams: Streams, options: &RunOptions) -> io::Result<Vec<oneshot::Receiver<io::Result<()>>>> {
+    let blocking = |stream: tokio::net::UnixStream| {
+        let stream = stream.into_std()?;
+        stream.set_nonblocking(false)?;
+        io::Result::Ok(stream)
+    };
+    let mut outputs = Vec::new();
+    if let Some(stream) = streams.stdout {
+        outputs.push(pump::output("stdout", blocking(stream)?, own(io::stdout())?)?);
+    }
+    if let Some(stream) = streams.stderr {
+        outputs.push(pump::output("stderr", blocking(stream)?, own(io::stderr())?)?);
+    }
+    if let Some(stream) = streams.stdin {
+        pump::input("stdin", own(io::stdin())?, blocking(stream)?)?;
+    }
+    if let Some(stream) = streams.terminal {
+        let stream = blocking(stream)?;
+        if options.interactive {
+            pump::input("terminal-in", own(io::stdin())?, stream.try_clone()?)?;
+        }
+        outputs.push(pump::output("terminal-out", stream, own(io::stdout())?)?);
+    }
+    Ok(outputs)
+}
+
+/// A descriptor of its own for one of the standard streams.
+fn own(stream: impl AsFd) -> io::Result<OwnedFd> {
+    stream.as_fd().try_clone_to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_statuses_are_dockers() {
+        let command = |missing| sandbox::Error::Command { message: String::new(), missing };
+        assert_eq!(RunError::from(command(true)).status(), 127);
+        assert_eq!(RunError::from(command(false)).status(), 126);
+        assert_eq!(RunError::NotRoot.status(), 125);
+        assert_eq!(RunError::Interrupted(libc::SIGTERM).status(), 143);
+        assert_eq!(RunError::Forced.status(), 137);
+    }
+}

@@ -5,12 +5,11 @@
 //! | `<state>/<id>` (memory) | `lock`, `sandbox.json`, the vsock socket, the shared folder's mount point |
 //! | `<root>/sandboxes/<id>` (disk) | what its containers write |
 //!
-//! Whoever holds the `flock` on `lock` (the server, or its undertaker after it) owns both. A folder whose lock nobody holds
-//! is a leftover, and the next start removes it. Knows nothing of mounts or VMs.
+//! The server holds a `flock` on `lock` as long as it lives. A folder whose lock nobody holds is a leftover: its undertaker
+//! removes it, or else the next start does. Knows nothing of mounts or VMs.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +17,12 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::remove::remove_tree;
+
+/// The folder below the root that holds what containers write.
+const SANDBOXES: &str = "sandboxes";
+/// The files in a state folder.
+const LOCK: &str = "lock";
+const RECORD: &str = "sandbox.json";
 
 /// Where Tatami keeps things on this host.
 #[derive(Clone, Debug)]
@@ -35,13 +40,20 @@ struct Record {
     name: Option<String>,
 }
 
-/// A live sandbox's folders. The lock is held as long as this lives, in whatever process has a copy of it.
-#[derive(Debug)]
-pub struct Folder {
+/// Where a sandbox's folders are, whether or not they exist.
+#[derive(Clone, Debug)]
+pub struct Lot {
     id: String,
     state: PathBuf,
     data: PathBuf,
-    lock: File,
+}
+
+/// A live sandbox's folders, locked as long as this lives.
+#[derive(Debug)]
+pub struct Folder {
+    lot: Lot,
+    /// Held, never read.
+    _lock: File,
 }
 
 /// Why a sandbox has no folders.
@@ -75,99 +87,107 @@ impl Places {
     }
 }
 
+impl Lot {
+    /// A place for a new sandbox: twelve hexadecimal digits that nobody else has.
+    ///
+    /// # Errors
+    /// When the host has no random numbers.
+    pub fn choose(places: &Places) -> Result<Lot, FolderError> {
+        let id = new_id()?;
+        Ok(Lot { state: places.state.join(&id), data: places.root.join(SANDBOXES).join(&id), id })
+    }
+
+    /// Removes both folders, as far as they exist. Call it where none of the sandbox's mounts can be seen.
+    ///
+    /// # Errors
+    /// What could not be removed; a second call goes on where the first stopped.
+    pub fn clear(&self) -> io::Result<()> {
+        // The disk first: that the state folder is gone says that the other is.
+        remove_tree(&self.data)?;
+        remove_tree(&self.state)
+    }
+}
+
 impl Folder {
     /// Makes the folders of a new sandbox, called `name` if it has a name, after removing what dead ones left behind.
     ///
     /// # Errors
     /// [`FolderError::Name`] and [`FolderError::Taken`] for a name that cannot be had, [`FolderError::File`] otherwise.
-    pub fn create(places: &Places, name: Option<&str>) -> Result<Folder, FolderError> {
+    pub fn create(places: &Places, lot: Lot, name: Option<&str>) -> Result<Folder, FolderError> {
         if let Some(name) = name {
             check_name(name)?;
         }
-        let sandboxes = places.root.join("sandboxes");
+        let sandboxes = places.root.join(SANDBOXES);
         make(&places.state)?;
         make(&sandboxes)?;
         // One at a time in here, so that no half-made folder is taken for a leftover, and no name is given twice.
-        let door = lock(&places.state.join(".lock"), FlockOperation::LockExclusive)?;
+        let door = File::open(&places.state).map_err(failed("open", &places.state))?;
+        rustix::fs::flock(&door, FlockOperation::LockExclusive)
+            .map_err(|error| failed("lock", &places.state)(error.into()))?;
         let living = sweep(places, &sandboxes)?;
         if let Some(name) = name
             && let Some(other) = living.into_iter().find(|record| record.name.as_deref() == Some(name))
         {
             return Err(FolderError::Taken(name.to_owned(), other.id));
         }
-        let id = new_id()?;
-        let state = places.state.join(&id);
-        let data = sandboxes.join(&id);
-        make(&state)?;
-        let own = lock(&state.join("lock"), FlockOperation::NonBlockingLockExclusive)?;
-        let record = Record { id: id.clone(), name: name.map(str::to_owned) };
-        let path = state.join("sandbox.json");
+        make(&lot.state)?;
+        let own = lock(&lot.state.join(LOCK), FlockOperation::NonBlockingLockExclusive)?;
+        let record = Record { id: lot.id.clone(), name: name.map(str::to_owned) };
+        let path = lot.state.join(RECORD);
         let json = serde_json::to_vec(&record).expect("strings are JSON");
         fs::write(&path, json).map_err(failed("write", &path))?;
-        make(&data)?;
-        drop(door);
-        Ok(Folder { id, state, data, lock: own })
+        make(&lot.data)?;
+        Ok(Folder { lot, _lock: own })
     }
 
     /// Twelve hexadecimal digits, unique on this host.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.lot.id
     }
 
     /// The folder in memory.
     pub fn state(&self) -> &Path {
-        &self.state
+        &self.lot.state
     }
 
     /// The folder on disk.
     pub fn data(&self) -> &Path {
-        &self.data
+        &self.lot.data
     }
-
-    /// The descriptor that holds the lock.
-    pub fn lock_fd(&self) -> RawFd {
-        self.lock.as_raw_fd()
-    }
-
-    /// Removes both folders. Call it where none of the sandbox's mounts can be seen.
-    ///
-    /// # Errors
-    /// What could not be removed; a second call goes on where the first stopped.
-    pub fn remove(&self) -> io::Result<()> {
-        remove_both(&self.data, &self.state)
-    }
-}
-
-/// The disk first: what the state folder's absence says must be true.
-fn remove_both(data: &Path, state: &Path) -> io::Result<()> {
-    remove_tree(data)?;
-    remove_tree(state)
 }
 
 /// Removes what dead sandboxes left; returns the records of the living.
 fn sweep(places: &Places, sandboxes: &Path) -> Result<Vec<Record>, FolderError> {
     let mut living = Vec::new();
     for id in folders_in(&places.state)? {
-        let state = places.state.join(&id);
-        match lock(&state.join("lock"), FlockOperation::NonBlockingLockExclusive) {
-            Ok(_dead) => {
-                log::info!("removing what sandbox {id} left behind");
-                if let Err(error) = remove_both(&sandboxes.join(&id), &state) {
-                    log::warn!("cannot remove what sandbox {id} left behind: {error}");
-                }
+        let lot = Lot { state: places.state.join(&id), data: sandboxes.join(&id), id };
+        match lock(&lot.state.join(LOCK), FlockOperation::NonBlockingLockExclusive) {
+            Ok(_dead) => clear_leftover(&lot),
+            Err(FolderError::File { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                living.extend(read_record(&lot.state));
             }
-            Err(_) => living.extend(read_record(&state)),
+            // Its undertaker was faster.
+            Err(_) => {}
         }
     }
     // After a restart of the host the state folders are gone, and only the disk remembers.
     for id in folders_in(sandboxes)? {
-        if !places.state.join(&id).exists()
-            && let Err(error) = remove_tree(&sandboxes.join(&id))
-        {
-            log::warn!("cannot remove what sandbox {id} left behind: {error}");
+        let lot = Lot { state: places.state.join(&id), data: sandboxes.join(&id), id };
+        if !lot.state.exists() {
+            clear_leftover(&lot);
         }
     }
     Ok(living)
+}
+
+fn clear_leftover(lot: &Lot) {
+    log::info!("removing what sandbox {} left behind", lot.id);
+    // Its undertaker may be at it at the same time, and each finds things gone that it has just seen.
+    if lot.clear().is_err()
+        && let Err(error) = lot.clear()
+    {
+        log::warn!("cannot remove what sandbox {} left behind: {error}", lot.id);
+    }
 }
 
 /// The sandbox folders in `folder`; other things that may lie there are left alone.
@@ -179,7 +199,7 @@ fn folders_in(folder: &Path) -> Result<Vec<String>, FolderError> {
 
 fn read_record(state: &Path) -> Option<Record> {
     let mut text = String::new();
-    File::open(state.join("sandbox.json")).ok()?.take(4096).read_to_string(&mut text).ok()?;
+    File::open(state.join(RECORD)).ok()?.take(4096).read_to_string(&mut text).ok()?;
     serde_json::from_str(&text).ok()
 }
 
@@ -224,6 +244,10 @@ fn check_name(name: &str) -> Result<(), FolderError> {
 mod tests {
     use super::*;
 
+    fn create(places: &Places, name: Option<&str>) -> Result<Folder, FolderError> {
+        Folder::create(places, Lot::choose(places)?, name)
+    }
+
     fn places() -> (tempfile::TempDir, Places) {
         let dir = tempfile::tempdir().unwrap();
         let places = Places { root: dir.path().join("root"), state: dir.path().join("state") };
@@ -243,22 +267,22 @@ mod tests {
     #[test]
     fn a_name_is_free_again_when_its_sandbox_is_gone() {
         let (_dir, places) = places();
-        let first = Folder::create(&places, Some("web")).unwrap();
-        let error = Folder::create(&places, Some("web")).unwrap_err();
+        let first = create(&places, Some("web")).unwrap();
+        let error = create(&places, Some("web")).unwrap_err();
         assert!(matches!(&error, FolderError::Taken(name, id) if name == "web" && id == first.id()), "{error}");
-        let other = Folder::create(&places, Some("db")).unwrap();
+        let other = create(&places, Some("db")).unwrap();
         assert_ne!(first.id(), other.id());
-        first.remove().unwrap();
-        first.remove().unwrap();
+        first.lot.clear().unwrap();
+        first.lot.clear().unwrap();
         assert!(!first.state().exists() && !first.data().exists());
         drop(first);
-        Folder::create(&places, Some("web")).unwrap();
+        create(&places, Some("web")).unwrap();
     }
 
     #[test]
     fn leftovers_go_with_the_next_start_and_the_living_stay() {
         let (_dir, places) = places();
-        let dead = Folder::create(&places, Some("dead")).unwrap();
+        let dead = create(&places, Some("dead")).unwrap();
         let (state, data) = (dead.state().to_owned(), dead.data().to_owned());
         fs::create_dir_all(data.join("upper/x")).unwrap();
         drop(dead);
@@ -267,8 +291,8 @@ mod tests {
         let foreign = places.state.join("something else");
         fs::create_dir(&foreign).unwrap();
 
-        let living = Folder::create(&places, None).unwrap();
-        let _further = Folder::create(&places, Some("dead")).unwrap();
+        let living = create(&places, None).unwrap();
+        let _further = create(&places, Some("dead")).unwrap();
         assert!(!state.exists() && !data.exists() && !rebooted.exists());
         assert!(living.state().exists() && living.data().exists() && foreign.exists());
     }

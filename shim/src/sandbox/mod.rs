@@ -1,10 +1,297 @@
 //! The sandbox server: one VM, the agent in it, its containers, and all that belongs to them on the host.
+//!
+//! A sandbox's life is a line: [`Ground::prepare`] (folders, undertaker, mount namespace; before the process has threads),
+//! [`Sandbox::start`] (the VM boots), [`Sandbox::ready`] (the agent answers), containers, [`Sandbox::end`] (nothing is
+//! left). Front ends call these and show the results; knows nothing of command lines, terminals or containerd.
 
 pub mod agent;
 pub mod console;
+pub mod container;
 pub mod door;
 pub mod folder;
 pub mod mounts;
 mod remove;
 pub mod timings;
 mod undertaker;
+pub mod vm;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::termios::Termios;
+use tatami_protocol::agent::Stdio;
+use tatami_vmm::probe::{self, ProbeError};
+use tatami_vmm::{Resources, VmConfig};
+use ttrpc::Code;
+
+use agent::{Agent, AgentError};
+use container::{Container, Streams};
+use door::Door;
+use folder::{Folder, FolderError, Lot, Places};
+use mounts::{MountError, SharedFolder};
+use timings::{Mark, Timings};
+use undertaker::Undertaker;
+use vm::{Vm, VmError, VmWatch};
+
+/// How long an orderly shutdown may take before the VM is ended without one.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
+
+/// Why a sandbox does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its folders cannot be had.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A mount cannot be made.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// This host has no KVM for us.
+    #[error(transparent)]
+    Kvm(#[from] ProbeError),
+    /// The VM could not be made of what was given.
+    #[error("{error} (kernel {}, initrd {}, {memory_mib} MiB of memory)", kernel.display(), initrd.display())]
+    Create {
+        /// What the VMM said.
+        error: VmError,
+        /// The guest's kernel.
+        kernel: PathBuf,
+        /// The guest's initrd.
+        initrd: PathBuf,
+        /// The guest's memory.
+        memory_mib: u32,
+    },
+    /// There is no VM, or none any more.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The agent would not or could not.
+    #[error(transparent)]
+    Agent(AgentError),
+    /// The container's command cannot be executed.
+    #[error("{message}")]
+    Command {
+        /// As the agent says it.
+        message: String,
+        /// There is no such file, rather than one that may not be executed.
+        missing: bool,
+    },
+    /// A file that the VM needs cannot be opened.
+    #[error("cannot open {what} {}: {source}", path.display())]
+    Open {
+        /// What it is for.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The operating system refused something else.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was attempted.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// How a sandbox's VM is to be.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The VM's configuration, valid.
+    pub vm: VmConfig,
+    /// The guest's kernel, an ELF file.
+    pub kernel: PathBuf,
+    /// The guest's initrd.
+    pub initrd: PathBuf,
+    /// Show the guest's serial output on standard error as it comes.
+    pub live_console: bool,
+    /// How long the guest may take until the agent announces itself.
+    pub boot_limit: Duration,
+}
+
+/// What lies ready on the host before there is a VM. Fields are dropped in this order: mounts before folders.
+#[derive(Debug)]
+pub struct Ground {
+    shared: Arc<SharedFolder>,
+    undertaker: Undertaker,
+    folder: Folder,
+}
+
+/// A sandbox whose VM was started.
+pub struct Sandbox {
+    vm: Vm,
+    agent: Option<Agent>,
+    door: Door,
+    ground: Ground,
+    timings: Timings,
+    settings: Settings,
+}
+
+impl Ground {
+    /// Makes the folders, starts the undertaker and leaves the host's mount namespace.
+    ///
+    /// Call it while the process has one thread. `terminal` is set to the attributes given if the process dies in disorder.
+    ///
+    /// # Errors
+    /// [`Error::Folder`] (a name that is taken, for instance), [`Error::Mount`], [`Error::System`].
+    pub fn prepare(places: &Places, name: Option<&str>, terminal: Option<(OwnedFd, Termios)>) -> Result<Ground, Error> {
+        let lot = Lot::choose(places)?;
+        let undertaker = Undertaker::start(&lot, terminal)
+            .map_err(|source| Error::System { action: "start the process that cleans up", source })?;
+        let folder = Folder::create(places, lot, name)?;
+        mounts::enter_namespace()?;
+        let shared = Arc::new(SharedFolder::create(&folder)?);
+        Ok(Ground { shared, undertaker, folder })
+    }
+
+    /// Where containers' files are laid out.
+    pub fn shared(&self) -> &Arc<SharedFolder> {
+        &self.shared
+    }
+
+    /// Takes everything away again.
+    ///
+    /// # Errors
+    /// [`Error::System`] when something could not be removed.
+    pub fn clear(self) -> Result<(), Error> {
+        let Ground { shared, undertaker, folder } = self;
+        drop(shared);
+        undertaker.bury().map_err(|source| Error::System { action: "remove the sandbox's folders", source })?;
+        drop(folder);
+        Ok(())
+    }
+}
+
+impl Sandbox {
+    /// Starts the VMM, which boots the guest while the caller goes on. Call it inside a tokio runtime, on the main thread:
+    /// the VMM dies with the thread that started it.
+    ///
+    /// # Errors
+    /// [`Error::Open`], [`Error::Vm`]; the ground is cleared then.
+    pub fn start(ground: Ground, settings: Settings, mut timings: Timings) -> Result<Sandbox, Error> {
+        let (door, listener) = Door::create(ground.folder.state())
+            .map_err(|source| Error::System { action: "create the VMM's socket", source })?;
+        let resources = Resources {
+            kvm: probe::open()?,
+            kernel: open("the guest kernel", &settings.kernel)?,
+            initrd: Some(open("the initrd", &settings.initrd)?),
+            shared_dir: ground.shared.path().to_owned(),
+            vsock_listener: listener,
+            disks: Vec::new(),
+        };
+        let vm = Vm::start(&settings.vm, resources, settings.live_console)?;
+        timings.pass(Mark::VmmSpawned);
+        Ok(Sandbox { vm, agent: None, door, ground, timings, settings })
+    }
+
+    /// Its id: twelve hexadecimal digits.
+    pub fn id(&self) -> &str {
+        self.ground.folder.id()
+    }
+
+    /// Where containers' files are laid out; may be used from any thread.
+    pub fn shared(&self) -> Arc<SharedFolder> {
+        self.ground.shared().clone()
+    }
+
+    /// The clock of its start-up.
+    pub fn timings(&mut self) -> &mut Timings {
+        &mut self.timings
+    }
+
+    /// A view of its VM.
+    pub fn vm(&self) -> &VmWatch {
+        self.vm.watch()
+    }
+
+    /// Returns when the agent has answered.
+    ///
+    /// # Errors
+    /// [`Error::Vm`] with the guest's last lines when it never does.
+    pub async fn ready(&mut self) -> Result<(), Error> {
+        let watch = self.vm.watch().clone();
+        if let Err(error) = watch.ready(self.settings.boot_limit).await {
+            return Err(if watch.progress().created.is_some() { error.into() } else { self.creation_failed(error) });
+        }
+        let connect = async {
+            let agent = Agent::connect(self.door.clone()).await?;
+            let hello = agent.hello().await?;
+            Ok((agent, hello))
+        };
+        let (agent, hello) = ask(&watch, connect).await?;
+        log::debug!("agent {} on Linux {}", hello.agent_version, hello.kernel_release);
+        let progress = watch.progress();
+        if let (Some(booting), Some(announced)) = (progress.booting, progress.ready) {
+            // The guest's own clock says how much of the time until the announcement was the agent's.
+            let agents = Duration::try_from_secs_f64((hello.agent_ready_ms - hello.agent_started_ms) / 1e3);
+            let started = announced.checked_sub(agents.unwrap_or_default()).unwrap_or(announced);
+            self.timings.pass_at(Mark::Booting, booting);
+            self.timings.pass_at(Mark::AgentStarted, started.max(booting));
+        }
+        self.timings.pass_at(Mark::AgentReady, Instant::now());
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    fn creation_failed(&self, error: VmError) -> Error {
+        let Settings { kernel, initrd, vm, .. } = self.settings.clone();
+        Error::Create { error, kernel, initrd, memory_mib: vm.memory_mib }
+    }
+
+    /// Creates a container from a specification whose paths are the guest's.
+    ///
+    /// # Errors
+    /// [`Error::Command`] when its command cannot be executed, [`Error::Agent`], [`Error::Vm`].
+    ///
+    /// # Panics
+    /// When the agent is not [`ready`](Sandbox::ready).
+    pub async fn create_container(
+        &self,
+        id: &str,
+        spec_json: Vec<u8>,
+        stdio: Stdio,
+    ) -> Result<(Container, Streams), Error> {
+        let agent = self.agent.clone().expect("the agent is ready");
+        Container::create(agent, self.vm.watch().clone(), id, spec_json, stdio).await
+    }
+
+    /// Ends it, in order if the guest still answers, and removes everything that belongs to it; the clock comes back.
+    ///
+    /// # Errors
+    /// [`Error::System`] when something could not be removed.
+    pub async fn end(self) -> Result<Timings, Error> {
+        let Sandbox { vm, agent, ground, mut timings, .. } = self;
+        if let Some(agent) = agent
+            && let Ok(Err(error)) = vm.watch().while_alive(agent.shutdown(SHUTDOWN_LIMIT)).await
+        {
+            log::debug!("the guest did not shut down in order: {error}");
+        }
+        // What the guest wrote is on the host by now: there is no need to watch it reset itself.
+        vm.end().await;
+        ground.clear()?;
+        timings.pass(Mark::Removed);
+        Ok(timings)
+    }
+}
+
+/// Waits for the agent, or the VM's end; a VM that ended is the better explanation of a call that failed.
+async fn ask<T>(vm: &VmWatch, work: impl Future<Output = Result<T, AgentError>>) -> Result<T, Error> {
+    match vm.while_alive(work).await? {
+        Ok(value) => Ok(value),
+        Err(AgentError::Refused { call: "CreateContainer" | "StartProcess", code, message })
+            if matches!(code, Code::NOT_FOUND | Code::PERMISSION_DENIED) =>
+        {
+            Err(Error::Command { message, missing: code == Code::NOT_FOUND })
+        }
+        Err(error @ AgentError::Refused { .. }) => Err(Error::Agent(error)),
+        Err(error) => Err(vm.verdict().await.map_or(Error::Agent(error), Error::Vm)),
+    }
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, Error> {
+    File::open(path).map_err(|source| Error::Open { what, path: path.to_owned(), source })
+}

@@ -1,7 +1,7 @@
 //! The process that outlives the server: removes the sandbox's folders whatever happened to it.
 //!
-//! Forked before the server has threads or a mount namespace of its own, so it sees none of the sandbox's mounts and can
-//! remove what lies below their mount points. It waits for the end of a pipe, which closes when the server ends in any way.
+//! Forked before the server has threads, a mount namespace of its own, or anything else that could be left behind. So it
+//! sees none of the sandbox's mounts and can remove what lies below their mount points. It waits for the end of a pipe, which closes when the server ends in any way.
 //! It is the only one that removes, so that there is one path and not two. Knows nothing of VMs.
 
 #![allow(unsafe_code, reason = "fork, and closing descriptors that this process does not own by type")]
@@ -17,7 +17,7 @@ use nix::sys::termios::{SetArg, Termios};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::{ForkResult, Pid};
 
-use super::folder::Folder;
+use super::folder::Lot;
 
 /// What the server writes before it closes the pipe in good order.
 const ORDERLY: u8 = b'.';
@@ -39,14 +39,14 @@ impl Undertaker {
     ///
     /// # Errors
     /// When the operating system has no pipe or process to give.
-    pub(super) fn start(folder: &Folder, terminal: Option<(OwnedFd, Termios)>) -> io::Result<Undertaker> {
+    pub(super) fn start(lot: &Lot, terminal: Option<(OwnedFd, Termios)>) -> io::Result<Undertaker> {
         let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         // SAFETY: the process has one thread, so the child may do whatever the parent could.
         match unsafe { nix::unistd::fork() }? {
             ForkResult::Parent { child } => Ok(Undertaker { pid: child, pipe: Some(File::from(writer)) }),
             ForkResult::Child => {
                 drop(writer);
-                let status = wait_and_bury(File::from(reader), folder, terminal);
+                let status = wait_and_bury(File::from(reader), lot, terminal);
                 // SAFETY: ends the process at once, without running what the server registered for its own end.
                 unsafe { libc::_exit(status) }
             }
@@ -82,8 +82,8 @@ impl Drop for Undertaker {
 }
 
 /// The life of the child; returns its exit status.
-fn wait_and_bury(mut pipe: File, folder: &Folder, terminal: Option<(OwnedFd, Termios)>) -> i32 {
-    detach(&pipe, folder, terminal.as_ref().map(|(fd, _)| fd));
+fn wait_and_bury(mut pipe: File, lot: &Lot, terminal: Option<(OwnedFd, Termios)>) -> i32 {
+    detach(&pipe, terminal.as_ref().map(|(fd, _)| fd));
     let mut word = [0; 1];
     let orderly = loop {
         match pipe.read(&mut word) {
@@ -98,7 +98,7 @@ fn wait_and_bury(mut pipe: File, folder: &Folder, terminal: Option<(OwnedFd, Ter
         let _ = nix::sys::termios::tcsetattr(fd, SetArg::TCSADRAIN, attributes);
     }
     for _ in 0..ATTEMPTS {
-        if folder.remove().is_ok() {
+        if lot.clear().is_ok() {
             return 0;
         }
         std::thread::sleep(PAUSE);
@@ -107,7 +107,7 @@ fn wait_and_bury(mut pipe: File, folder: &Folder, terminal: Option<(OwnedFd, Ter
 }
 
 /// Leaves everything of the caller's behind: session, signals, folder, descriptors.
-fn detach(pipe: &File, folder: &Folder, terminal: Option<&OwnedFd>) {
+fn detach(pipe: &File, terminal: Option<&OwnedFd>) {
     let _ = nix::unistd::setsid();
     let _ = nix::sys::prctl::set_name(c"tatami-remover");
     let _ = nix::unistd::chdir(Path::new("/"));
@@ -127,10 +127,7 @@ fn detach(pipe: &File, folder: &Folder, terminal: Option<&OwnedFd>) {
     }
     let _ = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
     // Whoever reads the caller's output waits for its end: nothing of it may stay open here.
-    let mut kept: Vec<i32> = [Some(pipe.as_raw_fd()), Some(folder.lock_fd()), terminal.map(AsRawFd::as_raw_fd)]
-        .into_iter()
-        .flatten()
-        .collect();
+    let mut kept: Vec<i32> = terminal.map(AsRawFd::as_raw_fd).into_iter().chain([pipe.as_raw_fd()]).collect();
     kept.sort_unstable();
     let mut first = 0u32;
     for fd in kept.iter().map(|&fd| fd as u32).chain([u32::MAX]) {
@@ -144,21 +141,22 @@ fn detach(pipe: &File, folder: &Folder, terminal: Option<&OwnedFd>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::folder::Places;
+    use super::super::folder::{Folder, Places};
     use super::*;
 
     // `fork` in a test process with threads: the child allocates, which glibc's malloc allows after fork.
-    fn folder(dir: &Path) -> Folder {
+    fn start(dir: &Path) -> (Undertaker, Folder) {
         let places = Places { root: dir.join("root"), state: dir.join("state") };
-        Folder::create(&places, None).unwrap()
+        let lot = Lot::choose(&places).unwrap();
+        let undertaker = Undertaker::start(&lot, None).unwrap();
+        (undertaker, Folder::create(&places, lot, None).unwrap())
     }
 
     #[test]
     fn folders_go_when_the_server_says_so() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = folder(dir.path());
+        let (undertaker, folder) = start(dir.path());
         std::fs::create_dir_all(folder.data().join("upper/etc")).unwrap();
-        let undertaker = Undertaker::start(&folder, None).unwrap();
         assert!(folder.data().exists());
         undertaker.bury().unwrap();
         assert!(!folder.data().exists() && !folder.state().exists());
@@ -167,8 +165,7 @@ mod tests {
     #[test]
     fn folders_go_when_the_server_dies() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = folder(dir.path());
-        let mut undertaker = Undertaker::start(&folder, None).unwrap();
+        let (mut undertaker, folder) = start(dir.path());
         // What the kernel does for a server that was killed.
         drop(undertaker.pipe.take());
         assert!(matches!(nix::sys::wait::waitpid(undertaker.pid, None).unwrap(), WaitStatus::Exited(_, 0)));

@@ -1,0 +1,105 @@
+//! Makes a container's files and specification from what the command line and the image say.
+//!
+//! Knows which part is asked for what; the parts know how.
+
+use std::path::PathBuf;
+
+use oci_spec::image::Config;
+
+use super::options::RunOptions;
+use crate::image::{Image, ImageError, Tree, TreeError};
+use crate::sandbox::mounts::{HostVolume, Layout, MountError, Root, SharedFolder};
+use crate::spec::{self, Accounts, ContainerOptions, SpecError, Volume};
+
+/// Why a container cannot be laid out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ComposeError {
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error("the container's root file system: {0}")]
+    Tree(#[from] TreeError),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error("cannot write the container's specification: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Where the container's root comes from, opened.
+pub(super) enum Base {
+    /// An image, and the folder where unpacked ones are kept.
+    Image(Box<Image>, PathBuf),
+    /// A folder.
+    Plain(PathBuf),
+}
+
+/// All that a container is made of.
+pub(super) struct Recipe {
+    pub(super) base: Base,
+    pub(super) volumes: Vec<HostVolume>,
+    pub(super) options: ContainerOptions,
+}
+
+impl Recipe {
+    /// Takes from the command line what concerns the container. What the guest's paths are is found out by laying it out.
+    pub(super) fn new(base: Base, volumes: Vec<HostVolume>, options: &RunOptions) -> Recipe {
+        let options = ContainerOptions {
+            rootfs: PathBuf::new(),
+            args: options.command.clone(),
+            entrypoint: options.entrypoint.clone(),
+            env: options.env.clone(),
+            workdir: options.workdir.clone(),
+            user: options.user.clone(),
+            tty: options.tty,
+            volumes: options
+                .volumes
+                .iter()
+                .map(|volume| Volume {
+                    guest_source: PathBuf::new(),
+                    destination: volume.destination.clone(),
+                    read_only: volume.read_only,
+                })
+                .collect(),
+            read_only: options.read_only,
+            hostname: options.hostname.clone().unwrap_or_default(),
+        };
+        Recipe { base, volumes, options }
+    }
+
+    /// With this host name, unless the command line gives one.
+    pub(super) fn named(mut self, hostname: String) -> Recipe {
+        if self.options.hostname.is_empty() {
+            self.options.hostname = hostname;
+        }
+        self
+    }
+
+    /// Unpacks and mounts; returns the specification as JSON. Takes as long as the image is large.
+    pub(super) fn lay_out(self, container: &str, shared: &SharedFolder) -> Result<Vec<u8>, ComposeError> {
+        let (root, configuration) = match &self.base {
+            Base::Image(image, store) => {
+                let unpacked = image.unpack_into(store, &mut |progress| eprintln!("tatami: {progress}"))?;
+                (Root::Image(unpacked), image.config().config().as_ref())
+            }
+            Base::Plain(folder) => (Root::Plain(folder.clone()), None),
+        };
+        let layout = shared.lay_out(container, &root, &self.volumes)?;
+        specify(self.options, layout, configuration)
+    }
+}
+
+/// The specification of a container whose files lie there.
+fn specify(mut options: ContainerOptions, layout: Layout, image: Option<&Config>) -> Result<Vec<u8>, ComposeError> {
+    options.rootfs = layout.guest_root;
+    for (volume, guest_source) in options.volumes.iter_mut().zip(layout.guest_volumes) {
+        volume.guest_source = guest_source;
+    }
+    let accounts = Accounts::read(&layout.host_root)?;
+    let spec = spec::container(image, &accounts, &options)?;
+    if let Some(process) = spec.process() {
+        // As docker does: a working folder that is missing is made.
+        Tree::open(&layout.host_root)?.make_folder(process.cwd())?;
+    }
+    Ok(serde_json::to_vec(&spec)?)
+}

@@ -1,0 +1,276 @@
+//! The VMM process as the sandbox sees it: how far it has come, what its guest printed, and why it ended.
+//!
+//! One task reads the process's events and keeps the rest of the server informed. It parses nothing that a guest wrote:
+//! console bytes are kept as they are. Knows nothing of the agent beyond the port it announces itself on.
+
+#![allow(unsafe_code, reason = "registering a descriptor with the runtime")]
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tatami_protocol::READY_PORT;
+use tatami_vmm::{Event, Resources, SpawnError, StopReason, VmConfig, VmmProcess};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::console::ConsoleRing;
+
+/// How many of the guest's last lines a message shows.
+const LINES: usize = 20;
+/// How long, once a call to the guest has failed, the VMM has to say that it is the guest that ended.
+const VERDICT: Duration = Duration::from_millis(500);
+
+/// How far the VM has come, and when.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The VM exists.
+    pub created: Option<Instant>,
+    /// Its first vCPU runs.
+    pub booting: Option<Instant>,
+    /// The agent said that it listens.
+    pub ready: Option<Instant>,
+    /// It is over, and why.
+    pub stopped: Option<StopReason>,
+}
+
+/// Why there is no VM, or none any more.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// The process could not be started.
+    #[error("cannot start the VMM: {0}")]
+    Spawn(#[from] SpawnError),
+    /// The server cannot watch it.
+    #[error("cannot watch the VMM: {0}")]
+    Watch(#[from] io::Error),
+    /// It ended, unasked.
+    #[error("{reason}{console}")]
+    Stopped {
+        /// What ended it.
+        reason: String,
+        /// The guest's last lines.
+        console: ConsoleTail,
+    },
+    /// The guest did not get as far as it should in time.
+    #[error("{phase} within {} s{console}", limit.as_secs())]
+    Timeout {
+        /// What did not happen.
+        phase: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+        /// The guest's last lines.
+        console: ConsoleTail,
+    },
+}
+
+/// The last lines that a guest printed, as they end a message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsoleTail(Vec<String>);
+
+impl ConsoleTail {
+    /// What the guest's kernel said when it panicked, if it did.
+    fn panic(&self) -> Option<&str> {
+        let said = self.0.iter().find_map(|line| line.split_once("Kernel panic - not syncing: "));
+        said.map(|(_, reason)| reason)
+    }
+}
+
+impl std::fmt::Display for ConsoleTail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        f.write_str("; the guest's last lines:")?;
+        self.0.iter().try_for_each(|line| write!(f, "\n  | {line}"))
+    }
+}
+
+/// A view of the VM that any part of the server can hold. Cloning is cheap.
+#[derive(Clone)]
+pub struct VmWatch {
+    progress: watch::Receiver<Progress>,
+    console: Arc<Mutex<ConsoleRing>>,
+}
+
+/// The VM. Dropping it inside a runtime ends it soon; [`Vm::end`] says when.
+pub struct Vm {
+    watch: VmWatch,
+    end: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Vm {
+    /// Starts the VMM process, which boots at once. With `live`, the guest's serial output goes to standard error.
+    ///
+    /// # Errors
+    /// [`VmError::Spawn`] when there is no process to be had.
+    pub fn start(config: &VmConfig, resources: Resources, live: bool) -> Result<Vm, VmError> {
+        let process = VmmProcess::spawn(config, resources)?;
+        let control = process.control_fd().try_clone_to_owned()?;
+        // SAFETY: an owned descriptor stays open until the registration is dropped with it.
+        let control =
+            unsafe { AsyncFd::register_with_interest(control, Interest::READABLE) }.map_err(io::Error::from)?;
+        let console = Arc::new(Mutex::new(ConsoleRing::default()));
+        let (sender, progress) = watch::channel(Progress::default());
+        let (end, ended) = oneshot::channel();
+        let observer = Observer { process, progress: sender, console: console.clone(), live };
+        let task = tokio::spawn(observer.watch_until(control, ended));
+        Ok(Vm { watch: VmWatch { progress, console }, end: Some(end), task })
+    }
+
+    /// The view to hand out.
+    pub fn watch(&self) -> &VmWatch {
+        &self.watch
+    }
+
+    /// Ends the process, whatever it does, and returns when it is gone.
+    pub async fn end(mut self) {
+        drop(self.end.take());
+        if let Err(error) = (&mut self.task).await {
+            log::warn!("the task that watches the VMM: {error}");
+        }
+    }
+}
+
+impl VmWatch {
+    /// How far it has come.
+    pub fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
+    /// Returns when the agent listens.
+    ///
+    /// # Errors
+    /// [`VmError::Stopped`] when the VM ends before, [`VmError::Timeout`] when `limit` passes before.
+    pub async fn ready(&self, limit: Duration) -> Result<(), VmError> {
+        let mut progress = self.progress.clone();
+        let wait = progress.wait_for(|progress| progress.ready.is_some() || progress.stopped.is_some());
+        match tokio::time::timeout(limit, wait).await {
+            Ok(Ok(progress)) if progress.stopped.is_none() => Ok(()),
+            Ok(_) => Err(self.stopped()),
+            Err(_) => Err(VmError::Timeout { phase: self.progress().missing(), limit, console: self.tail() }),
+        }
+    }
+
+    /// Returns what `work` returns, unless the VM ends first.
+    ///
+    /// # Errors
+    /// [`VmError::Stopped`].
+    pub async fn while_alive<T>(&self, work: impl Future<Output = T>) -> Result<T, VmError> {
+        tokio::select! {
+            biased;
+            result = work => Ok(result),
+            () = self.over() => Err(self.stopped()),
+        }
+    }
+
+    /// After a call to the guest has failed: why the VM ended, if that is the reason.
+    pub async fn verdict(&self) -> Option<VmError> {
+        tokio::time::timeout(VERDICT, self.over()).await.ok().map(|()| self.stopped())
+    }
+
+    /// Returns when the VM has ended.
+    pub async fn over(&self) {
+        // An error means that the task is gone, and the process with it.
+        let _ = self.progress.clone().wait_for(|progress| progress.stopped.is_some()).await;
+    }
+
+    /// The guest's last lines.
+    pub fn tail(&self) -> ConsoleTail {
+        ConsoleTail(self.console.lock().unwrap_or_else(PoisonError::into_inner).tail(LINES))
+    }
+
+    fn stopped(&self) -> VmError {
+        let console = self.tail();
+        let reason = match self.progress().stopped {
+            Some(StopReason::GuestReset) => match console.panic() {
+                Some(text) => format!("the guest's kernel panicked: {text}"),
+                None => "the guest reset itself unexpectedly".to_owned(),
+            },
+            Some(StopReason::Error(text)) => text,
+            None => "the VM was ended".to_owned(),
+        };
+        VmError::Stopped { reason, console }
+    }
+}
+
+impl Progress {
+    /// The first step that is not done, as a message says it.
+    fn missing(&self) -> &'static str {
+        match (self.created, self.booting) {
+            (None, _) => "the VMM did not create the VM",
+            (_, None) => "the VMM did not start the guest",
+            _ => "the guest kernel started, but the agent did not announce itself",
+        }
+    }
+}
+
+/// The task's own: the process, and where to tell what it says.
+struct Observer {
+    process: VmmProcess,
+    progress: watch::Sender<Progress>,
+    console: Arc<Mutex<ConsoleRing>>,
+    live: bool,
+}
+
+impl Observer {
+    async fn watch_until(mut self, control: AsyncFd<OwnedFd>, end: oneshot::Receiver<()>) {
+        let reason = tokio::select! {
+            reason = self.follow(control) => reason,
+            _ = end => StopReason::Error("the VM was ended".to_owned()),
+        };
+        self.process.kill();
+        let status = self.process.wait();
+        log::debug!("the VMM process ended: {status:?}");
+        self.progress.send_modify(|progress| {
+            progress.stopped.get_or_insert(reason);
+        });
+    }
+
+    /// Reads events until there are no more; returns why.
+    async fn follow(&mut self, control: AsyncFd<OwnedFd>) -> StopReason {
+        loop {
+            let mut guard = match control.readable().await {
+                Ok(guard) => guard,
+                Err(error) => return StopReason::Error(format!("the VMM cannot be watched any more: {error}")),
+            };
+            loop {
+                match self.process.next_event() {
+                    Ok(Some(event)) => {
+                        if let Some(reason) = self.take(event) {
+                            return reason;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(error) => return StopReason::Error(format!("the VMM was ended: {error}")),
+                }
+            }
+            guard.clear_ready();
+        }
+    }
+
+    /// Notes one event; the reason if it is the last.
+    fn take(&mut self, event: Event) -> Option<StopReason> {
+        let now = Instant::now();
+        match event {
+            Event::Created { .. } => self.progress.send_modify(|progress| progress.created = Some(now)),
+            Event::Booting { .. } => self.progress.send_modify(|progress| progress.booting = Some(now)),
+            Event::GuestConnected { port: READY_PORT, .. } => {
+                self.progress.send_modify(|progress| progress.ready = progress.ready.or(Some(now)));
+            }
+            // Dropping the stream refuses the connection.
+            Event::GuestConnected { port, .. } => log::warn!("the guest connects to port {port}, which nobody serves"),
+            Event::Console(bytes) => {
+                self.console.lock().unwrap_or_else(PoisonError::into_inner).push(&bytes);
+                if self.live {
+                    let _ = io::stderr().write_all(&bytes);
+                }
+            }
+            Event::Stopped(reason) => return Some(reason),
+        }
+        None
+    }
+}
