@@ -54,12 +54,6 @@ fn names() -> [&'static str; REQUIREMENTS.len()] {
     REQUIREMENTS.map(|(name, _)| name)
 }
 
-/// `tatami check` as a whole: reports on standard output.
-pub fn main(arguments: &CheckArguments) -> ExitCode {
-    // A reader that went away early (`| head -1`) has seen what it wanted.
-    run(arguments, &mut io::stdout().lock()).unwrap_or(ExitCode::FAILURE)
-}
-
 /// Looks at everything, or at what `--only` names, and writes what it finds to `out`.
 ///
 /// # Errors

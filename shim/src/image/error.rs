@@ -1,7 +1,7 @@
 //! What can be wrong with an image or with unpacking it.
 //!
-//! Messages name the blob or the archive entry and say what was wanted. Sources are kept apart: print the whole chain
-//! (`{:#}` of an `anyhow::Error`).
+//! Messages are one line, name the blob or the archive entry, say what was wanted, and hold their causes: to print the
+//! error is enough.
 
 use super::digest::Digest;
 use std::io;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The image path cannot be opened or read.
-    #[error("cannot read image {}", path.display())]
+    #[error("cannot read image {}: {source}", path.display())]
     Read {
         /// The image, as it was named.
         path: PathBuf,
@@ -91,7 +91,7 @@ pub enum ImageError {
         media_type: String,
     },
     /// A layer that cannot be decompressed, read or applied.
-    #[error("layer {name}")]
+    #[error("layer {name}: {source}")]
     Layer {
         /// Digest or path of the layer.
         name: String,
@@ -99,7 +99,7 @@ pub enum ImageError {
         source: super::layer::LayerError,
     },
     /// The store of unpacked images cannot be used.
-    #[error("image store {}", path.display())]
+    #[error("image store {}: {source}", path.display())]
     Store {
         /// The file or folder concerned.
         path: PathBuf,

@@ -36,7 +36,7 @@ pub enum LayerError {
     #[error(transparent)]
     Budget(#[from] BudgetError),
     /// One of its entries cannot be applied.
-    #[error("entry {path:?}")]
+    #[error("entry {path:?}: {source}")]
     Entry {
         /// The entry's name as the archive has it.
         path: String,
@@ -52,7 +52,7 @@ pub enum LayerError {
         why: String,
     },
     /// Its compression is broken, or the image file ends early.
-    #[error("cannot decompress it")]
+    #[error("cannot decompress it: {0}")]
     Compression(#[source] std::io::Error),
 }
 

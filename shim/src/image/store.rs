@@ -235,7 +235,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tree = Tree::open(dir.path()).unwrap();
         let error = apply(&tree, &layer, &packed[..], &Budget::new(4 << 20, 10)).unwrap_err();
-        let text = format!("{:#}", anyhow::Error::from(error));
+        let text = error.to_string();
         assert!(text.contains("more than the free disk space"), "{text}");
         assert!(fs::metadata(dir.path().join("bomb")).unwrap().len() <= 4 << 20);
     }

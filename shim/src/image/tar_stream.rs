@@ -17,7 +17,7 @@ const MAX_NAME: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
     /// The stream under the archive failed or ended early.
-    #[error("cannot read the archive")]
+    #[error("cannot read the archive: {0}")]
     Io(#[from] io::Error),
     /// A block that should be a header is not.
     #[error("tar header at byte {offset}: {why}")]

@@ -140,7 +140,7 @@ fn an_archive_that_is_both_is_read_as_oci() {
 #[test]
 fn what_is_no_image_says_so() {
     let desk = Desk::new();
-    let text = |bytes: &[u8]| anyhow::Error::from(desk.failure(&desk.file(bytes))).to_string();
+    let text = |bytes: &[u8]| desk.failure(&desk.file(bytes)).to_string();
     assert!(text(b"hello").contains("neither a folder nor a tar archive"));
     assert!(text(&[]).contains("neither a folder nor a tar archive"));
     assert!(text(&Tar::new().file("x", b"").finish()).contains("manifest.json"));
@@ -297,7 +297,7 @@ fn a_hostile_layer_is_named_and_nothing_of_it_stays() {
     let layer = LayerBlob::gzip(hello().file("../../../../escaped", b""));
     let digest = Digest::of(&layer.blob).to_string();
     let error = desk.failure(&desk.folder(&Layout::with_image(&[layer])));
-    let text = format!("{:#}", anyhow::Error::from(error));
+    let text = error.to_string();
     assert!(text.contains(&digest) && text.contains("\"../../../../escaped\"") && text.contains("climbs"), "{text}");
     assert!(!desk.dir.path().join("escaped").exists());
 }

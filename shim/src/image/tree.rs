@@ -58,7 +58,7 @@ pub enum TreeError {
     #[error("{} does not exist", .0.display())]
     Missing(PathBuf),
     /// The system refused.
-    #[error("{what}")]
+    #[error("{what}: {source}")]
     Io {
         /// What was tried.
         what: &'static str,

@@ -74,7 +74,7 @@ pub enum SpecError {
     #[error(transparent)]
     Account(#[from] AccountError),
     /// A part of the specification could not be put together.
-    #[error("cannot build the container's specification")]
+    #[error("cannot build the container's specification: {0}")]
     Build(#[from] OciSpecError),
 }
 
