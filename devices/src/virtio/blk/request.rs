@@ -95,7 +95,7 @@ fn extent(sector: u64, len: u32, shape: Shape) -> Result<u64, Status> {
 /// The ranges in `segments`, of which `flags` are allowed.
 fn ranges(memory: &GuestMemory, segments: &[Segment], shape: Shape, flags: u32) -> Result<Vec<Range>, Status> {
     let len = ring::total(segments) as usize;
-    if shape.read_only || len == 0 || len % RANGE_BYTES != 0 || len > RANGES_MAX as usize * RANGE_BYTES {
+    if shape.read_only || len == 0 || !len.is_multiple_of(RANGE_BYTES) || len > RANGES_MAX as usize * RANGE_BYTES {
         return Err(Status::Error);
     }
     let mut bytes = [0; RANGES_MAX as usize * RANGE_BYTES];

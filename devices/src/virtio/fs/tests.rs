@@ -1,8 +1,13 @@
 //! Files of a temporary folder through the device, as a guest's FUSE client would reach them; and a client that lies.
 
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+#![allow(unsafe_code, reason = "gives a thread of the tests a mount namespace of its own")]
 
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use tempfile::TempDir;
 
 use super::*;
@@ -16,6 +21,7 @@ const READ: u32 = 15;
 const WRITE: u32 = 16;
 const INIT: u32 = 26;
 const OPENDIR: u32 = 27;
+const LISTXATTR: u32 = 23;
 const READDIR: u32 = 28;
 const CREATE: u32 = 35;
 const TMPFILE: u32 = 51;
@@ -42,34 +48,51 @@ struct Client {
 impl Client {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let device = Fs::new(config(&folder), threads()).unwrap();
+        Self::on(config(&folder), folder)
+    }
+
+    fn on(config: FsConfig, folder: TempDir) -> Self {
+        let device = Fs::new(config, threads()).unwrap();
         let mut client = Client { driver: Driver::start(Box::new(device)), folder };
         client.init();
         client
     }
 
     fn init(&mut self) {
-        let body: Vec<u8> = [7_u32, 31, 1 << 17, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+        // Flags: extended ones follow, and of those FUSE_SUBMOUNTS and FUSE_CREATE_SUPP_GROUP, as Linux since 6.3 has them.
+        let words = [7_u32, 39, 1 << 17, 1 << 30 | 1 << 27, 1 << 2];
+        let mut body: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        body.resize(64, 0);
         let reply = self.ask(INIT, 0, &body, 4096).unwrap();
         assert_eq!(word(&reply, 0), 7, "protocol version");
     }
 
-    /// A request's bytes.
+    /// A request's bytes, in root's name.
     fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+        Self::request_of(0, opcode, node, body)
+    }
+
+    fn request_of(user: u32, opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
         let len = 40 + body.len() as u32;
         let mut bytes = Vec::new();
         bytes.extend_from_slice(&len.to_le_bytes());
         bytes.extend_from_slice(&opcode.to_le_bytes());
         bytes.extend_from_slice(&77_u64.to_le_bytes());
         bytes.extend_from_slice(&node.to_le_bytes());
-        bytes.extend_from_slice(&[0; 16]);
+        // User and group; process and lengths of extensions.
+        bytes.extend_from_slice(&[user.to_le_bytes(), user.to_le_bytes()].concat());
+        bytes.extend_from_slice(&[0; 8]);
         bytes.extend_from_slice(body);
         bytes
     }
 
     /// Sends a request in three pieces and gives what comes after the reply's header, or the error number.
     fn ask(&mut self, opcode: u32, node: u64, body: &[u8], room: u32) -> Result<Vec<u8>, i32> {
-        let request = Self::request(opcode, node, body);
+        self.ask_as(0, opcode, node, body, room)
+    }
+
+    fn ask_as(&mut self, user: u32, opcode: u32, node: u64, body: &[u8], room: u32) -> Result<Vec<u8>, i32> {
+        let request = Self::request_of(user, opcode, node, body);
         self.driver.put(REQUEST_AT, &request[..40]);
         self.driver.put(DATA_AT, body);
         let (half, len) = (body.len() as u32 / 2, body.len() as u32);
@@ -90,6 +113,13 @@ impl Client {
             0 => Ok(reply[16..].to_vec()),
             error => Err(-error),
         }
+    }
+
+    /// `struct fuse_create_in` and a name, for reading and writing.
+    fn creation(name: &str, mode: u32) -> Vec<u8> {
+        let mut body: Vec<u8> = [libc::O_RDWR as u32, mode, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+        body.extend(name.bytes().chain([0]));
+        body
     }
 
     fn lookup(&mut self, parent: u64, name: &str) -> Result<u64, i32> {
@@ -151,8 +181,7 @@ fn a_file_is_found_and_read() {
 #[test]
 fn a_file_is_made_and_written_in_many_pieces() {
     let mut client = Client::new();
-    let mut body: Vec<u8> = [libc::O_RDWR as u32, 0o100640, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
-    body.extend_from_slice(b"new\0");
+    let body = Client::creation("new", 0o100640);
     let created = client.ask(CREATE, ROOT, &body, 144).unwrap();
     let (file, handle) = (double(&created, 0), double(&created, 128));
     let text: Vec<u8> = (0..1 << 20).map(|index| (index / 7) as u8).collect();
@@ -285,4 +314,71 @@ fn a_folder_is_listed() {
     let listing = client.ask(READDIR, ROOT, &body, 4096).unwrap();
     let has = |name: &[u8]| listing.windows(name.len()).any(|window| window == name);
     assert!(has(b"one") && has(b"two"));
+}
+
+/// The capabilities that [`Fs`] says it needs.
+const NEEDED: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP);
+
+/// Makes `folder` the calling thread's root, with nothing else in reach, and leaves it the needed capabilities only.
+fn confine(folder: &Path) {
+    // SAFETY: concerns the calling thread only; what it opens, it opens itself.
+    let unshared = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) };
+    unshared.expect("run the tests as root: this one confines itself");
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+    mount_bind(folder, folder).unwrap();
+    rustix::process::chdir(folder).unwrap();
+    rustix::process::pivot_root(".", ".").unwrap();
+    unmount(".", UnmountFlags::DETACH).unwrap();
+    rustix::process::chdir("/").unwrap();
+    let sets = CapabilitySets { effective: NEEDED, permitted: NEEDED, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).unwrap();
+}
+
+#[test]
+fn it_serves_from_a_jail_without_proc() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    let jailed = std::thread::spawn(move || {
+        let config = FsConfig { root: "/".into(), ..config(&folder) };
+        confine(folder.path());
+        let mut client = Client::on(config, folder);
+        assert!(!Path::new("/proc").exists());
+        fs::set_permissions("/", fs::Permissions::from_mode(0o755)).unwrap();
+        let created = client.ask_as(1000, CREATE, ROOT, &Client::creation("mine", 0o100640), 144);
+        assert_eq!(created, Err(libc::EACCES), "the folder is root's");
+        fs::set_permissions("/", fs::Permissions::from_mode(0o777)).unwrap();
+        client.ask_as(1000, CREATE, ROOT, &Client::creation("mine", 0o100640), 144).unwrap();
+        let mine = fs::metadata("/mine").unwrap();
+        assert_eq!((mine.uid(), mine.gid(), mine.mode() & 0o7777), (1000, 1000, 0o640));
+        let created = client.ask(CREATE, ROOT, &Client::creation("program", 0o104755), 144).unwrap();
+        let (file, handle) = (double(&created, 0), double(&created, 128));
+        // A write in the name of another takes the set-user-ID bit away (FUSE_WRITE_KILL_SUIDGID). Twice, because the
+        // capability that keeps it must come back in between.
+        let mut body = Client::transfer(handle, 0, 4);
+        body[20..24].copy_from_slice(&4_u32.to_le_bytes());
+        body.extend_from_slice(b"text");
+        for _ in 0..2 {
+            fs::set_permissions("/program", fs::Permissions::from_mode(0o4755)).unwrap();
+            assert_eq!(word(&client.ask_as(1000, WRITE, file, &body, 8).unwrap(), 0), 4);
+            assert_eq!(fs::metadata("/program").unwrap().mode() & 0o7777, 0o755);
+        }
+        // Reached through /proc/self/fd, by a working directory that is the serving thread's alone.
+        std::os::unix::fs::symlink("nowhere", "/link").unwrap();
+        let link = client.lookup(ROOT, "link").unwrap();
+        assert_eq!(client.ask(LISTXATTR, link, &[0; 8], 16).map(|reply| word(&reply, 0)), Ok(0));
+        assert_eq!(std::env::current_dir().unwrap(), Path::new("/"));
+        client.driver.reset();
+        // This thread cannot see the path to the folder any more.
+        client.folder.keep()
+    });
+    assert_eq!(jailed.join().unwrap(), path);
+    fs::remove_dir_all(path).unwrap();
 }
