@@ -20,7 +20,7 @@ const NEW_ROOT: &str = "/mnt";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MountError {
     /// A file system did not mount.
-    #[error("mount {kind} on {target}: {source} (is it in the guest kernel, and its device in the VMM?)")]
+    #[error("mount {kind} on {target} (is it in the guest kernel, and its device in the VMM?)")]
     Mount {
         /// File system type.
         kind: &'static str,
@@ -30,7 +30,7 @@ pub(crate) enum MountError {
         source: io::Error,
     },
     /// A step between the mounts failed.
-    #[error("{step} {path}: {source}")]
+    #[error("{step} {path}")]
     Step {
         /// What was tried.
         step: &'static str,

@@ -30,6 +30,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("a_created_container_can_be_deleted", a_created_container_can_be_deleted),
     ("many_short_processes_lose_nothing", many_short_processes_lose_nothing),
     ("many_at_once_lose_nothing", many_at_once_lose_nothing),
+    ("a_seccomp_profile_is_applied", a_seccomp_profile_is_applied),
     ("nothing_is_left", nothing_is_left),
 ];
 
@@ -328,6 +329,19 @@ fn many_at_once_lose_nothing(rig: &Rig) {
     let expected: Vec<_> = (0..COUNT).map(|number| (number as u32, format!("{number}\n"))).collect();
     assert_eq!(results, expected);
     container.delete().unwrap();
+}
+
+fn a_seccomp_profile_is_applied(rig: &Rig) {
+    let container_with_profile = |action: &str| {
+        let mut container = rig.container(&["sh", "-c", "mkdir /tmp/$0 2>/dev/null; cd /tmp/$0 2>/dev/null", action]);
+        container.spec["linux"]["seccomp"] = serde_json::json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": action }],
+        });
+        container.run().status
+    };
+    assert_eq!(container_with_profile("SCMP_ACT_ALLOW"), 0);
+    assert_ne!(container_with_profile("SCMP_ACT_ERRNO"), 0);
 }
 
 fn nothing_is_left(rig: &Rig) {

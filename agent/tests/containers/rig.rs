@@ -25,7 +25,7 @@ pub(crate) const SERVE: &str = "--serve";
 /// Nothing here takes longer, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 const APPLETS: &[&str] =
-    &["cat", "echo", "env", "false", "head", "id", "ps", "seq", "sh", "sleep", "stty", "true", "yes"];
+    &["cat", "echo", "env", "false", "head", "id", "mkdir", "ps", "seq", "sh", "sleep", "stty", "true", "yes"];
 
 /// The agent's part: serves on sockets in `folder`; ends by a shutdown request.
 pub(crate) fn serve(folder: &Path) {
