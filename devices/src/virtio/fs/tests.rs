@@ -11,10 +11,10 @@ use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use tempfile::TempDir;
 
 use super::*;
-use crate::virtio::testing::{Driver, LOW_BYTES, into, out, threads};
+use crate::virtio::testing::{Dice, Driver, LOW_BYTES, into, out, threads};
 
-const FORGET: u32 = 2;
 const LOOKUP: u32 = 1;
+const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
@@ -24,6 +24,7 @@ const OPENDIR: u32 = 27;
 const LISTXATTR: u32 = 23;
 const READDIR: u32 = 28;
 const CREATE: u32 = 35;
+const FALLOCATE: u32 = 43;
 const TMPFILE: u32 = 51;
 
 const HIPRIO: usize = 0;
@@ -254,6 +255,56 @@ fn a_client_that_lies_only_stops_its_device() {
         client.init();
         assert_eq!(client.lookup(ROOT, "nothing"), Err(libc::ENOENT), "after {what}");
     }
+}
+
+/// Whatever opcode with whatever words: an answer or a reset, and nothing outside the folder has changed.
+#[test]
+fn nonsense_is_answered_or_stops_the_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let inside = folder.path().join("inside");
+    fs::create_dir(&inside).unwrap();
+    let config = FsConfig { root: inside.to_str().unwrap().to_owned(), ..config(&folder) };
+    let mut client = Client::on(config, folder);
+    let (mut answers, mut resets) = (0, 0);
+    for seed in 0..3000 {
+        let mut dice = Dice::new(seed);
+        // Not FALLOCATE, which may well do what it is asked to, and fill the disk.
+        let opcode = dice.below(54) as u32;
+        if opcode == FALLOCATE {
+            continue;
+        }
+        let mut body = Vec::new();
+        for _ in 0..dice.below(16) {
+            let name = u64::from_le_bytes(*b"../name\0");
+            let number = dice.roll();
+            body.extend_from_slice(&dice.pick(&[0, 1, 2, 40, 4096, u64::MAX, name, number]).to_le_bytes());
+        }
+        let mut request = Client::request(opcode, dice.pick(&[0, ROOT, ROOT, 2, 3, u64::MAX]), &body);
+        if dice.below(8) == 0 {
+            request[..4].copy_from_slice(&(dice.roll() as u32).to_le_bytes());
+        }
+        client.driver.put(REQUEST_AT, &request);
+        let room = dice.pick(&[0, 15, 16, 144, 8192]);
+        let before = client.driver.used(REQUESTS);
+        let chain = [out(REQUEST_AT, request.len() as u32), into(REPLY_AT, room)];
+        client.driver.post(REQUESTS, (seed % 100) as u16, &chain);
+        crate::virtio::testing::wait_for(&format!("answer to {seed}"), || {
+            client.driver.used(REQUESTS) != before || client.driver.status() & 64 != 0
+        });
+        if client.driver.status() & 64 == 0 {
+            answers += 1;
+            let (_, written) = client.driver.take(REQUESTS);
+            assert!(written <= room, "seed {seed}: {written} bytes into {room}");
+        } else {
+            resets += 1;
+            client.driver.reset();
+            client.driver.bring_up(u64::MAX);
+            client.init();
+        }
+    }
+    assert!(answers > 500 && resets > 500, "the nonsense is of one kind: {answers} answers, {resets} resets");
+    let beside: Vec<_> = fs::read_dir(client.folder.path()).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert_eq!(beside, [inside]);
 }
 
 #[test]

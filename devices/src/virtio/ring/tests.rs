@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
-use crate::virtio::testing::{HIGH, LOW_BYTES, Rings, into, memory, out};
+use crate::virtio::testing::{Dice, HIGH, LOW_BYTES, Rings, into, memory, out};
 
 const SIZE: u16 = 16;
 
@@ -288,4 +288,35 @@ fn slices_of_segments() {
     assert_eq!(slice(&segments, 29, 5), [segment(0x3009, 1)]);
     assert!(slice(&segments, 30, 1).is_empty());
     assert!(slice(&segments, 0, 0).is_empty());
+}
+
+/// Tables of nonsense that is often nearly right: whatever is taken from them is inside RAM and no longer than the ring.
+#[test]
+fn nonsense_is_an_error_or_a_chain_that_can_be_trusted() {
+    let (mut good, mut bad) = (0, 0);
+    for seed in 0..20_000 {
+        let (mut bench, mut dice) = (Bench::new(), Dice::new(seed));
+        for table in [bench.rings.table, 0x5000] {
+            for index in 0..SIZE {
+                let address = dice.pick(&[0x1000, 0x5000, 0x5010, HIGH, LOW_BYTES as u64 - 1, u64::MAX - 15]);
+                let len = dice.pick(&[0, 1, 16, 32, 48, 256, 0xffff_fff0]);
+                let flags = dice.pick(&[0, 1, 1, 1, 1, 2, 3, 3, 4, 5, 6, 0xffff]);
+                let descriptor = Descriptor::new(address, len, flags, dice.below(u64::from(SIZE) + 1) as u16);
+                bench.rings.describe(table, index, descriptor);
+            }
+        }
+        bench.rings.offer(dice.below(u64::from(SIZE) + 1) as u16);
+        let Ok(chain) = bench.ring.take() else {
+            bad += 1;
+            continue;
+        };
+        let chain = chain.expect("one was offered");
+        good += 1;
+        assert!(chain.segments.len() <= usize::from(SIZE), "seed {seed}");
+        for segment in chain.readable().iter().chain(chain.writable()) {
+            assert!(bench.memory.check_range(segment.address, segment.len as usize), "seed {seed}: {segment:?}");
+        }
+        bench.ring.give_back(chain, 0).unwrap();
+    }
+    assert!(good > 1000 && bad > 1000, "the nonsense is of one kind: {good} good, {bad} bad");
 }
