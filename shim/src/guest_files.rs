@@ -76,30 +76,27 @@ pub fn find_initrd(flag: Option<&Path>) -> Result<PathBuf, GuestFilesError> {
 
 /// The folders that are searched, first match first.
 fn folders() -> Vec<PathBuf> {
-    let architecture = env::consts::ARCH;
+    env::current_exe().map_or_else(|_| vec![PathBuf::from(INSTALLED)], |binary| folders_of(&binary))
+}
+
+fn folders_of(binary: &Path) -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    if let Some(bin) = env::current_exe().ok().as_deref().and_then(Path::parent) {
-        // target/release/tatami → target/guest/x86_64; and target/<triple>/release/tatami, one folder deeper.
-        for above in bin.ancestors().skip(1).take(2) {
-            folders.push(above.join("guest").join(architecture));
-        }
-        // PREFIX/bin/tatami → PREFIX/share/tatami.
-        folders.extend(bin.parent().map(|prefix| prefix.join("share/tatami")));
-    }
-    folders.push(PathBuf::from(INSTALLED));
-    let by_architecture: Vec<PathBuf> = folders
-        .into_iter()
-        .flat_map(
-            |folder| if folder.ends_with("tatami") { vec![folder.join(architecture), folder] } else { vec![folder] },
-        )
-        .collect();
-    let mut unique = Vec::new();
-    for folder in by_architecture {
-        if !unique.contains(&folder) {
-            unique.push(folder);
+    let built = |above: &Path| above.join("guest").join(env::consts::ARCH);
+    match binary.ancestors().find(|folder| folder.ends_with("target")) {
+        // target/release/tatami and target/<triple>/release/tatami → target/guest/x86_64.
+        Some(target) => folders.push(built(target)),
+        None => {
+            if let Some(prefix) = binary.parent().and_then(Path::parent) {
+                folders.push(built(prefix));
+                // PREFIX/bin/tatami → PREFIX/share/tatami.
+                folders.push(prefix.join("share/tatami"));
+            }
         }
     }
-    unique
+    if !folders.iter().any(|folder| folder == Path::new(INSTALLED)) {
+        folders.push(PathBuf::from(INSTALLED));
+    }
+    folders
 }
 
 /// One file and every way to name it.
@@ -162,6 +159,18 @@ mod tests {
         assert_eq!(by_all, flag);
         assert_eq!(WANTED.find(None, Some(variable.clone().into()), &folders).unwrap(), variable);
         assert_eq!(WANTED.find(None, Some(OsString::new()), &folders).unwrap(), dir.path().join(KERNEL_NAME));
+    }
+
+    #[test]
+    fn folders_follow_from_where_the_binary_is() {
+        let guest = |prefix: &str| PathBuf::from(format!("{prefix}/guest/{}", env::consts::ARCH));
+        let installed = PathBuf::from(INSTALLED);
+        let build = [guest("/src/target"), installed.clone()];
+        assert_eq!(folders_of(Path::new("/src/target/release/tatami")), build);
+        assert_eq!(folders_of(Path::new("/src/target/x86_64-unknown-linux-gnu/release/tatami")), build);
+        let local = [guest("/usr/local"), PathBuf::from("/usr/local/share/tatami"), installed.clone()];
+        assert_eq!(folders_of(Path::new("/usr/local/bin/tatami")), local);
+        assert_eq!(folders_of(Path::new("/usr/bin/tatami")), [guest("/usr"), installed]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// Nothing is reported before this long.
 const QUIET: Duration = Duration::from_secs(2);
 /// At most one report in this long.
-const INTERVAL: Duration = Duration::from_millis(500);
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// How far unpacking is. Reported only when it takes longer than two seconds; `Display` makes a line of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,12 +91,14 @@ impl Image {
         DirBuilder::new().mode(0o755).create(&rootfs).map_err(at(&rootfs))?;
         let tree = Tree::open(&rootfs).map_err(|error| at(&rootfs)(io::Error::other(error)))?;
         let budget = Budget::of(tree.root()).map_err(at(&rootfs))?;
-        let blobs = self.layers.iter().map(|layer| self.layer_blob(layer)).collect::<Result<Vec<_>, _>>()?;
-        let total = blobs.iter().map(Blob::len).sum();
+        // All of them are looked at before the first is unpacked, and none stays open meanwhile: there may be many.
+        let sizes = self.layers.iter().map(|layer| Ok(self.layer_blob(layer)?.len()));
+        let total = sizes.sum::<Result<u64, ImageError>>()?;
         let mut report = Report { progress, start: Instant::now(), last: None, done: 0, total, layer: 0 };
         let layers = self.layers.len();
-        for (number, (layer, blob)) in self.layers.iter().zip(blobs).enumerate() {
+        for (number, layer) in self.layers.iter().enumerate() {
             report.layer = number + 1;
+            let blob = self.layer_blob(layer)?;
             apply(&tree, layer, Counted { inner: blob, report: &mut report, layers }, &budget)?;
         }
         Ok(())
