@@ -16,7 +16,7 @@ host is booted if none runs for this checkout, and ends by itself after 30 minut
   -T                no terminal, even where both are
   -e, --env K=V     add to COMMAND's environment (repeatable; without =V, the caller's value)
       --cold        boot afresh, without the snapshot; ends the host that runs
-      --icount      a separate host with one CPU whose time counts instructions; for measuring
+      --icount      a separate host with one CPU whose time counts instructions; for measuring. Ends after 60 s
       --prepare     build images and snapshot, start the host, run nothing
       --status      say whether a host runs (exit status 0 if so, 1 if not)
       --stop        end the host of this checkout, and the --icount one

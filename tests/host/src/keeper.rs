@@ -7,22 +7,28 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::setsid;
-use tatami_testhost::wire::{Setup, TOKEN_LEN, ToHost, Token};
+use tatami_testhost::wire::{CLOCK_SLACK, Setup, TOKEN_LEN, ToHost, Token};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, Dialled};
 use crate::host::{Plan, State};
 use crate::places::try_lock;
 use crate::qemu::{Life, Qemu};
 
 /// Between two looks at QEMU and at the clients, in milliseconds.
 const LOOK: u16 = 250;
+
+/// Between two times that the host is told the time.
+const CLOCK_PERIOD: Duration = Duration::from_secs(60);
 
 /// Keeps a host until it ends.
 ///
@@ -49,7 +55,9 @@ pub(crate) fn keep(plan: Plan) -> Result<()> {
     let mut qemu = bring_up(&plan)?;
     let token = random::<TOKEN_LEN>()?;
     let port = qemu.port()?;
-    tell(&plan, port, token)?;
+    let connection = tell(&plan, port, token)?;
+    // Where time counts instructions, it has nothing to do with ours.
+    let hangs = if plan.machine.icount { Arc::default() } else { watch(connection) };
     let folder = plan.folder.clone();
     let idle_limit = Duration::from_secs(plan.idle);
     write_state(&State { keeper: std::process::id() as i32, port, token, plan })?;
@@ -63,6 +71,9 @@ pub(crate) fn keep(plan: Plan) -> Result<()> {
         }
         if let Err(e) = qemu.check() {
             break Err(e);
+        }
+        if hangs.load(Ordering::Relaxed) {
+            break Err(anyhow!("the test host hangs: ended"));
         }
         match try_lock(&clients, true)? {
             None => idle_since = Instant::now(),
@@ -97,10 +108,40 @@ fn bring_up(plan: &Plan) -> Result<Qemu> {
     }
 }
 
-fn tell(plan: &Plan, port: u16, token: Token) -> Result<()> {
-    let mut connection = Connection::open(port, token)?;
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_nanos() as u64;
-    connection.ask(&ToHost::Setup(Setup { clock, seed: random::<64>()?.to_vec(), shares: plan.shares() }))
+fn tell(plan: &Plan, port: u16, token: Token) -> Result<Connection> {
+    let mut connection = Dialled::new(port)?.control(token)?;
+    connection.ask(&ToHost::Setup(Setup { seed: random::<64>()?.to_vec(), shares: plan.shares() }))?;
+    // A host just restored answers slowly at first; the time it is told must not be old.
+    for _ in 0..10 {
+        let asked = Instant::now();
+        tell_time(&mut connection)?;
+        if asked.elapsed() < CLOCK_SLACK {
+            break;
+        }
+    }
+    Ok(connection)
+}
+
+fn tell_time(connection: &mut Connection) -> Result<()> {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    connection.ask(&ToHost::Clock(time.as_nanos() as u64))
+}
+
+/// Tells the host the time every [`CLOCK_PERIOD`] (this machine may have slept), and so learns whether it still answers.
+fn watch(mut connection: Connection) -> Arc<AtomicBool> {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&hangs);
+    thread::spawn(move || {
+        loop {
+            thread::sleep(CLOCK_PERIOD);
+            if let Err(e) = tell_time(&mut connection) {
+                println!("the test host does not answer: {e:#}");
+                told.store(true, Ordering::Relaxed);
+                return;
+            }
+        }
+    });
+    hangs
 }
 
 fn write_state(state: &State) -> Result<()> {

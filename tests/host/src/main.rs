@@ -68,7 +68,8 @@ fn wanted(invocation: &Invocation) -> Result<Wanted> {
     let (icount, cold) = (invocation.icount, invocation.cold);
     let cpus = if icount { 1 } else { setting("TATAMI_TESTHOST_SMP", 2)? };
     let machine = Machine { cpus, memory: setting("TATAMI_TESTHOST_MEM", 4096)?, icount };
-    let idle = u64::from(setting("TATAMI_TESTHOST_IDLE", 1800)?);
+    // A machine whose time counts instructions never sleeps: it costs a CPU even when idle.
+    let idle = u64::from(setting("TATAMI_TESTHOST_IDLE", if icount { 60 } else { 1800 })?);
     Ok(Wanted { checkout: invocation.checkout.clone(), init: invocation.init.clone(), machine, cold, idle })
 }
 

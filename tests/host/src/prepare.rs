@@ -6,14 +6,15 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tatami_testhost::wire::{Share, ToHost};
 
-use crate::connection::Connection;
+use crate::connection::Dialled;
 use crate::places::{Cache, Hash, try_lock, wait_lock};
 use crate::qemu::{Life, Machine, Parts, Qemu};
 
-/// Changed by hand when the meaning of a snapshot changes without its inputs: QEMU's arguments, say.
-const SNAPSHOT_FORMAT: &[u8] = b"1";
+/// What says how the machine is put together: a snapshot fits no machine that is put together otherwise.
+const SNAPSHOT_FORMAT: &[u8] = include_bytes!("qemu.rs");
 
 /// Snapshots kept beside the one in use: one for each of a few checkouts and machine sizes.
 const SNAPSHOTS_KEPT: usize = 3;
@@ -32,11 +33,13 @@ pub(crate) fn images(cache: &Cache, scripts: &Path) -> Result<PathBuf> {
     if folder.is_dir() {
         return Ok(folder);
     }
-    let _lock = wait_lock(&cache.folder("images.lock"), true, "another run builds the test host's images")?;
+    let lock = wait_lock(&cache.folder("images.lock"), true, "another run builds the test host's images")?;
     if folder.is_dir() {
         return Ok(folder);
     }
     cache.sweep_parts(&name);
+    // The builder inherits the lock: were we killed and it not, the next one would wait for it.
+    fcntl(&*lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
     let status = Command::new(scripts.join("build-images")).arg(&folder).status().context("build-images")?;
     if !status.success() || !folder.is_dir() {
         bail!("the test host's images could not be built (build-images: {status})");
@@ -51,7 +54,10 @@ pub(crate) fn images(cache: &Cache, scripts: &Path) -> Result<PathBuf> {
 pub(crate) fn snapshot(cache: &Cache, parts: &Parts, machine: &Machine, shares: &[Share]) -> Result<PathBuf> {
     let machine_name = serde_json::to_vec(machine)?;
     let images = parts.images.file_name().unwrap_or_default().as_encoded_bytes();
-    let hash = Hash::default().with(SNAPSHOT_FORMAT).with(images).with_file(&parts.init)?.with(&machine_name);
+    let mut hash = Hash::default().with(SNAPSHOT_FORMAT).with(images).with_file(&parts.init)?.with(&machine_name);
+    for share in shares {
+        hash = hash.with(share.tag.as_bytes());
+    }
     let name = format!("snapshot-{}", hash.name());
     let folder = cache.folder(&name);
     if folder.is_dir() {
@@ -88,7 +94,7 @@ fn save_booted(parts: &Parts, machine: &Machine, shares: &[Share], into: &Path) 
     let mut qemu = Qemu::start(parts, machine, Life::BootInto(into), shares, into)?;
     qemu.wait_booted()?;
     // Any secret will do: the host forgets it as it prepares.
-    let mut connection = Connection::open(qemu.port()?, [0; _])?;
+    let mut connection = Dialled::new(qemu.port()?)?.control([0; _])?;
     connection.ask(&ToHost::Prepare).context("preparing the test host for its snapshot")?;
     drop(connection);
     qemu.save(into)

@@ -87,11 +87,11 @@ impl Qemu {
         }
         let qemu = parts.images.join("qemu");
         let log = File::create(folder.join("qemu.log"))?;
-        let mut command = Command::new(qemu.join("lib/ld-linux-x86-64.so.2"));
+        // The loader of its own C library, under a name that says in process lists what it is.
+        let mut command = Command::new(qemu.join("testhost-qemu"));
         command
             .arg("--library-path")
             .arg(qemu.join("lib"))
-            .args(["--argv0", "testhost-qemu"])
             .arg(qemu.join("qemu-system-x86_64"))
             .arg("-L")
             .arg(qemu.join("share"))
@@ -241,6 +241,12 @@ pub(crate) fn last_words(folder: &Path) -> String {
     let console = console(folder);
     let console = console.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect::<Vec<_>>();
     let mut text = String::new();
+    // A panic's last lines are registers; what it is about stands further up.
+    let why =
+        console.iter().filter(|l| ["Kernel panic", "BUG:", "Oops", "Out of memory"].iter().any(|w| l.contains(w)));
+    for line in why.take(5) {
+        text += &format!("  | {line}\n");
+    }
     for (name, lines, most) in [("qemu.log", log, 5), ("console.log", console, 20)] {
         for line in lines.iter().skip(lines.len().saturating_sub(most)) {
             text += &format!("  | {line}\n");
@@ -280,12 +286,7 @@ fn arguments(parts: &Parts, machine: &Machine, life: Life<'_>, shares: &[Share],
     add("m", machine.memory.to_string());
     add("kernel", text(&parts.images.join("vmlinuz"))?);
     add("initrd", text(&initrd)?);
-    add(
-        "append",
-        "console=ttyS0 quiet panic=-1 reboot=t mitigations=off tsc=reliable random.trust_cpu=on \
-         systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all"
-            .into(),
-    );
+    add("append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off tsc=reliable random.trust_cpu=on".into());
     add("serial", format!("file:{}", text(&folder.join("console.log"))?));
     add("qmp", "unix:qmp,server=on,wait=off".into());
     let snapshot = if keep { "off" } else { "on" };

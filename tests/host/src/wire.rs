@@ -1,6 +1,6 @@
 //! The messages between the client and the command server in the test host, and their bytes.
 //!
-//! A TCP connection begins with one [`Hello`]. A *control* connection then carries framed [`ToHost`] and [`FromHost`]
+//! A TCP connection begins with the server's [`GREETING`], which the client awaits, and the client's [`Hello`]. A *control* connection then carries framed [`ToHost`] and [`FromHost`]
 //! messages; a *stream* connection (stdin, stdout or stderr of a session) carries that stream's bytes and nothing else, so
 //! that TCP itself is the flow control and end of file is a closed connection.
 //!
@@ -9,6 +9,7 @@
 //! This module does not open connections and does not know what the messages cause.
 
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 /// Longest frame accepted, in bytes: generous for an environment and an argument list (Linux allows 128 KiB an argument).
 pub const MAX_FRAME: usize = 8 << 20;
@@ -18,6 +19,13 @@ pub const PORT: u16 = 7;
 
 /// Length of the secret that each connection must open with, in bytes.
 pub const TOKEN_LEN: usize = 32;
+
+/// What the server sends first. A client that spoke first would wait a second: what arrives before the host has answered
+/// QEMU's user network is sent again only after the network's shortest time-out.
+pub const GREETING: u8 = b'T';
+
+/// How far the host's clock may be off before it is set: setting it is a jump for all that run there.
+pub const CLOCK_SLACK: Duration = Duration::from_millis(100);
 
 /// The secret of one running host. Connections come through a loopback port that any local user could open.
 pub type Token = [u8; TOKEN_LEN];
@@ -85,8 +93,10 @@ pub enum Hello {
 /// Client to host, on a control connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToHost {
-    /// The host has just booted or been restored: set the clock and mount the shared folders. Answered by `Done`.
+    /// The host has just booted or been restored: mount the shared folders. Answered by `Done`.
     Setup(Setup),
+    /// Time of day in nanoseconds since 1970, UTC. A clock that is off by more than [`CLOCK_SLACK`] is set. Answered by `Done`.
+    Clock(u64),
     /// Make ready to be frozen into a snapshot (load what commands will need, write everything back). Answered by `Done`.
     Prepare,
     /// Start a command. Answered by `Exited` once it has ended, or by `Failed`.
@@ -133,8 +143,6 @@ pub struct Size {
 /// What a restored host cannot know by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setup {
-    /// Time of day in nanoseconds since 1970, UTC.
-    pub clock: u64,
     /// Fresh randomness, so that two hosts restored from one snapshot differ.
     pub seed: Vec<u8>,
     /// Folders of the developer's machine, mounted at the same path.
@@ -296,11 +304,7 @@ impl Message for Hello {
         let token = fields.array()?;
         Some(match tag {
             1 => Self::Control { token },
-            2 => Self::Stream {
-                token,
-                session: fields.u64()?,
-                stream: Stream::get(fields)?,
-            },
+            2 => Self::Stream { token, session: fields.u64()?, stream: Stream::get(fields)? },
             _ => return None,
         })
     }
@@ -311,7 +315,6 @@ impl Message for ToHost {
         match self {
             Self::Setup(setup) => {
                 out.push(1);
-                out.extend(setup.clock.to_le_bytes());
                 put_bytes(out, &setup.seed);
                 put_list(out, &setup.shares, |out, share| {
                     put_bytes(out, share.tag.as_bytes());
@@ -344,12 +347,15 @@ impl Message for ToHost {
                 size.put(out);
             }
             Self::Deaf(stream) => out.extend([7, *stream as u8]),
+            Self::Clock(time) => {
+                out.push(8);
+                out.extend(time.to_le_bytes());
+            }
         }
     }
     fn decode(tag: u8, fields: &mut Fields<'_>) -> Option<Self> {
         Some(match tag {
             1 => Self::Setup(Setup {
-                clock: fields.u64()?,
                 seed: fields.bytes()?,
                 shares: fields.list(|f| Some(Share { tag: f.string()?, path: f.bytes()?, writable: f.u8()? != 0 }))?,
             }),
@@ -368,6 +374,7 @@ impl Message for ToHost {
             5 => Self::Kill,
             6 => Self::Resize(Size::get(fields)?),
             7 => Self::Deaf(Stream::get(fields)?),
+            8 => Self::Clock(fields.u64()?),
             _ => return None,
         })
     }
@@ -427,10 +434,10 @@ mod tests {
             there_and_back(Hello::Stream { token: [9; TOKEN_LEN], session: u64::MAX, stream });
         }
         there_and_back(ToHost::Setup(Setup {
-            clock: 1,
             seed: vec![1, 2, 3],
             shares: vec![Share { tag: "src".into(), path: b"/a\xff".to_vec(), writable: true }],
         }));
+        there_and_back(ToHost::Clock(u64::MAX));
         there_and_back(ToHost::Prepare);
         for terminal in [None, Some(Size { rows: 24, cols: 300 })] {
             there_and_back(ToHost::Run(Run {

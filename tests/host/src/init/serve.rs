@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -17,8 +18,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sys::time::TimeSpec;
-use nix::time::{ClockId, clock_settime};
-use tatami_testhost::wire::{self, FromHost, Hello, PORT, Setup, Share, Stream, ToHost, Token};
+use nix::time::{ClockId, clock_gettime, clock_settime};
+use nix::unistd::syncfs;
+use tatami_testhost::wire::{self, CLOCK_SLACK, FromHost, GREETING, Hello, PORT, Setup, Share, Stream, ToHost, Token};
 
 use crate::{boot, session};
 
@@ -57,6 +59,8 @@ pub(crate) struct Server {
     /// Stream connections that came before their session took them.
     waiting: Mutex<HashMap<(u64, Stream), TcpStream>>,
     arrived: Condvar,
+    /// The shared folders that commands may write to.
+    writable: Mutex<Vec<File>>,
 }
 
 impl Server {
@@ -72,6 +76,7 @@ impl Server {
 
     fn connection(self: &Arc<Self>, mut connection: TcpStream) -> Result<()> {
         connection.set_nodelay(true)?;
+        connection.write_all(&[GREETING])?;
         let Some(hello) = wire::receive::<Hello>(&mut connection)? else {
             return Ok(());
         };
@@ -98,17 +103,40 @@ impl Server {
     fn control(self: &Arc<Self>, mut connection: TcpStream) -> Result<()> {
         while let Some(message) = wire::receive::<ToHost>(&mut connection)? {
             let answer = match message {
-                ToHost::Setup(setup) => answer(set_up(&setup)),
+                ToHost::Setup(setup) => answer(self.set_up(&setup)),
+                ToHost::Clock(time) => answer(set_clock(Duration::from_nanos(time))),
                 ToHost::Prepare => answer(self.prepare()),
                 ToHost::Run(run) => {
                     session::run(self, connection, &run)?;
                     return Ok(());
                 }
-                ToHost::Signal(_) | ToHost::Kill | ToHost::Resize(_) | ToHost::Deaf(_) => bail!("{message:?} without a session"),
+                ToHost::Signal(_) | ToHost::Kill | ToHost::Resize(_) | ToHost::Deaf(_) => {
+                    bail!("{message:?} without a session")
+                }
             };
             wire::send(&mut connection, &answer)?;
         }
         Ok(())
+    }
+
+    fn set_up(&self, setup: &Setup) -> Result<()> {
+        fs::write("/dev/urandom", &setup.seed).context("seeding /dev/urandom")?;
+        for share in &setup.shares {
+            let folder = mount_share(share)?;
+            if share.writable {
+                self.writable.lock().unwrap_or_else(PoisonError::into_inner).push(folder);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes back what commands wrote into shared folders: when the client returns, it is there.
+    pub(crate) fn write_back(&self) {
+        for folder in self.writable.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            if let Err(e) = syncfs(folder) {
+                eprintln!("testhost-init: writing back a shared folder: {e}");
+            }
+        }
     }
 
     /// Last step before the snapshot: the next secret is another one.
@@ -126,14 +154,15 @@ fn answer(result: Result<()>) -> FromHost {
     }
 }
 
-fn set_up(setup: &Setup) -> Result<()> {
-    let clock = TimeSpec::from_duration(Duration::from_nanos(setup.clock));
-    clock_settime(ClockId::CLOCK_REALTIME, clock).context("setting the clock")?;
-    fs::write("/dev/urandom", &setup.seed).context("seeding /dev/urandom")?;
-    setup.shares.iter().try_for_each(mount_share)
+fn set_clock(time: Duration) -> Result<()> {
+    let now = Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?);
+    if now.abs_diff(time) > CLOCK_SLACK {
+        clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(time)).context("setting the clock")?;
+    }
+    Ok(())
 }
 
-fn mount_share(share: &Share) -> Result<()> {
+fn mount_share(share: &Share) -> Result<File> {
     let path = Path::new(OsStr::from_bytes(&share.path));
     fs::create_dir_all(path).with_context(|| format!("the mount point {}", path.display()))?;
     let access = if share.writable { MsFlags::empty() } else { MsFlags::MS_RDONLY };
@@ -141,5 +170,6 @@ fn mount_share(share: &Share) -> Result<()> {
     // what the developer rebuilds is what the next command sees. cache=loose would be faster, and stale.
     let options = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap,access=any";
     mount(Some(share.tag.as_str()), path, Some("9p"), access | MsFlags::MS_NOATIME, Some(options))
-        .with_context(|| format!("mounting the shared folder {}", path.display()))
+        .with_context(|| format!("mounting the shared folder {}", path.display()))?;
+    Ok(File::open(path)?)
 }

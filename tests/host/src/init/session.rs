@@ -78,6 +78,7 @@ pub(crate) fn run(server: &Server, mut control: TcpStream, run: &Run) -> Result<
         for forwarder in forwarders {
             let _ = forwarder.join();
         }
+        server.write_back();
         let status = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         // A client that went away meanwhile needs no answer.
         let _ = wire::send(&mut control, &FromHost::Exited { status });
