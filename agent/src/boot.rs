@@ -1,6 +1,7 @@
 //! The story of a guest: from the kernel's call of `/init` to serving, and the restart at its end.
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::system::{RebootCommand, reboot, sethostname};
 use tatami_protocol::{CONTROL_PORT, READY_PORT, STREAM_PORT};
 
@@ -11,6 +12,8 @@ use crate::{clock, kmsg, loopback, mounts};
 
 /// The guest's own name; containers have names of their own.
 const HOST_NAME: &[u8] = b"tatami";
+/// Open files of one process: the kernel's limit of limits (fs.nr_open).
+const MAX_FILES: u64 = 1 << 20;
 
 /// Sets the guest up and serves until the machine restarts. Returns only after a failure, which it has told the console.
 pub fn boot() {
@@ -25,8 +28,17 @@ fn set_up() -> anyhow::Result<()> {
     kmsg::start();
     sethostname(HOST_NAME).context("set the host name")?;
     loopback::up().context("bring the loopback interface up")?;
+    raise_limits().context("raise the resource limits")?;
     mounts::share()?;
     Ok(())
+}
+
+/// Containers inherit these where their specification says nothing. The kernel's own are sized for a small machine's users,
+/// while what bounds a container is its cgroup.
+fn raise_limits() -> rustix::io::Result<()> {
+    let files = Rlimit { current: Some(MAX_FILES), maximum: Some(MAX_FILES) };
+    setrlimit(Resource::Nofile, files)?;
+    setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None })
 }
 
 fn serve(started_ms: f64) -> anyhow::Result<()> {

@@ -87,7 +87,7 @@ impl Container {
     pub(crate) fn add_exec(&self, exec_id: &str, spec: &[u8], stdio: Stdio) -> Result<(), Error> {
         let mut spec: ProcessSpec = serde_json::from_slice(spec)
             .map_err(|cause| Error::InvalidArgument(format!("malformed process description: {cause}")))?;
-        spec.set_terminal(Some(stdio.terminal));
+        adapt_process(&mut spec, stdio.terminal);
         let mut execs = self.execs();
         if execs.contains_key(exec_id) {
             return Err(Error::AlreadyExists(format!("process {exec_id} exists already in container {}", self.id)));
@@ -211,12 +211,20 @@ fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<(Spec, (u32, u3
         return Err(Error::InvalidArgument(format!("root path {}: no such folder in the guest", root.display())));
     }
     let process = spec.process_mut().as_mut().ok_or_else(|| invalid("process"))?;
-    process.set_terminal(Some(terminal));
+    adapt_process(process, terminal);
     let owner = owner(process);
     // The host's groups mean nothing here: one flat level, named like the container.
     let linux = spec.linux_mut().as_mut().ok_or_else(|| invalid("linux section"))?;
     linux.set_cgroups_path(Some(cgroup.path().to_path_buf()));
     Ok((spec, owner))
+}
+
+fn adapt_process(process: &mut ProcessSpec, terminal: bool) {
+    process.set_terminal(Some(terminal));
+    // libcontainer takes an explicit "no" for a "yes" when it chooses the moment to load a seccomp profile.
+    if process.no_new_privileges() == Some(false) {
+        process.set_no_new_privileges(None);
+    }
 }
 
 fn owner(process: &ProcessSpec) -> (u32, u32) {

@@ -11,11 +11,16 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use crate::executor::CommandExecutor;
 use crate::wire::{Action, Report, Request, STREAMS, Terminal, receive_request, send_report};
 
 /// The lowest descriptor that is not a standard stream.
 const FIRST_FREE: i32 = 3;
+
+/// How many files a process may open before it asks for more. More by default makes programs slow that close them all.
+const SOFT_FILES: u64 = 1024;
 
 /// Reads a request from standard input, which is the socket to the agent, and carries it out.
 pub fn main() -> ExitCode {
@@ -28,9 +33,20 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The agent's own limit is high; a container that asks for none starts as processes usually do.
+fn lower_soft_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let soft = Some(limit.current.map_or(SOFT_FILES, |current| current.min(SOFT_FILES)));
+    // Lowering is always allowed.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: soft, ..limit });
+}
+
 fn answer(socket: Rc<OwnedFd>) -> ExitCode {
     let report = match receive_request(&*socket) {
-        Ok((request, streams)) => carry_out(request, streams, &socket),
+        Ok((request, streams)) => {
+            lower_soft_limit();
+            carry_out(request, streams, &socket)
+        }
         Err(cause) => Err(format!("malformed request: {cause}")),
     };
     let failed = report.is_err();

@@ -30,6 +30,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("a_created_container_can_be_deleted", a_created_container_can_be_deleted),
     ("many_short_processes_lose_nothing", many_short_processes_lose_nothing),
     ("many_at_once_lose_nothing", many_at_once_lose_nothing),
+    ("the_container_is_confined", the_container_is_confined),
     ("a_seccomp_profile_is_applied", a_seccomp_profile_is_applied),
     ("nothing_is_left", nothing_is_left),
 ];
@@ -329,6 +330,21 @@ fn many_at_once_lose_nothing(rig: &Rig) {
     let expected: Vec<_> = (0..COUNT).map(|number| (number as u32, format!("{number}\n"))).collect();
     assert_eq!(results, expected);
     container.delete().unwrap();
+}
+
+fn the_container_is_confined(rig: &Rig) {
+    let script = "grep ^0: /proc/self/cgroup; grep -E 'CapBnd|CapEff|NoNewPrivs' /proc/self/status; ulimit -n; ls /proc/1/fd; \
+        cat /proc/kcore; echo x > /proc/sys/kernel/hostname; echo 1 > /sys/fs/cgroup/cgroup.procs";
+    let result = rig.container(&["sh", "-c", script]).run();
+    let lines: Vec<&str> = result.stdout.lines().collect();
+    let (capabilities, rest) = (&lines[1..3], &lines[3..]);
+    assert_eq!(lines[0], "0::/");
+    assert!(
+        capabilities.contains(&"CapEff:\t00000000000000e3") && capabilities.contains(&"CapBnd:\t00000000000000e3"),
+        "{lines:?}"
+    );
+    assert_eq!(rest, ["NoNewPrivs:\t0", "1024", "0", "1", "2"]);
+    assert_eq!(result.stderr.matches("Read-only file system").count(), 2, "{}", result.stderr);
 }
 
 fn a_seccomp_profile_is_applied(rig: &Rig) {

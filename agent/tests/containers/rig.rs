@@ -24,8 +24,11 @@ use ttrpc::context::Context;
 pub(crate) const SERVE: &str = "--serve";
 /// Nothing here takes longer, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
-const APPLETS: &[&str] =
-    &["cat", "echo", "env", "false", "head", "id", "mkdir", "ps", "seq", "sh", "sleep", "stty", "true", "yes"];
+const CAPABILITIES: &[&str] = &["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"];
+const APPLETS: &[&str] = &[
+    "cat", "echo", "env", "false", "grep", "head", "id", "ls", "mkdir", "ps", "seq", "sh", "sleep", "stty", "true",
+    "yes",
+];
 
 /// The agent's part: serves on sockets in `folder`; ends by a shutdown request.
 pub(crate) fn serve(folder: &Path) {
@@ -280,13 +283,26 @@ fn spec(root: &Path, command: &[&str]) -> Value {
             "args": command,
             "env": ["PATH=/bin", "GREETING=hello"],
             "cwd": "/",
+            "capabilities": { "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES },
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096 }],
+            "noNewPrivileges": false,
         },
         "mounts": [
             { "destination": "/proc", "type": "proc", "source": "proc" },
             { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
             { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] },
+            { "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "mode=1777", "size=65536k"] },
+            { "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"] },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
+            { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+              "options": ["nosuid", "noexec", "nodev", "relatime", "ro"] },
         ],
-        "linux": { "namespaces": namespaces },
+        "linux": {
+            "namespaces": namespaces,
+            "cgroupsPath": "/the/host's/idea",
+            "maskedPaths": ["/proc/kcore", "/proc/acpi", "/sys/firmware", "/proc/not-there"],
+            "readonlyPaths": ["/proc/sys", "/proc/bus"],
+        },
     })
 }
