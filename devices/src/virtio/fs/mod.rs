@@ -4,6 +4,7 @@
 //! decides by having made it the root of the process: a path cannot lead out of there.
 
 mod courier;
+mod request;
 mod view;
 
 use std::fs::File;

@@ -8,46 +8,39 @@
 
 use std::io;
 
-use virtiofsd::descriptor_utils::Reader;
+use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use crate::virtio::GuestMemory;
 
-/// The library's own dirty bitmap, which it has no name for but in a default of this type.
-pub(super) type Bitmap = <Reader<'static> as BitmapOf>::Bitmap;
-/// Memory as the library wants it.
-pub(super) type Memory = GuestMemoryMmap<Bitmap>;
+/// Memory as the library wants it, with a dirty bitmap for migration that stays empty here.
+pub(super) type Memory = GuestMemoryMmap<BitmapMmapRegion>;
 
-/// Names the bitmap type of a reader.
-pub(super) trait BitmapOf {
-    type Bitmap;
-}
+/// Where private memory is: beyond all addresses that a guest's RAM can have.
+pub(super) const DESK: GuestAddress = GuestAddress(1 << 60);
 
-impl<B> BitmapOf for Reader<'_, B> {
-    type Bitmap = B;
-}
-
-/// The same RAM at the same addresses as a [`GuestMemory`], which it keeps mapped.
+/// The same RAM at the same addresses as a [`GuestMemory`], which it keeps mapped; and private memory beyond it, which no chain
+/// of the guest's can name, because chains are checked against the guest's own.
 pub(super) struct View {
     memory: Memory,
     guest: GuestMemory,
 }
 
 impl View {
-    pub(super) fn new(guest: &GuestMemory) -> io::Result<Self> {
+    pub(super) fn new(guest: &GuestMemory, desk_bytes: usize) -> io::Result<Self> {
         let mut regions = Vec::new();
         for region in guest.iter() {
-            let builder = MmapRegionBuilder::new_with_bitmap(region.size(), Bitmap::default())
+            let builder = MmapRegionBuilder::new_with_bitmap(region.size(), BitmapMmapRegion::default())
                 .with_mmap_prot(region.prot())
                 .with_mmap_flags(region.flags());
             // SAFETY: the pointer and size are those of a mapping that `guest`, kept beside it, holds until the view is dropped;
             // a region built from a raw pointer does not unmap it. Both only hand out volatile access.
             let builder = unsafe { builder.with_raw_mmap_pointer(region.as_ptr()) };
             let mapping = builder.build().map_err(io::Error::other)?;
-            let region = GuestRegionMmap::new(mapping, region.start_addr());
-            regions.push(region.ok_or_else(|| io::Error::other("a memory region at the end of the address space"))?);
+            regions.push(place(mapping, region.start_addr())?);
         }
+        regions.push(place(MmapRegion::new(desk_bytes).map_err(io::Error::other)?, DESK)?);
         let memory = Memory::from_regions(regions).map_err(io::Error::other)?;
         Ok(View { memory, guest: guest.clone() })
     }
@@ -59,6 +52,10 @@ impl View {
     pub(super) fn guest(&self) -> &GuestMemory {
         &self.guest
     }
+}
+
+fn place(mapping: MmapRegion<BitmapMmapRegion>, start: GuestAddress) -> io::Result<GuestRegionMmap<BitmapMmapRegion>> {
+    GuestRegionMmap::new(mapping, start).ok_or_else(|| io::Error::other("a memory region beyond the end of addresses"))
 }
 
 /// Gives the calling thread a working directory and umask of its own.
