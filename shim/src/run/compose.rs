@@ -26,10 +26,10 @@ pub(super) enum ComposeError {
     Json(#[from] serde_json::Error),
 }
 
-/// Where the container's root comes from, opened.
+/// Where the container's root comes from.
 pub(super) enum Base {
     /// An image, and the folder where unpacked ones are kept.
-    Image(Box<Image>, PathBuf),
+    Image(PathBuf, PathBuf),
     /// A folder.
     Plain(PathBuf),
 }
@@ -75,17 +75,18 @@ impl Recipe {
         self
     }
 
-    /// Unpacks and mounts; returns the specification as JSON. Takes as long as the image is large.
+    /// Opens, unpacks and mounts; returns the specification as JSON. Takes as long as the image is large.
     pub(super) fn lay_out(self, container: &str, shared: &SharedFolder) -> Result<Vec<u8>, ComposeError> {
-        let (root, configuration) = match &self.base {
-            Base::Image(image, store) => {
+        let (root, image) = match &self.base {
+            Base::Image(path, store) => {
+                let image = Image::open(path)?;
                 let unpacked = image.unpack_into(store, &mut |progress| eprintln!("tatami: {progress}"))?;
-                (Root::Image(unpacked), image.config().config().as_ref())
+                (Root::Image(unpacked), Some(image))
             }
             Base::Plain(folder) => (Root::Plain(folder.clone()), None),
         };
         let layout = shared.lay_out(container, &root, &self.volumes)?;
-        specify(self.options, layout, configuration)
+        specify(self.options, layout, image.as_ref().and_then(|image| image.config().config().as_ref()))
     }
 }
 

@@ -22,7 +22,6 @@ use tatami_vmm::VmConfig;
 use tokio::sync::oneshot;
 
 use crate::guest_files::{GuestFiles, GuestFilesError};
-use crate::image::Image;
 use crate::sandbox::container::{Container, Streams};
 use crate::sandbox::folder::Places;
 use crate::sandbox::mounts::{HostPath, HostVolume, MountError};
@@ -53,8 +52,6 @@ enum RunError {
     NoTerminal,
     #[error("no such image: {} (a folder or an archive is expected)", .0.display())]
     NoImage(PathBuf),
-    #[error(transparent)]
-    Image(#[from] crate::image::ImageError),
     #[error(transparent)]
     GuestFiles(#[from] GuestFilesError),
     #[error("volume: {0}")]
@@ -118,7 +115,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
     if options.interactive && options.tty && !io::stdin().is_terminal() {
         return Err(RunError::NoTerminal);
     }
-    let base = open_base(&options.source)?;
+    let base = find_base(&options.source)?;
     let volumes = options
         .volumes
         .iter()
@@ -146,11 +143,11 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
     Ok(Prepared { options, recipe, settings })
 }
 
-/// Opens what the container's root comes from.
-fn open_base(source: &Source) -> Result<Base, RunError> {
+/// What the container's root comes from, if it is there. An image is read while the guest boots.
+fn find_base(source: &Source) -> Result<Base, RunError> {
     match source {
         Source::Image(path) if !path.exists() => Err(RunError::NoImage(path.clone())),
-        Source::Image(path) => Ok(Base::Image(Image::open(path)?.into(), Places::from_environment().root)),
+        Source::Image(path) => Ok(Base::Image(path.clone(), Places::from_environment().root)),
         Source::Plain(path) => match HostPath::open(path) {
             Ok(folder) if folder.is_folder() => Ok(Base::Plain(path.clone())),
             Ok(_) => Err(RunError::Rootfs(format!("{} is not a folder", path.display()))),

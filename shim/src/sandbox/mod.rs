@@ -20,7 +20,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::termios::Termios;
 use tatami_protocol::agent::Stdio;
@@ -214,8 +214,13 @@ impl Sandbox {
     /// [`Error::Vm`] with the guest's last lines when it never does.
     pub async fn ready(&mut self) -> Result<(), Error> {
         let watch = self.vm.watch().clone();
-        if let Err(error) = watch.ready(self.settings.boot_limit).await {
-            return Err(if watch.progress().created.is_some() { error.into() } else { self.creation_failed(error) });
+        let announced = watch.ready(self.settings.boot_limit).await;
+        let progress = watch.progress();
+        if let Some(booting) = progress.booting {
+            self.timings.pass_at(Mark::Booting, booting);
+        }
+        if let Err(error) = announced {
+            return Err(if progress.created.is_some() { error.into() } else { self.creation_failed(error) });
         }
         let connect = async {
             let agent = Agent::connect(self.door.clone()).await?;
@@ -224,15 +229,13 @@ impl Sandbox {
         };
         let (agent, hello) = ask(&watch, connect).await?;
         log::debug!("agent {} on Linux {}", hello.agent_version, hello.kernel_release);
-        let progress = watch.progress();
         if let (Some(booting), Some(announced)) = (progress.booting, progress.ready) {
             // The guest's own clock says how much of the time until the announcement was the agent's.
             let agents = Duration::try_from_secs_f64((hello.agent_ready_ms - hello.agent_started_ms) / 1e3);
             let started = announced.checked_sub(agents.unwrap_or_default()).unwrap_or(announced);
-            self.timings.pass_at(Mark::Booting, booting);
             self.timings.pass_at(Mark::AgentStarted, started.max(booting));
         }
-        self.timings.pass_at(Mark::AgentReady, Instant::now());
+        self.timings.pass(Mark::AgentReady);
         self.agent = Some(agent);
         Ok(())
     }
