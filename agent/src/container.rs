@@ -10,8 +10,8 @@ use libcontainer::oci_spec::runtime::{Process as ProcessSpec, Spec};
 use tatami_protocol::agent::Stdio;
 
 use crate::cgroup::Cgroup;
+use crate::creator::describe;
 use crate::error::Error;
-use crate::helper::describe;
 use crate::launch::{self, Reports};
 use crate::process::Process;
 use crate::reaper::{Exit, Reaper};
@@ -34,7 +34,7 @@ pub(crate) struct Container {
     execs: Mutex<HashMap<String, Exec>>,
 }
 
-/// Hooks that run after creation, which have libcontainer wait for children: work for a helper, not for PID 1.
+/// Hooks that run after creation, which have libcontainer wait for children: work for a creator, not for PID 1.
 struct LateHooks {
     start: bool,
     delete: bool,

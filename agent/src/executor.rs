@@ -1,6 +1,6 @@
 //! The last steps of a container's process: is the command there, is it executable, become it.
 //!
-//! Runs inside the container, with the user's rights, as libcontainer's workload. It reports over the helper's socket what
+//! Runs inside the container, with the user's rights, as libcontainer's workload. It reports over the creator's socket what
 //! a caller must be able to tell apart, because libcontainer turns errors into text.
 
 use std::convert::Infallible;

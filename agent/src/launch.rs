@@ -1,4 +1,4 @@
-//! The agent's side of a helper: start it, hand it the request, read what it reports.
+//! The agent's side of a creator: start it, hand it the request, read what it reports.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,9 +13,9 @@ use tokio::sync::oneshot;
 use crate::error::Error;
 use crate::reaper::{Exit, Reaper};
 use crate::syscalls::watched;
-use crate::wire::{CommandFailure, HELPER_NAME, Report, Request, receive_report, send_request};
+use crate::wire::{CREATOR_NAME, CommandFailure, Report, Request, receive_report, send_request};
 
-/// A process that a helper has made, and what will be known of it.
+/// A process that a creator has made, and what will be known of it.
 pub(crate) struct Launched {
     /// In the guest's first pid namespace.
     pub(crate) pid: i32,
@@ -25,25 +25,25 @@ pub(crate) struct Launched {
     pub(crate) reports: Reports,
 }
 
-/// Has a helper create a process, whose standard streams are `streams`.
+/// Has a creator create a process, whose standard streams are `streams`.
 ///
 /// # Errors
 /// Why there is no process; a command that cannot run is [`Error::NotFound`] or [`Error::PermissionDenied`].
 pub(crate) async fn create(reaper: &Reaper, request: &Request, streams: &[OwnedFd]) -> Result<Launched, Error> {
     let _launching = reaper.launching();
-    let mut helper = Helper::start(reaper, request, streams)?;
-    match helper.outcome().await? {
-        Outcome::Created(pid) => Ok(Launched { pid, exit: reaper.watch(pid), reports: helper.reports }),
-        Outcome::Done => Err(Error::Internal("the helper made no process".to_owned())),
+    let mut creator = Creator::start(reaper, request, streams)?;
+    match creator.outcome().await? {
+        Outcome::Created(pid) => Ok(Launched { pid, exit: reaper.watch(pid), reports: creator.reports }),
+        Outcome::Done => Err(Error::Internal("the creator made no process".to_owned())),
     }
 }
 
-/// Has a helper do what leaves no process behind.
+/// Has a creator do what leaves no process behind.
 ///
 /// # Errors
 /// Why it is not done.
 pub(crate) async fn perform(reaper: &Reaper, request: &Request) -> Result<(), Error> {
-    Helper::start(reaper, request, &[])?.outcome().await.map(|_| ())
+    Creator::start(reaper, request, &[])?.outcome().await.map(|_| ())
 }
 
 enum Outcome {
@@ -51,19 +51,19 @@ enum Outcome {
     Done,
 }
 
-struct Helper {
+struct Creator {
     reports: Reports,
     exit: oneshot::Receiver<Exit>,
 }
 
-impl Helper {
+impl Creator {
     fn start(reaper: &Reaper, request: &Request, streams: &[OwnedFd]) -> Result<Self, Error> {
-        let failed = Error::internal("start the helper");
+        let failed = Error::internal("start the creator");
         let start = || -> io::Result<Self> {
             let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
             // By this path even when the file it was started from is out of reach, as in a guest that left its initramfs.
             let child = Command::new(Path::new("/proc/self/exe"))
-                .arg0(HELPER_NAME)
+                .arg0(CREATOR_NAME)
                 .env_clear()
                 .current_dir("/")
                 .stdin(Stdio::from(theirs))
@@ -78,7 +78,7 @@ impl Helper {
         start().map_err(failed)
     }
 
-    /// Reads reports until one of them, or the end of the helper, says how it went.
+    /// Reads reports until one of them, or the end of the creator, says how it went.
     async fn outcome(&mut self) -> Result<Outcome, Error> {
         let mut command_error = None;
         loop {
@@ -97,11 +97,11 @@ impl Helper {
 
     async fn death(&mut self) -> Error {
         let status = (&mut self.exit).await.map_or(255, |exit| exit.status);
-        Error::Internal(format!("the helper ended with status {status} before it reported (see the guest's console)"))
+        Error::Internal(format!("the creator ended with status {status} before it reported (see the guest's console)"))
     }
 }
 
-/// The receiving end of a helper's socket.
+/// The receiving end of a creator's socket.
 pub(crate) struct Reports {
     socket: AsyncFd<OwnedFd>,
 }
@@ -126,7 +126,7 @@ impl Reports {
     }
 
     async fn next(&mut self) -> Result<Option<Report>, Error> {
-        let failed = Error::internal("read the helper's report");
+        let failed = Error::internal("read the creator's report");
         let next = async {
             loop {
                 let mut ready = self.socket.readable().await?;

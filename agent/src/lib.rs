@@ -6,7 +6,7 @@
 //! | `transport`, `server`, `service` | the control channel and the stdio streams, as they come in |
 //! | `sandbox`, `container`, `process` | what exists: containers, their processes, their states |
 //! | `cgroup`, `stdio`, `pump`, `reaper`, `syscalls` | what they are made of |
-//! | `launch`, `wire`, `helper`, `executor` | making one: libcontainer in a re-executed, single-threaded child |
+//! | `launch`, `wire`, `creator`, `executor` | making one: libcontainer in a re-executed, single-threaded child |
 //!
 //! It does not know images, registries or anything of the host: paths in specifications are guest paths.
 
@@ -14,9 +14,9 @@ mod boot;
 mod cgroup;
 mod clock;
 mod container;
+mod creator;
 mod error;
 mod executor;
-mod helper;
 mod kmsg;
 mod launch;
 mod loopback;
@@ -33,8 +33,8 @@ mod transport;
 mod wire;
 
 pub use boot::boot;
-pub use helper::main as helper_main;
+pub use creator::main as creator_main;
 pub use sandbox::Sandbox;
 pub use server::{Server, Shutdown};
 pub use transport::Listener;
-pub use wire::HELPER_NAME;
+pub use wire::CREATOR_NAME;

@@ -6,8 +6,8 @@ use std::ffi::OsStr;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if std::env::args_os().next().as_deref() == Some(OsStr::new(tatami_agent::HELPER_NAME)) {
-        return tatami_agent::helper_main();
+    if std::env::args_os().next().as_deref() == Some(OsStr::new(tatami_agent::CREATOR_NAME)) {
+        return tatami_agent::creator_main();
     }
     if std::process::id() != 1 {
         eprintln!("tatami-agent: runs only as PID 1 of a Tatami guest; start a sandbox with `tatami run` instead");

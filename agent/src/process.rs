@@ -55,7 +55,7 @@ impl Process {
         Arc::new(Self { stdio, state: Mutex::new(state), ended, exit })
     }
 
-    /// Has a helper make it, by the request that `describe` builds around its terminal.
+    /// Has a creator make it, by the request that `describe` builds around its terminal.
     ///
     /// # Errors
     /// Why it could not be made.
@@ -77,7 +77,7 @@ impl Process {
         let master = socket.receive().map_err(Error::internal("receive the process's terminal"))?;
         let mut state = self.lock();
         if state.size != terminal.size {
-            // Changed while the helper was at work.
+            // Changed while the creator was at work.
             resize(&master, state.size)?;
         }
         state.ends.terminal = Some(Arc::new(master));

@@ -1,7 +1,7 @@
 //! Reaps every child that PID 1 has or inherits, and hands each exit to whoever watches for it.
 //!
-//! A child may end before its pid is known here (a container's process is the grandchild of a helper that tells it), so while
-//! a helper is under way, exits that nobody watches yet are kept. Outside that time an unknown child is an orphan, whose exit is
+//! A child may end before its pid is known here (a container's process is the grandchild of a creator that tells it), so while
+//! a creator is under way, exits that nobody watches yet are kept. Outside that time an unknown child is an orphan, whose exit is
 //! nobody's business: keeping it would only lie about a later process with the same number.
 
 use std::collections::HashMap;

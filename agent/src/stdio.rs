@@ -175,7 +175,7 @@ pub(crate) fn pipes(stdio: &Stdio, owner: (u32, u32)) -> io::Result<(Ends, Vec<O
     Ok((ends, streams))
 }
 
-/// The socket over which a helper's child hands over the master side of its terminal.
+/// The socket over which a creator's child hands over the master side of its terminal.
 pub(crate) struct TerminalSocket {
     listener: UnixListener,
     path: PathBuf,

@@ -1,6 +1,6 @@
-//! What the agent and its helper child say to each other, over a SEQPACKET socket pair: one JSON message a packet.
+//! What the agent and its creator child say to each other, over a SEQPACKET socket pair: one JSON message a packet.
 //!
-//! The first packet is the request, with the process's standard streams as passed descriptors. Then the helper reports, and
+//! The first packet is the request, with the process's standard streams as passed descriptors. Then the creator reports, and
 //! so does the container's process itself until it executes the command, which closes the last copy of the socket: that end
 //! of file is the proof that the command runs.
 
@@ -16,15 +16,15 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The name (argument 0) under which the agent's binary is the helper.
-pub const HELPER_NAME: &str = "tatami-agent-helper";
+/// The name (argument 0) under which the agent's binary is the creator.
+pub const CREATOR_NAME: &str = "tatami-agent-create";
 
 /// No message is longer, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// Standard input, output and error.
 pub(crate) const STREAMS: usize = 3;
 
-/// What the helper shall do, on the container `id` whose state libcontainer keeps below `state`.
+/// What the creator shall do, on the container `id` whose state libcontainer keeps below `state`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
     pub(crate) state: PathBuf,
@@ -64,11 +64,11 @@ pub(crate) struct Size {
 /// What comes back.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// The process exists; the helper is done.
+    /// The process exists; the creator is done.
     Created { pid: i32 },
     /// The request is carried out; there is no process to tell of.
     Done,
-    /// The helper could not do it.
+    /// The creator could not do it.
     Failed { message: String },
     /// The command cannot be executed.
     CommandFailed { failure: CommandFailure, message: String },

@@ -1,6 +1,6 @@
 //! The agent's service, whole, without a VM: PID 1 of namespaces of its own, reached over unix sockets, on a busybox root.
 //!
-//! One binary plays three parts: the test run, the agent, and the agent's helper. Needs root and a static busybox; where
+//! One binary plays three parts: the test run, the agent, and the agent's creator. Needs root and a static busybox; where
 //! they are missing it fails, because a test that did not run has not passed.
 
 mod cases;
@@ -13,8 +13,8 @@ use std::time::Instant;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
-    if arguments.next().as_deref() == Some(OsStr::new(tatami_agent::HELPER_NAME)) {
-        return tatami_agent::helper_main();
+    if arguments.next().as_deref() == Some(OsStr::new(tatami_agent::CREATOR_NAME)) {
+        return tatami_agent::creator_main();
     }
     let words: Vec<String> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
     if let [word, folder] = words.as_slice()

@@ -1,4 +1,4 @@
-//! The helper: a re-executed, single-threaded child of the agent in which libcontainer may fork as it pleases.
+//! The creator: a re-executed, single-threaded child of the agent in which libcontainer may fork as it pleases.
 //!
 //! It carries out one request, reports, and ends; what it created then belongs to PID 1. It knows nothing of the server.
 
@@ -27,7 +27,7 @@ pub fn main() -> ExitCode {
     match rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), FIRST_FREE) {
         Ok(socket) => answer(Rc::new(socket)),
         Err(cause) => {
-            eprintln!("tatami-agent: its helper is started by the agent only: {cause}");
+            eprintln!("tatami-agent: its creator is started by the agent only: {cause}");
             ExitCode::FAILURE
         }
     }
