@@ -20,7 +20,9 @@ pub use pty::Terminal;
 pub use running::{Finished, Running};
 
 /// Longest that any single command of a test may take; emulated hosts are slow, hangs are slower.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(300);
+/// Seconds that a guest may take to boot, unless a test says otherwise: the default is made for real machines.
+const BOOT_SECONDS: &str = "120";
 
 /// The checkout.
 pub fn checkout() -> &'static Path {

@@ -14,7 +14,9 @@ use super::volume::Volume;
 #[command(
     about = "Run a command in a container, in a virtual machine of its own",
     override_usage = "tatami run [OPTIONS] IMAGE [COMMAND] [ARG...]\n       tatami run [OPTIONS] --rootfs DIR COMMAND [ARG...]",
-    after_help = EXAMPLES
+    after_help = EXAMPLES,
+    // As with `docker run`, the last of several counts.
+    args_override_self = true
 )]
 pub struct RunArguments {
     /// The image (an OCI layout folder, an oci-archive or a docker-archive), then the command; with --rootfs the command
