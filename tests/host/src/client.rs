@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use tatami_testhost::wire::{self, FromHost, Run, Stream, ToHost};
 
-use crate::connection::Dialled;
+use crate::connection::{Connection, open_stream};
 use crate::host::Host;
 use crate::invocation::Invocation;
 use crate::{qemu, terminal};
@@ -41,13 +41,12 @@ pub(crate) fn run(host: &Host, invocation: &Invocation, command: &[OsString]) ->
     let signals = forwarded();
     signals.thread_block()?;
 
-    let dial = || Dialled::new(state.port);
-    let (control, stdin, stdout) = (dial()?, dial()?, dial()?);
-    let stderr = if tty { None } else { Some(dial()?) };
-    let mut control = control.control(state.token)?.into_stream();
-    let stdin = stdin.stream(state.token, session, Stream::Stdin)?;
-    let stdout = stdout.stream(state.token, session, Stream::Stdout)?;
-    let stderr = stderr.map(|s| s.stream(state.token, session, Stream::Stderr)).transpose()?;
+    // One after the other: QEMU's listening socket queues a single connection, and a second one's first packet would be
+    // lost and sent again a second later.
+    let mut control = Connection::open(state.port, state.token)?.into_stream();
+    let open = |stream| open_stream(state.port, state.token, session, stream);
+    let (stdin, stdout) = (open(Stream::Stdin)?, open(Stream::Stdout)?);
+    let stderr = if tty { None } else { Some(open(Stream::Stderr)?) };
     let run = Run {
         session,
         argv: command.iter().map(|a| a.clone().into_vec()).collect(),

@@ -19,7 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::setsid;
 use tatami_testhost::wire::{CLOCK_SLACK, Setup, TOKEN_LEN, ToHost, Token};
 
-use crate::connection::{Connection, Dialled};
+use crate::connection::Connection;
 use crate::host::{Plan, State};
 use crate::places::try_lock;
 use crate::qemu::{Life, Qemu};
@@ -109,7 +109,7 @@ fn bring_up(plan: &Plan) -> Result<Qemu> {
 }
 
 fn tell(plan: &Plan, port: u16, token: Token) -> Result<Connection> {
-    let mut connection = Dialled::new(port)?.control(token)?;
+    let mut connection = Connection::open(port, token)?;
     connection.ask(&ToHost::Setup(Setup { seed: random::<64>()?.to_vec(), shares: plan.shares() }))?;
     // A host just restored answers slowly at first; the time it is told must not be old.
     for _ in 0..10 {

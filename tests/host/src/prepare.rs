@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tatami_testhost::wire::{Share, ToHost};
 
-use crate::connection::Dialled;
+use crate::connection::Connection;
 use crate::places::{Cache, Hash, try_lock, wait_lock};
 use crate::qemu::{Life, Machine, Parts, Qemu};
 
@@ -94,7 +94,7 @@ fn save_booted(parts: &Parts, machine: &Machine, shares: &[Share], into: &Path) 
     let mut qemu = Qemu::start(parts, machine, Life::BootInto(into), shares, into)?;
     qemu.wait_booted()?;
     // Any secret will do: the host forgets it as it prepares.
-    let mut connection = Dialled::new(qemu.port()?)?.control([0; _])?;
+    let mut connection = Connection::open(qemu.port()?, [0; _])?;
     connection.ask(&ToHost::Prepare).context("preparing the test host for its snapshot")?;
     drop(connection);
     qemu.save(into)

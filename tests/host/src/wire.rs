@@ -417,6 +417,7 @@ mod tests {
             bytes.chunks(1).fold(Box::new(io::empty()) as Box<dyn Read>, |read, byte| Box::new(read.chain(byte)));
         assert_eq!(receive::<M>(&mut slow).unwrap().as_ref(), Some(&message));
         assert!(receive::<M>(&mut slow).unwrap().is_none());
+        drop(slow);
         for cut in 1..bytes.len() {
             assert!(receive::<M>(&mut &bytes[..cut]).is_err(), "cut at {cut} of {}", bytes.len());
         }
