@@ -9,13 +9,14 @@ use super::tree::{self, Place, Tree, TreeError, failed};
 use rustix::fs::{self as rfs, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// Prefix of a whiteout's name.
 const WHITEOUT: &[u8] = b".wh.";
@@ -65,6 +66,7 @@ pub(super) fn apply(tree: &Tree, reader: impl Read, budget: &Budget) -> Result<(
         hasher: RandomState::new(),
         folder_times: Vec::new(),
         remembered: 0,
+        last_parent: None,
         buffer: vec![0; 256 * 1024],
     };
     while let Some(entry) = stream.next_entry()? {
@@ -84,7 +86,17 @@ struct Layer<'a> {
     /// Folders whose times are set last, since every file put into one changes them.
     folder_times: Vec<(PathBuf, Timestamps)>,
     remembered: usize,
+    /// The parent of the last entry: most entries have the same one as the entry before them.
+    last_parent: Option<Parent>,
     buffer: Vec<u8>,
+}
+
+/// A folder that entries are put into: its name in the archive, and where it was found. Adding to the tree does not
+/// change that, removing from it may.
+struct Parent {
+    name: Vec<OsString>,
+    folder: Rc<OwnedFd>,
+    path: PathBuf,
 }
 
 /// What can go wrong with an entry before its name is attached.
@@ -126,15 +138,31 @@ impl Layer<'_> {
             hidden_parts.push(OsStr::from_bytes(hidden).to_os_string());
             return self.hide(&hidden_parts);
         }
-        match self.tree.locate(&parts, true)? {
+        match self.locate(&parts)? {
             Some(place) => self.put(entry, &place, content),
             None if entry.kind == Kind::Directory => self.set_folder(self.tree.root(), Path::new(""), entry),
             None => Err(Fault::Why("the root of an image must be a folder")),
         }
     }
 
+    /// Finds the place of an entry, making its parents where they are missing.
+    fn locate(&mut self, parts: &[OsString]) -> Result<Option<Place>, TreeError> {
+        let Some((name, above)) = parts.split_last() else { return Ok(None) };
+        if let Some(last) = self.last_parent.as_ref().filter(|last| last.name == above) {
+            return Place::new(Rc::clone(&last.folder), &last.path, name).map(Some);
+        }
+        let place = self.tree.locate(parts, true)?;
+        self.last_parent = place.as_ref().map(|place| Parent {
+            name: above.to_vec(),
+            folder: Rc::clone(&place.parent),
+            path: place.path.parent().unwrap_or(Path::new("")).to_path_buf(),
+        });
+        Ok(place)
+    }
+
     /// Applies a whiteout: removes what lower layers have under this name.
-    fn hide(&self, parts: &[std::ffi::OsString]) -> Result<(), Fault> {
+    fn hide(&mut self, parts: &[OsString]) -> Result<(), Fault> {
+        self.last_parent = None;
         match self.tree.locate(parts, false) {
             Ok(Some(place)) => Ok(tree::remove(&place, &|path| self.has_brought(path))?),
             // What is not there need not be hidden.
@@ -144,7 +172,8 @@ impl Layer<'_> {
     }
 
     /// Applies an opaque whiteout: empties the folder of what lower layers have in it.
-    fn hide_all_below(&self, folder: &[std::ffi::OsString]) -> Result<(), Fault> {
+    fn hide_all_below(&mut self, folder: &[OsString]) -> Result<(), Fault> {
+        self.last_parent = None;
         let keep = |path: &Path| self.has_brought(path);
         let place = match self.tree.locate(folder, false) {
             Ok(Some(place)) => place,
@@ -167,34 +196,61 @@ impl Layer<'_> {
             Kind::Symlink if entry.link.is_empty() => return Err(Fault::Why("a symbolic link to nothing")),
             _ => None,
         };
-        let existing = place.file_type()?;
-        let keeps_folder = existing == Some(FileType::Directory) && entry.kind == Kind::Directory;
-        if existing.is_some() && !keeps_folder {
-            tree::remove(place, &|_| false)?;
-        }
         match (entry.kind, &target) {
             (Kind::File, _) => self.put_file(entry, place, content)?,
             (Kind::Directory, _) => {
-                if !keeps_folder {
-                    rfs::mkdirat(&place.parent, &place.name, Mode::from_raw_mode(0o700))
-                        .map_err(failed("cannot make the folder"))?;
+                if place.file_type()? != Some(FileType::Directory) {
+                    let make = || rfs::mkdirat(&place.parent, &place.name, Mode::from_raw_mode(0o700));
+                    self.make(place, "cannot make the folder", make)?;
                 }
                 self.set_folder(&open_folder(place)?, &place.path, entry)?;
             }
             (Kind::HardLink, Some(target)) => {
-                rfs::linkat(&target.parent, &target.name, &place.parent, &place.name, AtFlags::empty())
-                    .map_err(failed("cannot make the hard link"))?;
+                let make = || rfs::linkat(&target.parent, &target.name, &place.parent, &place.name, AtFlags::empty());
+                self.make(place, "cannot make the hard link", make)?;
             }
             (Kind::Symlink, _) => {
-                let text = OsStr::from_bytes(&entry.link);
-                rfs::symlinkat(text, &place.parent, &place.name).map_err(failed("cannot make the symbolic link"))?;
+                let make = || rfs::symlinkat(OsStr::from_bytes(&entry.link), &place.parent, &place.name);
+                self.make(place, "cannot make the symbolic link", make)?;
                 set_by_name(entry, place)?;
             }
-            _ => put_node(entry, place)?,
+            _ => self.put_node(entry, place)?,
         }
         let hash = self.hasher.hash_one(place.path.as_path());
         self.brought.insert(hash);
         Ok(())
+    }
+
+    /// Makes what an entry says by a call that fails where something has the name already; that is then removed.
+    fn make<T>(
+        &mut self,
+        place: &Place,
+        what: &'static str,
+        call: impl Fn() -> Result<T, Errno>,
+    ) -> Result<T, TreeError> {
+        match call() {
+            Err(Errno::EXIST) => {
+                self.last_parent = None;
+                tree::remove(place, &|_| false)?;
+                call().map_err(failed(what))
+            }
+            result => result.map_err(failed(what)),
+        }
+    }
+
+    fn put_node(&mut self, entry: &Entry, place: &Place) -> Result<(), TreeError> {
+        let kind = match entry.kind {
+            Kind::CharDevice => FileType::CharacterDevice,
+            Kind::BlockDevice => FileType::BlockDevice,
+            _ => FileType::Fifo,
+        };
+        let device = rfs::makedev(entry.device.0, entry.device.1);
+        let mode = Mode::from_raw_mode(entry.mode);
+        let make = || rfs::mknodat(&place.parent, &place.name, kind, mode, device);
+        self.make(place, "cannot make the device or fifo", make)?;
+        set_by_name(entry, place)?;
+        // Behind the umask and chown. There is no link to follow: it was made a moment ago in a tree that nobody else has.
+        rfs::chmodat(&place.parent, &place.name, mode, AtFlags::empty()).map_err(failed("cannot set its mode"))
     }
 
     /// The file that a hard link names: it must be in the image already, and be reached without symbolic links.
@@ -220,9 +276,8 @@ impl Layer<'_> {
 
     fn put_file(&mut self, entry: &Entry, place: &Place, content: &mut impl Read) -> Result<(), TreeError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rfs::openat(&place.parent, &place.name, flags, Mode::from_raw_mode(0o600))
-            .map_err(failed("cannot make the file"))?;
-        let mut file = File::from(file);
+        let make = || rfs::openat(&place.parent, &place.name, flags, Mode::from_raw_mode(0o600));
+        let mut file = File::from(self.make(place, "cannot make the file", make)?);
         loop {
             let read = content.read(&mut self.buffer);
             let count = match read {
@@ -262,20 +317,6 @@ impl Layer<'_> {
     fn has_brought(&self, path: &Path) -> bool {
         self.brought.contains(&self.hasher.hash_one(path))
     }
-}
-
-fn put_node(entry: &Entry, place: &Place) -> Result<(), TreeError> {
-    let kind = match entry.kind {
-        Kind::CharDevice => FileType::CharacterDevice,
-        Kind::BlockDevice => FileType::BlockDevice,
-        _ => FileType::Fifo,
-    };
-    let device = rfs::makedev(entry.device.0, entry.device.1);
-    let mode = Mode::from_raw_mode(entry.mode);
-    rfs::mknodat(&place.parent, &place.name, kind, mode, device).map_err(failed("cannot make the device or fifo"))?;
-    set_by_name(entry, place)?;
-    // Behind the umask and chown. There is no link to follow: it was made a moment ago in a tree that nobody else has.
-    rfs::chmodat(&place.parent, &place.name, mode, AtFlags::empty()).map_err(failed("cannot set its mode"))
 }
 
 fn open_folder(place: &Place) -> Result<OwnedFd, TreeError> {

@@ -361,3 +361,19 @@ fn entries_and_truncation_are_noticed() {
     assert!(apply(&tree, &bytes[..1500], &budget).is_err(), "cut in a file's content");
     assert!(apply(&tree, &bytes[..300], &budget).is_err(), "cut in a header");
 }
+
+#[test]
+fn a_parent_that_is_replaced_is_looked_up_again() {
+    let all = Playground::with([Tar::new()
+        .folder("real/")
+        .folder("d/")
+        .file("d/x", b"old")
+        .symlink("d", "real")
+        .file("d/y", b"through the link")]);
+    assert_eq!(all.list(), ["d", "real/", "real/y"]);
+    let layer = Tar::new().folder("e/").file("e/x", b"").file("e", b"").file("e/y", b"");
+    all.refuses(layer, "e/y", "not a folder");
+    let again = Tar::new().file("f/x", b"1").file(".wh.real", b"").file("f/y", b"2").file("real/z", b"3");
+    all.apply(again).unwrap();
+    assert_eq!(all.list(), ["d", "e", "f/", "f/x", "f/y", "real/", "real/z"]);
+}

@@ -50,8 +50,11 @@ impl Blob {
 impl Read for Blob {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.len()).unwrap_or(usize::MAX).min(buffer.len());
+        if wanted == 0 {
+            return Ok(0);
+        }
         let count = self.file.read_at(&mut buffer[..wanted], self.offset)?;
-        if count == 0 && wanted > 0 {
+        if count == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the image file is shorter than its index says"));
         }
         self.offset += count as u64;
@@ -111,7 +114,7 @@ impl Source {
             let why = format!("{} bytes are more than the {limit} that such a document may have", blob.len());
             return Err(ImageError::Document { name: name.to_owned(), why });
         }
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(usize::try_from(blob.len()).unwrap_or_default());
         blob.read_to_end(&mut bytes).map_err(|source| ImageError::Read { path: self.path.clone(), source })?;
         Ok(bytes)
     }

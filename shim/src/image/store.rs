@@ -44,7 +44,8 @@ impl std::fmt::Display for Progress {
         match self {
             Progress::Waiting => write!(f, "waiting for another process that unpacks this image"),
             Progress::Unpacking { layer, layers, done, total } => {
-                write!(f, "unpacking layer {layer} of {layers}: {} of {} MiB", done >> 20, total >> 20)
+                let mb = |bytes: &u64| *bytes as f64 / 1e6;
+                write!(f, "unpacking layer {layer} of {layers}: {:.1} of {:.1} MB", mb(done), mb(total))
             }
         }
     }
@@ -247,12 +248,12 @@ mod tests {
         let mut lines = Vec::new();
         let mut progress = |progress: Progress| lines.push(progress.to_string());
         let start = Instant::now();
-        let mut report = Report { progress: &mut progress, start, last: None, layer: 2, done: 0, total: 3 << 20 };
-        let content = vec![0; 1 << 20];
+        let mut report = Report { progress: &mut progress, start, last: None, layer: 2, done: 0, total: 3_000_000 };
+        let content = vec![0; 750_000];
         io::copy(&mut Counted { inner: &content[..], report: &mut report, layers: 3 }, &mut io::sink()).unwrap();
-        assert_eq!((report.done, report.last), (1 << 20, None));
+        assert_eq!((report.done, report.last), (750_000, None));
         report.start -= QUIET;
         io::copy(&mut Counted { inner: &content[..], report: &mut report, layers: 3 }, &mut io::sink()).unwrap();
-        assert_eq!(lines, ["unpacking layer 2 of 3: 1 of 3 MiB"]);
+        assert_eq!(lines, ["unpacking layer 2 of 3: 0.8 of 3.0 MB"]);
     }
 }

@@ -13,6 +13,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 /// Nested folders; bounds recursion and descriptors. Real images have a few dozen at most.
 const MAX_DEPTH: usize = 255;
@@ -81,13 +82,22 @@ pub struct Tree {
 /// A name in the tree whose parent is open: nothing between the two can be a link.
 #[derive(Debug)]
 pub(super) struct Place {
-    pub(super) parent: OwnedFd,
+    pub(super) parent: Rc<OwnedFd>,
     pub(super) name: OsString,
     /// Its path from the root, free of links.
     pub(super) path: PathBuf,
 }
 
 impl Place {
+    /// A name in a folder that was found before at `parent_path`.
+    pub(super) fn new(parent: Rc<OwnedFd>, parent_path: &Path, name: &OsStr) -> Result<Place, TreeError> {
+        let path = parent_path.join(name);
+        if path.as_os_str().len() > MAX_PATH || path.components().count() > MAX_DEPTH {
+            return Err(TreeError::TooDeep);
+        }
+        Ok(Place { parent, name: name.to_os_string(), path })
+    }
+
     /// What is there, not following a link.
     pub(super) fn file_type(&self) -> Result<Option<FileType>, TreeError> {
         file_type(&self.parent, &self.name)
@@ -130,11 +140,7 @@ impl Tree {
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => self.walk(above, make_parents)?,
             Err(errno) => return Err(failed("cannot open its parent folder")(errno)),
         };
-        let path = parent_path.join(name);
-        if path.as_os_str().len() > MAX_PATH || path.components().count() > MAX_DEPTH {
-            return Err(TreeError::TooDeep);
-        }
-        Ok(Some(Place { parent, name: name.clone(), path }))
+        Place::new(Rc::new(parent), &parent_path, name).map(Some)
     }
 
     /// Finds the place of a name that must not pass through any symbolic link.
@@ -146,7 +152,7 @@ impl Tree {
             Errno::NOENT | Errno::NOTDIR => TreeError::Missing(plain.join(name)),
             errno => failed("cannot open its parent folder")(errno),
         })?;
-        Ok(Some(Place { parent, name: name.clone(), path: plain.join(name) }))
+        Place::new(Rc::new(parent), &plain, name).map(Some)
     }
 
     /// Opens a regular file for reading, following links inside the tree as a process with this root would.
