@@ -90,12 +90,16 @@ pub(crate) struct Host {
     _in_use: Lock,
 }
 
-/// The folder of the host of a checkout.
+/// The folder of the host of a checkout: its ordinary one, or the one that `TATAMI_TESTHOST_NAME` names.
 ///
 /// # Errors
 /// No permission.
 pub(crate) fn folder(cache: &Cache, checkout: &Path, icount: bool) -> Result<PathBuf> {
     let key = Hash::default().with(checkout.as_os_str().as_encoded_bytes()).with(&[u8::from(icount)]);
+    let key = match std::env::var_os("TATAMI_TESTHOST_NAME").filter(|name| !name.is_empty()) {
+        Some(name) => key.with(name.as_encoded_bytes()),
+        None => key,
+    };
     cache.run_folder(&key.name())
 }
 
