@@ -53,7 +53,7 @@ pub enum Error {
     #[error(transparent)]
     Kvm(#[from] ProbeError),
     /// The VM could not be made of what was given.
-    #[error("{error} (kernel {}, initrd {}, {memory_mib} MiB of memory)", kernel.display(), initrd.display())]
+    #[error("{error} (kernel {}, initrd {})", kernel.display(), initrd.display())]
     Create {
         /// What the VMM said.
         error: VmError,
@@ -61,8 +61,6 @@ pub enum Error {
         kernel: PathBuf,
         /// The guest's initrd.
         initrd: PathBuf,
-        /// The guest's memory.
-        memory_mib: u32,
     },
     /// There is no VM, or none any more.
     #[error(transparent)]
@@ -159,7 +157,8 @@ impl Ground {
     /// [`Error::System`] when something could not be removed.
     pub fn clear(self) -> Result<(), Error> {
         let Ground { shared, undertaker, folder } = self;
-        drop(shared);
+        // Other parts may still hold on to it; that must not keep the mounts.
+        shared.detach();
         undertaker.bury().map_err(|source| Error::System { action: "remove the sandbox's folders", source })?;
         drop(folder);
         Ok(())
@@ -241,8 +240,8 @@ impl Sandbox {
     }
 
     fn creation_failed(&self, error: VmError) -> Error {
-        let Settings { kernel, initrd, vm, .. } = self.settings.clone();
-        Error::Create { error, kernel, initrd, memory_mib: vm.memory_mib }
+        let Settings { kernel, initrd, .. } = self.settings.clone();
+        Error::Create { error, kernel, initrd }
     }
 
     /// Creates a container from a specification whose paths are the guest's.

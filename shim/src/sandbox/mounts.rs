@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
@@ -123,6 +124,7 @@ pub struct SharedFolder {
     /// The same folder below the mount: writable.
     below: OwnedFd,
     data: PathBuf,
+    detached: AtomicBool,
 }
 
 impl SharedFolder {
@@ -136,7 +138,7 @@ impl SharedFolder {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let below = rustix::fs::open(&path, flags, Mode::empty()).map_err(refused("open", &path))?;
         rustix::mount::mount_bind(&path, &path).map_err(refused("bind", &path))?;
-        let shared = SharedFolder { path, below, data: folder.data().to_owned() };
+        let shared = SharedFolder { path, below, data: folder.data().to_owned(), detached: AtomicBool::new(false) };
         // Private first: it must not go on receiving what is mounted on the host at that place.
         for flag in [MountPropagationFlags::PRIVATE, MountPropagationFlags::SHARED] {
             rustix::mount::mount_change(&shared.path, flag).map_err(refused("share", &shared.path))?;
@@ -184,6 +186,16 @@ impl SharedFolder {
         Ok(Layout { host_root, guest_root, guest_volumes })
     }
 
+    /// Takes it away with everything in it, here and in the VMM's namespace. A thread that is still laying out a container
+    /// finds its place gone.
+    pub fn detach(&self) {
+        if !self.detached.swap(true, Ordering::AcqRel)
+            && let Err(error) = rustix::mount::unmount(&self.path, UnmountFlags::DETACH)
+        {
+            log::warn!("cannot unmount {}: {error}", self.path.display());
+        }
+    }
+
     fn overlay(&self, container: &str, lower: &Path, target: &Path) -> Result<(), MountError> {
         let own = self.data.join(container);
         let (upper, work) = (own.join("upper"), own.join("work"));
@@ -217,10 +229,7 @@ impl SharedFolder {
 
 impl Drop for SharedFolder {
     fn drop(&mut self) {
-        // Everything in it goes along, here and in the VMM's namespace.
-        if let Err(error) = rustix::mount::unmount(&self.path, UnmountFlags::DETACH) {
-            log::warn!("cannot unmount {}: {error}", self.path.display());
-        }
+        self.detach();
     }
 }
 
