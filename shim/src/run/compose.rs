@@ -2,12 +2,13 @@
 //!
 //! Knows which part is asked for what; the parts know how.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use oci_spec::image::Config;
 
 use super::options::RunOptions;
-use crate::image::{Image, ImageError, Tree, TreeError};
+use crate::image::{Image, ImageError, Progress, Tree, TreeError};
 use crate::sandbox::mounts::{HostVolume, Layout, MountError, Root, SharedFolder};
 use crate::spec::{self, Accounts, ContainerOptions, SpecError, Volume};
 
@@ -80,13 +81,20 @@ impl Recipe {
         let (root, image) = match &self.base {
             Base::Image(path, store) => {
                 let image = Image::open(path)?;
-                let unpacked = image.unpack_into(store, &mut |progress| eprintln!("tatami: {progress}"))?;
+                let unpacked = image.unpack_into(store, &mut show)?;
                 (Root::Image(unpacked), Some(image))
             }
             Base::Plain(folder) => (Root::Plain(folder.clone()), None),
         };
         let layout = shared.lay_out(container, &root, &self.volumes)?;
         specify(self.options, layout, image.as_ref().and_then(|image| image.config().config().as_ref()))
+    }
+}
+
+/// Tells a person who waits, and nobody else.
+fn show(progress: Progress) {
+    if std::io::stderr().is_terminal() {
+        eprintln!("tatami: {progress}");
     }
 }
 

@@ -119,7 +119,11 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
     let volumes = options
         .volumes
         .iter()
-        .map(|volume| Ok(HostVolume { source: HostPath::open(&volume.source)?, read_only: volume.read_only }))
+        .map(|volume| {
+            // Only to say at once if it is not there: what is mounted is opened in the sandbox's own namespace.
+            HostPath::open(&volume.source)?;
+            Ok(HostVolume { source: volume.source.clone(), read_only: volume.read_only })
+        })
         .collect::<Result<_, _>>()
         .map_err(RunError::Volume)?;
     let files = GuestFiles::find(options.kernel.as_deref(), options.initrd.as_deref())?;

@@ -60,7 +60,7 @@ pub enum Root {
     Plain(PathBuf),
 }
 
-/// A file or folder of the host, opened, that a container will see. Holding it open pins what was checked.
+/// A file or folder of the host, opened, that a container will see. It can be mounted in the namespace it was opened in.
 #[derive(Debug)]
 pub struct HostPath {
     path: PathBuf,
@@ -88,10 +88,10 @@ impl HostPath {
 }
 
 /// A volume: what of the host, and whether the guest may write to it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct HostVolume {
-    /// What it shows.
-    pub source: HostPath,
+    /// The file or folder that it shows.
+    pub source: PathBuf,
     /// Enforced on the host, below it as well.
     pub read_only: bool,
 }
@@ -175,12 +175,13 @@ impl SharedFolder {
         }
         for (number, volume) in volumes.iter().enumerate() {
             let name = format!("{container}/volumes/{number}");
-            if volume.source.is_folder {
+            let source = HostPath::open(&volume.source)?;
+            if source.is_folder {
                 self.folder(&name)?
             } else {
                 self.file(&name)?
             }
-            bind(&volume.source, &self.path.join(&name), Depth::Everything, volume.read_only)?;
+            bind(&source, &self.path.join(&name), Depth::Everything, volume.read_only)?;
             guest_volumes.push(Path::new(GUEST_SHARED).join(&name));
         }
         Ok(Layout { host_root, guest_root, guest_volumes })
