@@ -1,21 +1,27 @@
 //! Boots a kernel in this very process, unjailed, with its serial line on stdout: for debugging and for measuring.
 //!
-//! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--quiet]`; ends when the guest resets, with
-//! the time it took and the exits it needed on stderr.
+//! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--quiet]`
+//! ends when the guest resets, with the time it took, the exits it needed and what KVM counted (where debugfs is mounted) on
+//! stderr. An entropy device is always there; files of DIR appear under the tag `shared`, and SOCKET is made.
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use tatami_devices::virtio::{Fs, FsConfig, HostPorts, Rng, Threads, VirtioDevice, Vsock};
 use tatami_vmm::boot::{BuiltVm, Parts};
-use tatami_vmm::{StopReason, VmConfig};
+use tatami_vmm::{StopReason, VmConfig, VmmThreads};
 use vmm_sys_util::poll::PollContext;
 
 struct Arguments {
     kernel: PathBuf,
     initrd: Option<PathBuf>,
+    shared: Option<PathBuf>,
+    vsock: Option<PathBuf>,
     config: VmConfig,
 }
 
@@ -27,7 +33,7 @@ fn main() -> anyhow::Result<()> {
         kvm: File::options().read(true).write(true).open("/dev/kvm").context("cannot open /dev/kvm")?.into(),
         kernel: open(&arguments.kernel)?,
         initrd: arguments.initrd.as_ref().map(open).transpose()?,
-        devices: Vec::new(),
+        devices: devices(&arguments)?,
         serial: Box::new(Console),
     };
     let vm = BuiltVm::new(&arguments.config, parts)?;
@@ -36,12 +42,14 @@ fn main() -> anyhow::Result<()> {
     let poll = PollContext::<u32>::new()?;
     poll.add(vm.stopped(), 0)?;
     poll.wait()?;
+    let ran = started.elapsed() - built;
     let reason = vm.stop_reason();
+    print_statistics();
     let counts = vm.stop();
     eprintln!(
         "boot: built in {} ms, ran {} ms; exits: {} memory, {} ports, {} interrupted",
         built.as_millis(),
-        (started.elapsed() - built).as_millis(),
+        ran.as_millis(),
         counts.memory,
         counts.ports,
         counts.interrupted
@@ -49,6 +57,54 @@ fn main() -> anyhow::Result<()> {
     match reason {
         Some(StopReason::Error(reason)) => bail!(reason),
         _ => Ok(()),
+    }
+}
+
+fn devices(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> {
+    let threads: Arc<dyn Threads> = Arc::new(VmmThreads);
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new(Arc::clone(&threads)))];
+    if let Some(shared) = &arguments.shared {
+        let root = shared.canonicalize()?.to_string_lossy().into_owned();
+        let config = FsConfig { tag: "shared".into(), root, proc_self_fd: File::open("/proc/self/fd")? };
+        devices.push(Box::new(Fs::new(config, Arc::clone(&threads))?));
+    }
+    if let Some(socket) = &arguments.vsock {
+        let listener = UnixListener::bind(socket).with_context(|| format!("cannot make {}", socket.display()))?;
+        let cid = arguments.config.vsock_cid.into();
+        devices.push(Box::new(Vsock::new(cid, listener, Box::new(NoPorts), threads)?));
+    }
+    Ok(devices)
+}
+
+/// A host that offers the guest nothing, and says what it asked for.
+struct NoPorts;
+
+impl HostPorts for NoPorts {
+    fn connect(&mut self, port: u32) -> Option<UnixStream> {
+        eprintln!("boot: the guest connects to host port {port}");
+        None
+    }
+}
+
+/// What KVM counted for this process's machine.
+fn print_statistics() {
+    let prefix = format!("{}-", std::process::id());
+    let machines = std::fs::read_dir("/sys/kernel/debug/kvm").into_iter().flatten().flatten();
+    for machine in machines.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)) {
+        let mut counts = Vec::new();
+        collect(&machine.path(), &mut counts);
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let text: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        eprintln!("boot: KVM counted {}", text.join(", "));
+    }
+}
+
+fn collect(folder: &Path, counts: &mut Vec<(String, u64)>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        if let Some(count) = text.trim().parse().ok().filter(|count| *count > 0) {
+            counts.push((entry.file_name().to_string_lossy().into_owned(), count));
+        }
     }
 }
 
@@ -70,13 +126,15 @@ impl Write for Console {
 
 fn arguments() -> anyhow::Result<Arguments> {
     let mut config = VmConfig { console: true, ..VmConfig::default() };
-    let (mut kernel, mut initrd) = (None, None);
+    let (mut kernel, mut initrd, mut shared, mut vsock) = (None, None, None, None);
     let mut given = std::env::args().skip(1);
     while let Some(name) = given.next() {
         let mut value = || given.next().with_context(|| format!("{name} wants a value"));
         match name.as_str() {
             "--kernel" => kernel = Some(value()?.into()),
             "--initrd" => initrd = Some(value()?.into()),
+            "--shared" => shared = Some(value()?.into()),
+            "--vsock" => vsock = Some(value()?.into()),
             "--cmdline" => config.command_line_extra = value()?,
             "--memory" => config.memory_mib = value()?.parse()?,
             "--cpus" => config.vcpus = value()?.parse()?,
@@ -85,5 +143,5 @@ fn arguments() -> anyhow::Result<Arguments> {
         }
     }
     config.max_vcpus = config.vcpus;
-    Ok(Arguments { kernel: kernel.context("--kernel is missing")?, initrd, config })
+    Ok(Arguments { kernel: kernel.context("--kernel is missing")?, initrd, shared, vsock, config })
 }

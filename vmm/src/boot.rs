@@ -92,7 +92,7 @@ impl BuiltVm {
         let kvm = Kvm::new(parts.kvm)?;
         let processors = Processors::new(&kvm, config.max_vcpus)?;
         let ram = Host::ram(config.memory_bytes());
-        let vm = kvm.create_vm(memory::shared(&ram)?)?;
+        let vm = kvm.create_vm(memory::create(&ram)?)?;
         let stop = StopSignal::new()?;
 
         let mut command_line = CommandLine::new::<Host>(config.vcpus, config.console.then_some(Host::CONSOLE))?;

@@ -1,6 +1,7 @@
 //! Why a machine stopped, told once: by whichever thread notices first.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ impl std::fmt::Display for StopReason {
 #[derive(Clone)]
 pub(crate) struct StopSignal {
     reason: Arc<Mutex<Option<StopReason>>>,
+    given: Arc<AtomicBool>,
     event: Arc<EventFd>,
 }
 
@@ -38,14 +40,20 @@ impl StopSignal {
     /// When no event descriptor is to be had.
     pub(crate) fn new() -> io::Result<StopSignal> {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(StopSignal { reason: Arc::default(), event: Arc::new(event) })
+        Ok(StopSignal { reason: Arc::default(), given: Arc::default(), event: Arc::new(event) })
     }
 
     /// Says that the machine has stopped; the first reason counts.
     pub(crate) fn give(&self, reason: StopReason) {
         self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.given.store(true, Ordering::Release);
         // Fails only when it is set already.
         let _ = self.event.write(1);
+    }
+
+    /// Whether there is a reason; for where it is asked often.
+    pub(crate) fn is_given(&self) -> bool {
+        self.given.load(Ordering::Acquire)
     }
 
     /// The reason, once there is one.

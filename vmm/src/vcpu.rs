@@ -89,7 +89,8 @@ impl Drop for RunningVcpu {
 
 fn run(vcpu: &mut Vcpu, bus: &Bus, stop: &AtomicBool, ended: &StopSignal) -> ExitCounts {
     let mut counts = ExitCounts::default();
-    // The flag is looked at only when something interrupted: what sets it interrupts as well.
+    // The flag is looked at only when something interrupted: what sets it interrupts as well. What this vCPU wrote may have been
+    // the reset command, after which it has nothing more to do.
     loop {
         match vcpu.run() {
             Exit::Read(space, address, data) => {
@@ -99,6 +100,9 @@ fn run(vcpu: &mut Vcpu, bus: &Bus, stop: &AtomicBool, ended: &StopSignal) -> Exi
             Exit::Write(space, address, data) => {
                 counts.add(space);
                 bus.write(space, address, data);
+                if ended.is_given() {
+                    return counts;
+                }
             }
             Exit::Interrupted => {
                 counts.interrupted += 1;
