@@ -2,6 +2,8 @@
 //!
 //! `TATAMI_LOG` (error, warn, info, debug, trace, off) says how much; warnings and errors by default.
 
+use std::io::{self, Write};
+
 use log::{LevelFilter, Log, Metadata, Record};
 
 struct StandardError;
@@ -14,7 +16,8 @@ impl Log for StandardError {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_ascii_lowercase();
-            eprintln!("tatami {level}: {}", record.args());
+            // In one piece; and where nobody can be told, nobody is.
+            let _ = io::stderr().write_all(format!("tatami {level}: {}\n", record.args()).as_bytes());
         }
     }
 

@@ -11,7 +11,7 @@ pub mod terminal;
 pub mod volume;
 
 use std::cell::RefCell;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use tatami_protocol::agent::Stdio;
 use tatami_vmm::VmConfig;
+use tatami_vmm::probe;
 use tokio::sync::oneshot;
 
 use crate::guest_files::{GuestFiles, GuestFilesError};
@@ -99,7 +100,8 @@ pub fn main(arguments: RunArguments, started: Instant) -> ExitCode {
     let status = match prepare(arguments).and_then(|prepared| in_sandbox(prepared, started)) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("tatami: {error}");
+            // In one piece: others may write to the same place.
+            let _ = io::stderr().write_all(format!("tatami: {error}\n").as_bytes());
             error.status()
         }
     };
@@ -126,6 +128,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         })
         .collect::<Result<_, _>>()
         .map_err(RunError::Volume)?;
+    probe::open().and_then(probe::check).map_err(sandbox::Error::from)?;
     let files = GuestFiles::find(options.kernel.as_deref(), options.initrd.as_deref())?;
     let vm = VmConfig {
         vcpus: options.cpus,

@@ -81,7 +81,12 @@ fn remove_entry(
     if depth == MAX_DEPTH {
         return lift(top, folder, name, moved);
     }
-    let inner = open_folder(folder, name)?;
+    let inner = match open_folder(folder, name) {
+        Ok(inner) => inner,
+        // Somebody else removes the same tree.
+        Err(Errno::NOENT) => return Ok(false),
+        Err(error) => return Err(error),
+    };
     let again = empty(top, inner.as_fd(), depth + 1, moved)?;
     if !again {
         match rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR) {
