@@ -15,7 +15,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tatami_protocol::agent::Stdio;
 use tatami_vmm::VmConfig;
@@ -41,6 +41,9 @@ const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 /// What the only container of such a sandbox is called.
 const CONTAINER: &str = "main";
+
+/// How long a command may go on after the terminal it was started on is gone and it was told so.
+const ABANDONED: Duration = Duration::from_secs(10);
 
 /// Why there is no exit status of a command.
 #[derive(Debug, thiserror::Error)]
@@ -240,8 +243,9 @@ async fn perform(
 /// Passes signals on; returns when one ends the run.
 async fn obey(mut signals: Signals, running: &RefCell<Option<Container>>) -> RunError {
     let mut insistence = Insistence::default();
+    let mut abandoned = None;
     loop {
-        let signal = signals.next().await;
+        let Some(signal) = signals.next_before(abandoned).await else { return RunError::Forced };
         let container = running.borrow().clone();
         let Some(container) = container else {
             if signals::ends_a_start(signal) {
@@ -251,6 +255,10 @@ async fn obey(mut signals: Signals, running: &RefCell<Option<Container>>) -> Run
         };
         if insistence.insists(signal, Instant::now()) {
             return RunError::Forced;
+        }
+        if signal == libc::SIGHUP && terminal::is_gone() {
+            // Nobody will be there to insist, and a shell may not even notice.
+            abandoned.get_or_insert(Instant::now() + ABANDONED);
         }
         let result = match (signal, terminal::size()) {
             (libc::SIGWINCH, Some((rows, columns))) => container.resize(rows, columns).await,

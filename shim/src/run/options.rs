@@ -108,6 +108,7 @@ ended it.
 Signals that this process receives are passed on to the command. It is the
 container's first process, so it gets INT and TERM only if it handles them.
 Three of these within a few seconds of each other end the sandbox by force.
+When the terminal goes away, the command gets HUP, and ten seconds to end.
 
 There is no network in the container yet.";
 

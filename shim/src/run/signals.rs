@@ -33,6 +33,14 @@ impl Signals {
         Ok(Signals { streams })
     }
 
+    /// The next one, unless `deadline` passes first.
+    pub async fn next_before(&mut self, deadline: Option<Instant>) -> Option<i32> {
+        match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), self.next()).await.ok(),
+            None => Some(self.next().await),
+        }
+    }
+
     /// The next one.
     pub async fn next(&mut self) -> i32 {
         poll_fn(|context| {

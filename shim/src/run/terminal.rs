@@ -8,6 +8,7 @@
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 nix::ioctl_read_bad!(
@@ -35,6 +36,11 @@ pub fn saved() -> Option<(OwnedFd, Termios)> {
     Some((stdin.as_fd().try_clone_to_owned().ok()?, tcgetattr(&stdin).ok()?))
 }
 
+/// Whether standard input was a terminal that has been hung up since.
+pub fn is_gone() -> bool {
+    matches!(tcgetattr(io::stdin()), Err(Errno::EIO))
+}
+
 /// Raw mode, as long as it lives: every key goes to the container, none to this host.
 pub struct RawMode {
     terminal: OwnedFd,
@@ -57,6 +63,9 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
+        if is_gone() {
+            return;
+        }
         if let Err(error) = tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.before) {
             log::warn!("cannot restore the terminal: {error}");
         }
