@@ -89,7 +89,7 @@ impl Cgroup {
         result
     }
 
-    /// Removes it and every group below it, once its processes, killed before, are gone.
+    /// Removes it and every group below it, once its processes, which are killed, are gone.
     ///
     /// # Errors
     /// `EBUSY` when a process stays for seconds; a group that does not exist is no error.
@@ -101,6 +101,8 @@ impl Cgroup {
                 Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) && attempts < PATIENCE => {
                     attempts += 1;
                     tokio::time::sleep(RETRY).await;
+                    // Also what was on its way in when its processes were killed.
+                    self.kill()?;
                 }
                 result => return result,
             }
