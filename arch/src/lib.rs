@@ -12,5 +12,6 @@ pub mod x86_64;
 
 pub use command_line::{CommandLine, CommandLineError};
 pub use elf::{ElfHeader, ElfMachine, KernelFormatError};
-pub use host::Host;
+#[allow(unused_imports, unreachable_pub, reason = "empty on a host that no machine here is for")]
+pub use host::*;
 pub use machine::{Blob, BootImage, BootInputs, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region, Space};
