@@ -25,9 +25,10 @@ deps: ## install what the build needs (Debian, root); says what is missing other
 	@tests/install-deps
 
 build: deps ## build the host binary and the agent, both static
-	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami -p tatami-agent
+	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami
+	$(STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-agent
 	@install -D -m 755 target/$(TRIPLE)/release/tatami target/release/tatami
-	@install -D -m 755 target/$(TRIPLE)/release/tatami-agent target/release/tatami-agent
+	@install -D -m 755 target/$(TRIPLE)/guest/tatami-agent target/release/tatami-agent
 
 kernel: deps ## build the guest kernel
 	guest-kernel/build --arch $(ARCH)
@@ -50,7 +51,7 @@ test-unit: deps ## the tests that need no KVM
 	rootfs/test-reproducible
 
 test-kvm: build guest image ## the tests that boot guests, here or in the emulated test host
-	tests/with-kvm true
+	tests/host/selftest
 	$(RUNNER) $(CARGO) test --locked -p tatami-vmm -p tatami-tests --no-fail-fast -- --ignored
 
 lint: deps ## format, clippy with warnings denied, the project's own rules
@@ -61,9 +62,9 @@ lint: deps ## format, clippy with warnings denied, the project's own rules
 bench: build guest image ## boot time against QEMU's microvm, and a whole `tatami run`
 	$(CARGO) build --release --locked -p tatami-tests --bin bench
 	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami-vmm --example boot
-	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami-tests --bin bench-init
+	$(STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-tests --bin bench-init
 	@install -D -m 755 target/$(TRIPLE)/release/examples/boot target/release/examples/boot
-	rootfs/build-initrd --arch $(ARCH) --agent target/$(TRIPLE)/release/bench-init --output target/bench/initrd.img
+	rootfs/build-initrd --arch $(ARCH) --agent target/$(TRIPLE)/guest/bench-init --output target/bench/initrd.img
 	tests/with-kvm target/release/bench
 
 install: build guest ## install under $(PREFIX), or below $(DESTDIR)
