@@ -139,8 +139,9 @@ impl Tatami {
 
     fn run_arguments(options: &[&str], command: &[&str]) -> Vec<String> {
         let image = image().display().to_string();
-        let words =
-            ["run", "--rm"].iter().chain(options).copied().chain([image.as_str()]).chain(command.iter().copied());
+        // Of equal options the last counts, so a test's own comes after this one.
+        let first = ["run", "--rm", "--boot-timeout", BOOT_SECONDS];
+        let words = first.iter().chain(options).copied().chain([image.as_str()]).chain(command.iter().copied());
         words.map(str::to_owned).collect()
     }
 }
