@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::net::RecvFlags;
 use tatami_protocol::stream::{self, StreamHeader};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 /// The socket's name in the sandbox's folder.
@@ -64,12 +65,10 @@ impl Door {
         let mut stream = UnixStream::connect(self.path()).await?;
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
         let mut answer = Vec::new();
-        // A byte at a time, so that nothing of what follows the line is taken.
-        while !answer.ends_with(b"\n") {
-            match stream.read_u8().await {
-                Ok(byte) if answer.len() < MAX_ANSWER => answer.push(byte),
-                Ok(_) => break,
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(DoorError::Closed(port)),
+        while !answer.ends_with(b"\n") && answer.len() < MAX_ANSWER {
+            match take_line(&stream, MAX_ANSWER - answer.len()).await {
+                Ok(part) if part.is_empty() => return Err(DoorError::Closed(port)),
+                Ok(part) => answer.extend(part),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(DoorError::Closed(port)),
                 Err(error) => return Err(error.into()),
             }
@@ -98,6 +97,21 @@ impl Door {
     fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", self.folder.as_raw_fd()))
     }
+}
+
+/// What has arrived of a line, at most `limit` bytes, and nothing of what follows the line; empty at the end of the stream.
+async fn take_line(stream: &UnixStream, limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = [0; MAX_ANSWER];
+    let bytes = &mut bytes[..limit];
+    stream
+        .async_io(Interest::READABLE, || {
+            // Looked at first, so that nothing behind the line's end is taken.
+            let (seen, _) = rustix::net::recv(stream, &mut *bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+            let length = bytes[..seen].iter().position(|&byte| byte == b'\n').map_or(seen, |end| end + 1);
+            let (taken, _) = rustix::net::recv(stream, &mut bytes[..length], RecvFlags::DONTWAIT)?;
+            Ok(bytes[..taken].to_vec())
+        })
+        .await
 }
 
 #[cfg(test)]
@@ -157,7 +171,7 @@ mod tests {
 
     #[test]
     fn refusals_and_nonsense_are_told_apart() {
-        for (answer, closed) in [("", true), ("NO\n", false), ("OK 99999999999999999999\n", false)] {
+        for (answer, closed) in [("", true), ("OK 1", true), ("NO\n", false), ("OK 99999999999999999999\n", false)] {
             let (_dir, door, thread) = vmm(answer);
             let error = block_on(door.connect(7)).unwrap_err();
             assert_eq!(matches!(error, DoorError::Closed(7)), closed, "{answer:?}: {error}");
