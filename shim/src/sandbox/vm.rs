@@ -274,3 +274,65 @@ impl Observer {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(20);
+
+    fn vm() -> (watch::Sender<Progress>, VmWatch) {
+        let (sender, progress) = watch::channel(Progress::default());
+        (sender, VmWatch { progress, console: Arc::default() })
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn a_time_out_names_the_step_that_is_missing() {
+        let (sender, vm) = vm();
+        let message = || block_on(vm.ready(LIMIT)).unwrap_err().to_string();
+        assert!(message().starts_with("the VMM did not create the VM within"), "{}", message());
+        sender.send_modify(|progress| progress.created = Some(Instant::now()));
+        assert!(message().starts_with("the VMM did not start the guest"), "{}", message());
+        sender.send_modify(|progress| progress.booting = Some(Instant::now()));
+        assert!(message().contains("the agent did not announce itself"), "{}", message());
+        sender.send_modify(|progress| progress.ready = Some(Instant::now()));
+        block_on(vm.ready(LIMIT)).unwrap();
+    }
+
+    #[test]
+    fn a_reset_after_a_panic_is_told_as_the_panic() {
+        let (sender, vm) = vm();
+        vm.console
+            .lock()
+            .unwrap()
+            .push(b"[    1.0] Kernel panic - not syncing: no \x1binit\r\n[    1.1] Rebooting\r\n");
+        sender.send_modify(|progress| progress.stopped = Some(StopReason::GuestReset));
+        let message = block_on(vm.ready(LIMIT)).unwrap_err().to_string();
+        assert_eq!(message.lines().count(), 3);
+        assert!(
+            message.starts_with("the guest's kernel panicked: no \u{fffd}init; the guest's last lines:"),
+            "{message}"
+        );
+        assert!(message.ends_with("\n  | [    1.1] Rebooting"), "{message}");
+    }
+
+    #[test]
+    fn work_ends_with_the_vm_and_what_is_done_counts() {
+        let (sender, vm) = vm();
+        block_on(async {
+            assert!(vm.verdict().await.is_none());
+            let waiting = vm.while_alive(std::future::pending::<()>());
+            let ending = async {
+                sender.send_modify(|progress| progress.stopped = Some(StopReason::Error("it broke".to_owned())));
+            };
+            let (waited, ()) = tokio::join!(waiting, ending);
+            assert_eq!(waited.unwrap_err().to_string(), "it broke");
+            assert_eq!(vm.verdict().await.unwrap().to_string(), "it broke");
+            assert_eq!(vm.while_alive(async { 7 }).await.unwrap(), 7);
+        });
+    }
+}
