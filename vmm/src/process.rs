@@ -70,6 +70,8 @@ pub fn main() -> ! {
 fn prepare() -> Result<Arc<Channel>, ProcessError> {
     jail::close_inherited()?;
     jail::die_with_parent()?;
+    // Started through /proc/self/exe, it would be called `exe` where processes are listed.
+    rustix::thread::set_name(c"tatami-vmm").map_err(io::Error::from)?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?).map_err(io::Error::from)?;
     let channel = Arc::new(Channel::new(socket));

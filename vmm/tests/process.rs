@@ -226,6 +226,7 @@ fn jail() -> Result<()> {
     ensure!(mounts.contains(" master:"), "its root is no slave of the server's:\n{mounts}");
 
     let status = fs::read_to_string(proc.join("status"))?;
+    ensure!(status.starts_with("Name:\ttatami-vmm\n"), "{status}");
     // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP.
     let capabilities = "00000000880000df";
     for line in ["CapPrm", "CapEff", "CapBnd"].map(|set| format!("{set}:\t{capabilities}")) {
