@@ -52,7 +52,7 @@ test-unit: deps ## the tests that need no KVM
 
 test-kvm: build guest image ## the tests that boot guests, here or in the emulated test host
 	tests/host/selftest
-	$(RUNNER) $(CARGO) test --locked -p tatami -p tatami-vmm -p tatami-tests --no-fail-fast -- --ignored
+	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-vmm -p tatami-tests
 
 lint: deps ## format, clippy with warnings denied, the project's own rules
 	$(CARGO) fmt --all --check

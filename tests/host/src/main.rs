@@ -66,7 +66,8 @@ fn act(invocation: &Invocation) -> Result<i32> {
 
 fn wanted(invocation: &Invocation) -> Result<Wanted> {
     let (icount, cold) = (invocation.icount, invocation.cold);
-    let cpus = if icount { 1 } else { setting("TATAMI_TESTHOST_SMP", 2)? };
+    // One, unless asked: with two, emulated CPUs on threads of their own, about one guest in fifty was seen to die or hang.
+    let cpus = if icount { 1 } else { setting("TATAMI_TESTHOST_SMP", 1)? };
     let machine = Machine { cpus, memory: setting("TATAMI_TESTHOST_MEM", 4096)?, icount };
     // A machine whose time counts instructions never sleeps: it costs a CPU even when idle.
     let idle = u64::from(setting("TATAMI_TESTHOST_IDLE", if icount { 60 } else { 1800 })?);
