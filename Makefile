@@ -66,6 +66,7 @@ bench: build guest image ## boot time against QEMU's microvm, and a whole `tatam
 	@install -D -m 755 target/$(TRIPLE)/release/examples/boot target/release/examples/boot
 	rootfs/build-initrd --arch $(ARCH) --agent target/$(TRIPLE)/guest/bench-init --output target/bench/initrd.img
 	tests/with-kvm target/release/bench
+	tests/host/run --icount target/release/bench instructions
 
 install: build guest ## install under $(PREFIX), or below $(DESTDIR)
 	install -D -m 755 target/release/tatami $(DESTDIR)$(PREFIX)/bin/tatami

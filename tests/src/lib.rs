@@ -5,6 +5,7 @@
 //! It drives the real binary, as built by `make build`, on a real KVM; it knows nothing of what is inside.
 
 mod leaks;
+mod nearby;
 mod pty;
 mod running;
 
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use leaks::Process;
+pub use nearby::on_own_disk;
 pub use pty::Terminal;
 pub use running::{Finished, Running};
 
@@ -39,10 +41,15 @@ pub fn kernel() -> PathBuf {
     built("target/guest/x86_64/vmlinux", "make kernel")
 }
 
+/// The guest's initrd that `make initrd` builds.
+pub fn initrd() -> PathBuf {
+    built("target/guest/x86_64/initrd.img", "make initrd")
+}
+
 fn built(path: &str, how: &str) -> PathBuf {
     let path = checkout().join(path);
     assert!(path.exists(), "{} is missing: run `{how}`", path.display());
-    path
+    nearby::on_own_disk(&path).unwrap_or_else(|error| panic!("cannot copy {}: {error}", path.display()))
 }
 
 /// One test's own installation of Tatami.
@@ -93,6 +100,8 @@ impl Tatami {
             .arg(&self.cgroup)
             .arg(&self.binary)
             .args(arguments)
+            .env("TATAMI_KERNEL", kernel())
+            .env("TATAMI_INITRD", initrd())
             .env("TATAMI_STATE", self.folder.path().join("run"))
             .env("TATAMI_ROOT", self.folder.path().join("lib"))
             .stdin(Stdio::null())
