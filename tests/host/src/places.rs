@@ -67,12 +67,21 @@ impl Cache {
         });
     }
 
+    /// Notes that `folder` is in use now, for [`Cache::prune`].
+    pub(crate) fn mark_used(&self, folder: &Path) {
+        // Where this fails (somebody else's cache), the folder only seems older than it is.
+        let _ = lock_file(&folder.join("lock")).and_then(|file| Ok(file.set_modified(SystemTime::now())?));
+    }
+
     /// Keeps the `keep` folders `PREFIX-…` used last, and removes the others that nobody has locked.
     pub(crate) fn prune(&self, prefix: &str, keep: usize) {
         let mut found: Vec<(SystemTime, PathBuf)> = self
             .entries()
             .filter(|(file, _)| file.starts_with(&format!("{prefix}-")) && !file.contains('.'))
-            .filter_map(|(_, path)| Some((fs::metadata(path.join("lock")).ok()?.modified().ok()?, path)))
+            .filter_map(|(_, path)| {
+                let used = fs::metadata(path.join("lock")).or_else(|_| fs::metadata(&path));
+                Some((used.ok()?.modified().ok()?, path))
+            })
             .collect();
         found.sort();
         found.reverse();

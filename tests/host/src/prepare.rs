@@ -19,6 +19,9 @@ const SNAPSHOT_FORMAT: &[u8] = include_bytes!("qemu.rs");
 /// Snapshots kept beside the one in use: one for each of a few checkouts and machine sizes.
 const SNAPSHOTS_KEPT: usize = 3;
 
+/// Images kept: those in use, and those of one other version of the recipe (another branch, another checkout).
+const IMAGES_KEPT: usize = 2;
+
 /// Makes sure of the images that `build-images` in `scripts` makes, and returns their folder.
 ///
 /// # Errors
@@ -31,6 +34,7 @@ pub(crate) fn images(cache: &Cache, scripts: &Path) -> Result<PathBuf> {
     let name = format!("images-{}", hash.name());
     let folder = cache.folder(&name);
     if folder.is_dir() {
+        cache.mark_used(&folder);
         return Ok(folder);
     }
     let lock = wait_lock(&cache.folder("images.lock"), true, "another run builds the test host's images")?;
@@ -44,6 +48,8 @@ pub(crate) fn images(cache: &Cache, scripts: &Path) -> Result<PathBuf> {
     if !status.success() || !folder.is_dir() {
         bail!("the test host's images could not be built (build-images: {status})");
     }
+    cache.mark_used(&folder);
+    cache.prune("images", IMAGES_KEPT);
     Ok(folder)
 }
 

@@ -35,6 +35,9 @@ const MODULES: &[&str] = &[
     "9pnet_virtio",
     "9p",
     "overlay",
+    // containerd asks whether these are there; it does not load them.
+    "erofs",
+    "dm_thin_pool",
     "loop",
     "tun",
     "veth",
