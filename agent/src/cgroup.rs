@@ -1,14 +1,17 @@
 //! Control groups, version 2: one for all containers, one below it for each.
 //!
-//! libcontainer makes a container's group and sets its limits; this module delegates the controllers, reaches every
-//! process of a container, and removes the group.
+//! This module delegates the controllers, makes a container's group and writes its limits, reaches every process in it, and
+//! removes it. What the limits are is `limits`' business.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::syscalls;
+use crate::error::Error;
+use crate::events::EventFile;
+use crate::limits::{PIDS_MAX, Plan, Setting};
+use crate::{stats, syscalls};
 
 /// Where the hierarchy is mounted.
 pub(crate) const ROOT: &str = "/sys/fs/cgroup";
@@ -17,12 +20,14 @@ const CONTAINERS: &str = "/tatami";
 /// How long processes that were killed may take to leave their group, in steps of [`RETRY`].
 const PATIENCE: u32 = 1000;
 const RETRY: Duration = Duration::from_millis(2);
+/// How long processes may take to stand still; one that waits for a device cannot before that answers.
+const FREEZING: Duration = Duration::from_secs(10);
 
 /// Hands every controller that the kernel has down to the containers' groups.
 ///
 /// # Errors
 /// The kernel's, when the hierarchy is not writable.
-pub(crate) fn enable_controllers() -> io::Result<()> {
+pub fn enable_controllers() -> io::Result<()> {
     let root = Path::new(ROOT);
     let containers = root.join(&CONTAINERS[1..]);
     fs::create_dir_all(&containers)?;
@@ -59,6 +64,107 @@ impl Cgroup {
         &self.path
     }
 
+    /// Its folder.
+    pub(crate) fn folder(&self) -> PathBuf {
+        Path::new(ROOT).join(self.path.strip_prefix("/").unwrap_or(&self.path))
+    }
+
+    /// Makes it, with the limits of `plan` except that of the number of processes.
+    ///
+    /// # Errors
+    /// A limit that the kernel refuses, with its reason.
+    pub(crate) fn create(&self, plan: &Plan) -> Result<(), Error> {
+        let folder = self.folder();
+        fs::create_dir(&folder).map_err(Error::internal(format!("create {}", folder.display())))?;
+        self.set(plan, |file| file != PIDS_MAX)
+    }
+
+    /// Sets the limit of the number of processes, if `plan` has one.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub(crate) fn limit_pids(&self, plan: &Plan) -> Result<(), Error> {
+        self.set(plan, |file| file == PIDS_MAX)
+    }
+
+    /// Sets every limit of `plan`.
+    ///
+    /// # Errors
+    /// The first that the kernel refuses, with its reason; those before it are set.
+    pub(crate) fn update(&self, plan: &Plan) -> Result<(), Error> {
+        self.set(plan, |_| true)
+    }
+
+    fn set(&self, plan: &Plan, wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let folder = self.folder();
+        if let Some(limit) = plan.usage_at_most {
+            let usage = fs::read_to_string(folder.join("memory.current")).unwrap_or_default();
+            if usage.trim().parse::<u64>().is_ok_and(|usage| usage > limit) {
+                let message = format!("memory limit {limit}: {} bytes are in use already", usage.trim());
+                return Err(Error::FailedPrecondition(message));
+            }
+        }
+        if plan.weighs_io {
+            weigh_disks().map_err(Error::internal("make the guest's disks follow weights"))?;
+        }
+        for setting in plan.settings.iter().filter(|setting| wanted(&setting.file)) {
+            write_setting(&folder, setting)?;
+        }
+        if let Some(period) = plan.period.filter(|_| wanted("cpu.max")) {
+            let now = fs::read_to_string(folder.join("cpu.max")).unwrap_or_default();
+            let quota = now.split_whitespace().next().unwrap_or("max");
+            let value = format!("{quota} {period}");
+            write_setting(&folder, &Setting { file: "cpu.max".to_owned(), value, optional: false })?;
+        }
+        Ok(())
+    }
+
+    /// Every process in it and below, by its id in the guest's first pid namespace.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn pids(&self) -> io::Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        collect_pids(&self.folder(), &mut pids)?;
+        Ok(pids)
+    }
+
+    /// What it uses.
+    pub(crate) fn stats(&self) -> tatami_protocol::agent::Stats {
+        stats::read(&self.folder())
+    }
+
+    /// Makes all its processes stand still, or run again, and answers when they do.
+    ///
+    /// # Errors
+    /// The kernel's; `TimedOut` when a process does not stop, and then all run.
+    pub(crate) async fn freeze(&self, frozen: bool) -> io::Result<()> {
+        let folder = self.folder();
+        let write = |frozen: bool| fs::write(folder.join("cgroup.freeze"), if frozen { "1" } else { "0" });
+        let wanted = u64::from(frozen);
+        let settled = async {
+            let events = EventFile::open(&folder.join("cgroup.events"))?;
+            write(frozen)?;
+            events.until(|text| stats::keyed(text, "frozen").filter(|now| *now == wanted)).await
+        };
+        match tokio::time::timeout(FREEZING, settled).await {
+            Ok(result) => result.map(drop),
+            Err(_) => {
+                write(false)?;
+                Err(io::Error::new(io::ErrorKind::TimedOut, "a process does not stop; it may wait for a device"))
+            }
+        }
+    }
+
+    /// Waits until the kernel has killed more than `seen` of its processes for want of memory, and says how many it killed.
+    ///
+    /// # Errors
+    /// `ENODEV` or the like once the group is gone.
+    pub(crate) async fn oom_kills(&self, seen: u64) -> io::Result<u64> {
+        let events = EventFile::open(&self.folder().join("memory.events"))?;
+        events.until(|text| stats::keyed(text, "oom_kill").filter(|killed| *killed > seen)).await
+    }
+
     /// Kills every process in it and below, also ones that are just being forked.
     ///
     /// # Errors
@@ -75,10 +181,8 @@ impl Cgroup {
         if number == libc::SIGKILL {
             return self.kill();
         }
-        let mut pids = Vec::new();
-        collect_pids(&self.folder(), &mut pids)?;
         let mut result = Ok(());
-        for pid in pids {
+        for pid in self.pids()? {
             if let Err(cause) = syscalls::send(pid, number)
                 && cause.raw_os_error() != Some(libc::ESRCH)
                 && result.is_ok()
@@ -108,10 +212,33 @@ impl Cgroup {
             }
         }
     }
+}
 
-    fn folder(&self) -> PathBuf {
-        Path::new(ROOT).join(self.path.strip_prefix("/").unwrap_or(&self.path))
+fn write_setting(folder: &Path, setting: &Setting) -> Result<(), Error> {
+    let Setting { file, value, optional } = setting;
+    let cause = match fs::write(folder.join(file), value) {
+        Ok(()) => return Ok(()),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound && *optional => return Ok(()),
+        Err(cause) => cause,
+    };
+    let reason = match cause.raw_os_error() {
+        Some(libc::ENOENT) => "the guest kernel has no such limit".to_owned(),
+        Some(libc::ENODEV) => "the guest has no such device (the numbers are the host's?)".to_owned(),
+        _ => cause.to_string(),
+    };
+    Err(Error::InvalidArgument(format!("cannot set the limit {file} to {value:?}: {reason}")))
+}
+
+/// The kernel spreads a disk's time by weight only where it was told to keep account of it.
+fn weigh_disks() -> io::Result<()> {
+    for entry in fs::read_dir("/sys/block")? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(b"vd") {
+            let numbers = fs::read_to_string(entry.path().join("dev"))?;
+            fs::write(Path::new(ROOT).join("io.cost.qos"), format!("{} enable=1", numbers.trim()))?;
+        }
     }
+    Ok(())
 }
 
 fn collect_pids(folder: &Path, pids: &mut Vec<i32>) -> io::Result<()> {

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libcontainer::container::Container as OciContainer;
-use libcontainer::oci_spec::runtime::{Process as ProcessSpec, Spec};
-use tatami_protocol::agent::Stdio;
+use libcontainer::oci_spec::runtime::{LinuxResources, Process as ProcessSpec, Spec};
+use tatami_protocol::agent::{Stats, Stdio};
+use tokio::sync::watch;
 
 use crate::cgroup::Cgroup;
 use crate::creator::describe;
 use crate::error::Error;
 use crate::launch::{self, Reports};
+use crate::limits::{self, Plan};
 use crate::process::Process;
 use crate::reaper::{Exit, Reaper};
 use crate::wire::{Action, Request};
@@ -32,6 +34,10 @@ pub(crate) struct Container {
     /// Tells whether the first process became its command.
     reports: Mutex<Option<Reports>>,
     execs: Mutex<HashMap<String, Exec>>,
+    /// All its processes stand still.
+    paused: tokio::sync::Mutex<bool>,
+    /// It is deleted: nothing will happen to it any more.
+    gone: watch::Sender<bool>,
 }
 
 /// Hooks that run after creation, which have libcontainer wait for children: work for a creator, not for PID 1.
@@ -54,13 +60,17 @@ impl Container {
     /// Why there is none; nothing is left of it.
     pub(crate) async fn create(reaper: &Reaper, id: &str, spec: &[u8], stdio: Stdio) -> Result<Self, Error> {
         let cgroup = Cgroup::of(id);
-        let (spec, owner) = adapt(spec, &cgroup, stdio.terminal)?;
+        let Adapted { spec, owner, plan } = adapt(spec, &cgroup, stdio.terminal)?;
         let hooks = late_hooks(&spec);
         let bundle = Path::new(BUNDLES).join(id);
         write_bundle(&bundle, &spec).map_err(Error::internal(format!("write {}", bundle.display())))?;
         let init = Process::new(stdio);
         let describe = |terminal| request(id, Action::Create { bundle, terminal });
-        let launched = match init.launch(reaper, owner, describe).await {
+        let made = match cgroup.create(&plan) {
+            Ok(()) => init.launch(reaper, owner, describe).await,
+            Err(error) => Err(error),
+        };
+        let launched = match made.and_then(|launched| cgroup.limit_pids(&plan).map(|()| launched)) {
             Ok(launched) => launched,
             Err(error) => {
                 remove(id, &cgroup).await.unwrap_or_else(|rest| log::warn!("remove what is left of {id}: {rest}"));
@@ -69,7 +79,17 @@ impl Container {
         };
         init.supervise(launched.exit);
         let reports = Mutex::new(Some(launched.reports));
-        Ok(Self { id: id.to_owned(), reaper: reaper.clone(), cgroup, hooks, init, reports, execs: Mutex::default() })
+        Ok(Self {
+            id: id.to_owned(),
+            reaper: reaper.clone(),
+            cgroup,
+            hooks,
+            init,
+            reports,
+            execs: Mutex::default(),
+            paused: Default::default(),
+            gone: watch::Sender::new(false),
+        })
     }
 
     /// The process of that id; the first one for an empty id.
@@ -130,6 +150,58 @@ impl Container {
         }
     }
 
+    /// The ids of all its processes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn pids(&self) -> Result<Vec<i32>, Error> {
+        self.cgroup.pids().map_err(Error::internal(format!("list the processes of container {}", self.id)))
+    }
+
+    /// What it uses.
+    pub(crate) fn stats(&self) -> Stats {
+        self.cgroup.stats()
+    }
+
+    /// Sets the limits that `resources`, a JSON object, names.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for one that this guest cannot carry out.
+    pub(crate) fn update(&self, resources: &[u8]) -> Result<(), Error> {
+        let resources: LinuxResources = serde_json::from_slice(resources)
+            .map_err(|cause| Error::InvalidArgument(format!("malformed resources: {cause}")))?;
+        self.cgroup.update(&plan_of(&resources)?)
+    }
+
+    /// Makes all its processes stand still, or run again.
+    ///
+    /// # Errors
+    /// When one does not stop.
+    pub(crate) async fn pause(&self, pause: bool) -> Result<(), Error> {
+        let mut paused = self.paused.lock().await;
+        let doing = if pause { "pause" } else { "resume" };
+        self.cgroup.freeze(pause).await.map_err(Error::internal(format!("{doing} container {}", self.id)))?;
+        *paused = pause;
+        Ok(())
+    }
+
+    /// Waits for more than `seen` kills for want of memory.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] once the container is deleted.
+    pub(crate) async fn oom_kills(&self, seen: u64) -> Result<u64, Error> {
+        let mut gone = self.gone.subscribe();
+        let deleted = || Error::NotFound(format!("container {} is deleted", self.id));
+        tokio::select! {
+            killed = self.cgroup.oom_kills(seen) => killed.map_err(|cause| match *self.gone.borrow() {
+                true => deleted(),
+                false => Error::internal("watch the container's memory")(cause),
+            }),
+            // The sender is in `self`, so it cannot be gone.
+            _ = gone.wait_for(|gone| *gone) => Err(deleted()),
+        }
+    }
+
     /// Ends every process and removes all that was made for the container.
     ///
     /// # Errors
@@ -145,6 +217,7 @@ impl Container {
         if self.hooks.delete {
             launch::perform(&self.reaper, &request(&self.id, Action::Delete)).await?;
         }
+        self.gone.send_replace(true);
         remove(&self.id, &self.cgroup).await
     }
 
@@ -167,6 +240,11 @@ impl Container {
 
     async fn start_exec(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
         let Exec { process, spec } = self.exec(exec_id)?;
+        // Held until it has joined: what joins a paused container would stop half-way.
+        let paused = self.paused.lock().await;
+        if *paused {
+            return Err(Error::FailedPrecondition(format!("container {} is paused: resume it first", self.id)));
+        }
         process.claim_start()?;
         let file = Path::new(BUNDLES).join(&self.id).join(format!("{exec_id}.process.json"));
         let written = serde_json::to_vec(&*spec).map_err(Into::into).and_then(|json| fs::write(&file, json));
@@ -198,8 +276,16 @@ impl Container {
     }
 }
 
-/// The specification as this guest carries it out, and who the first process runs as.
-fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<(Spec, (u32, u32)), Error> {
+/// The specification as this guest carries it out.
+struct Adapted {
+    spec: Spec,
+    /// Who the first process runs as.
+    owner: (u32, u32),
+    /// Its limits, which the agent sets itself.
+    plan: Plan,
+}
+
+fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<Adapted, Error> {
     let invalid = |what: &str| Error::InvalidArgument(format!("the specification has no {what}"));
     let mut spec: Spec = serde_json::from_slice(spec)
         .map_err(|cause| Error::InvalidArgument(format!("malformed specification: {cause}")))?;
@@ -216,7 +302,14 @@ fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<(Spec, (u32, u3
     // The host's groups mean nothing here: one flat level, named like the container.
     let linux = spec.linux_mut().as_mut().ok_or_else(|| invalid("linux section"))?;
     linux.set_cgroups_path(Some(cgroup.path().to_path_buf()));
-    Ok((spec, owner))
+    let resources = linux.resources().clone().unwrap_or_default();
+    linux.set_resources(None);
+    let plan = plan_of(&resources)?;
+    Ok(Adapted { spec, owner, plan })
+}
+
+fn plan_of(resources: &LinuxResources) -> Result<Plan, Error> {
+    limits::plan(resources).map_err(|refusal| Error::InvalidArgument(refusal.to_string()))
 }
 
 fn adapt_process(process: &mut ProcessSpec, terminal: bool) {

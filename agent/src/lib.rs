@@ -5,7 +5,9 @@
 //! | `boot`, `mounts`, `loopback`, `kmsg`, `clock` | from the kernel's first call of `/init` to listening sockets |
 //! | `transport`, `server`, `service` | the control channel and the stdio streams, as they come in |
 //! | `sandbox`, `container`, `process` | what exists: containers, their processes, their states |
-//! | `cgroup`, `stdio`, `pump`, `reaper`, `syscalls` | what they are made of |
+//! | `cgroup`, `limits`, `stats`, `events` | what a container may use, and what it uses |
+//! | `storage` | the file systems that are mounted for a container |
+//! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
 //! | `launch`, `wire`, `creator`, `executor` | making one: libcontainer in a re-executed, single-threaded child |
 //!
 //! It does not know images, registries or anything of the host: paths in specifications are guest paths.
@@ -16,9 +18,11 @@ mod clock;
 mod container;
 mod creator;
 mod error;
+mod events;
 mod executor;
 mod kmsg;
 mod launch;
+mod limits;
 mod loopback;
 mod mounts;
 mod process;
@@ -27,12 +31,15 @@ mod reaper;
 mod sandbox;
 mod server;
 mod service;
+mod stats;
 mod stdio;
+mod storage;
 mod syscalls;
 mod transport;
 mod wire;
 
 pub use boot::boot;
+pub use cgroup::enable_controllers;
 pub use creator::main as creator_main;
 pub use sandbox::Sandbox;
 pub use server::{Server, Shutdown};

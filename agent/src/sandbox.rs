@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tatami_protocol::agent::Stdio;
+use tatami_protocol::agent::{Disk, Stdio, Storage};
 use tatami_protocol::stream::{Kind, StreamHeader};
 
 use crate::container::Container;
 use crate::error::Error;
 use crate::process::Process;
 use crate::reaper::Reaper;
+use crate::storage::Storages;
 
 /// The longest id, in bytes: it becomes a file name.
 const MAX_ID: usize = 128;
@@ -19,6 +20,8 @@ const MAX_ID: usize = 128;
 pub struct Sandbox {
     pub(crate) reaper: Reaper,
     containers: Mutex<HashMap<String, Slot>>,
+    /// What is mounted for each container.
+    storages: Mutex<HashMap<String, Storages>>,
 }
 
 enum Slot {
@@ -33,15 +36,30 @@ impl Sandbox {
         Arc::default()
     }
 
-    /// Makes a container and returns its first process's id.
+    /// Mounts `storages`, makes a container and returns its first process's id.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`] for a taken id, else why it could not be made.
-    pub(crate) async fn create(&self, id: &str, spec: &[u8], stdio: Stdio) -> Result<i32, Error> {
+    /// [`Error::AlreadyExists`] for a taken id, else why it could not be made; nothing is left mounted.
+    pub(crate) async fn create(
+        &self,
+        id: &str,
+        spec: &[u8],
+        stdio: Stdio,
+        disk: Option<&Disk>,
+        storages: &[Storage],
+    ) -> Result<i32, Error> {
         check_id(id)?;
         let claim = self.claim(id)?;
-        let container = Container::create(&self.reaper, id, spec, stdio).await?;
+        let mut mounted = Storages::mount(id, disk, storages).await?;
+        let container = match Container::create(&self.reaper, id, spec, stdio).await {
+            Ok(container) => container,
+            Err(error) => {
+                mounted.unmount().await.unwrap_or_else(|rest| log::warn!("{rest}"));
+                return Err(error);
+            }
+        };
         let pid = container.process("")?.pid().unwrap_or_default();
+        self.storages().insert(id.to_owned(), mounted);
         claim.settle(Slot::Ready(Arc::new(container)));
         Ok(pid)
     }
@@ -54,12 +72,15 @@ impl Sandbox {
         let container = self.container(id)?;
         self.lock().insert(id.to_owned(), Slot::Busy);
         let claim = Claim { sandbox: self, id };
-        match container.delete().await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                claim.settle(Slot::Ready(container));
-                Err(error)
-            }
+        if let Err(error) = container.delete().await {
+            claim.settle(Slot::Ready(container));
+            return Err(error);
+        }
+        // The id is taken for as long as its folder of storages is.
+        let mounted = self.storages().remove(id);
+        match mounted {
+            Some(mut mounted) => mounted.unmount().await,
+            None => Ok(()),
         }
     }
 
@@ -88,6 +109,10 @@ impl Sandbox {
         }
         containers.insert(id.to_owned(), Slot::Busy);
         Ok(Claim { sandbox: self, id })
+    }
+
+    fn storages(&self) -> MutexGuard<'_, HashMap<String, Storages>> {
+        self.storages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {

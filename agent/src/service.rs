@@ -6,12 +6,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tatami_protocol::agent::{
     ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
-    HelloResponse, ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest, StartProcessResponse, WaitResponse,
+    HelloResponse, OomRequest, OomResponse, ProcessList, ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest,
+    StartProcessResponse, Stats, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::Agent;
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::container::Container;
 use crate::error::Error;
 use crate::process::Process;
 use crate::sandbox::{Sandbox, check_id};
@@ -47,6 +49,10 @@ impl Service {
         Self { sandbox, times, shutdown: Arc::new(shutdown) }
     }
 
+    fn container(&self, request: &ContainerRequest) -> ttrpc::Result<Arc<Container>> {
+        self.sandbox.container(&request.container_id).map_err(status)
+    }
+
     fn process(&self, container_id: &str, exec_id: &str) -> ttrpc::Result<Arc<Process>> {
         self.sandbox.container(container_id).and_then(|container| container.process(exec_id)).map_err(status)
     }
@@ -75,7 +81,9 @@ impl Agent for Service {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
         let stdio = request.stdio.into_option().unwrap_or_default();
-        let pid = self.sandbox.create(&request.container_id, &request.spec_json, stdio).await.map_err(status)?;
+        let (disk, storages) = (request.disk.as_ref(), &request.storages);
+        let create = self.sandbox.create(&request.container_id, &request.spec_json, stdio, disk, storages);
+        let pid = create.await.map_err(status)?;
         Ok(CreateContainerResponse { pid: pid as u32, ..Default::default() })
     }
 
@@ -120,6 +128,37 @@ impl Agent for Service {
         let container = self.sandbox.container(&request.container_id).map_err(status)?;
         container.remove_exec(&request.exec_id).map_err(status)?;
         Ok(Empty::default())
+    }
+
+    async fn list_processes(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<ProcessList> {
+        let pids = self.container(&request)?.pids().map_err(status)?;
+        Ok(ProcessList { pids: pids.into_iter().map(|pid| pid as u32).collect(), ..Default::default() })
+    }
+
+    async fn get_stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Stats> {
+        Ok(self.container(&request)?.stats())
+    }
+
+    async fn update_container(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
+        let container = self.sandbox.container(&request.container_id).map_err(status)?;
+        container.update(&request.resources_json).map_err(status)?;
+        Ok(Empty::default())
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.container(&request)?.pause(true).await.map_err(status)?;
+        Ok(Empty::default())
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.container(&request)?.pause(false).await.map_err(status)?;
+        Ok(Empty::default())
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: OomRequest) -> ttrpc::Result<OomResponse> {
+        let container = self.sandbox.container(&request.container_id).map_err(status)?;
+        let killed = container.oom_kills(request.seen).await.map_err(status)?;
+        Ok(OomResponse { killed, ..Default::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {

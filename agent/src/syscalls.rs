@@ -6,9 +6,11 @@
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Sends signal `number` to `pid`.
@@ -49,4 +51,13 @@ pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     rustix::io::ioctl_fionbio(&fd, true)?;
     // SAFETY: an OwnedFd moved in here stays the same open descriptor until the AsyncFd closes it.
     Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// Watches `file`, whose reads do not block, for `interest`.
+///
+/// # Errors
+/// When it is of a kind that cannot be watched.
+pub(crate) fn watched_for(file: File, interest: Interest) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a File moved in here stays the same open descriptor until the AsyncFd closes it.
+    Ok(unsafe { AsyncFd::register_with_interest(file, interest) }?)
 }

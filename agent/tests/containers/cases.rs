@@ -35,14 +35,14 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("nothing_is_left", nothing_is_left),
 ];
 
-fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
+pub(crate) fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
     match result.expect_err("a refusal") {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_owned()),
         other => panic!("no status: {other}"),
     }
 }
 
-fn ended(status: u32, stdout: &str, stderr: &str) -> Ended {
+pub(crate) fn ended(status: u32, stdout: &str, stderr: &str) -> Ended {
     Ended { status, stdout: stdout.to_owned(), stderr: stderr.to_owned() }
 }
 

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tatami_agent::{Listener, Sandbox, Server};
 use tatami_protocol::agent::{
-    ContainerRequest, CreateContainerRequest, CreateExecRequest, ProcessRequest, ShutdownRequest, SignalRequest, Stdio,
+    ContainerRequest, CreateContainerRequest, CreateExecRequest, OomRequest, ProcessRequest, ShutdownRequest,
+    SignalRequest, Stats, Stdio, UpdateRequest,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{self, Kind, StreamHeader};
@@ -26,8 +27,8 @@ pub(crate) const SERVE: &str = "--serve";
 const PATIENCE: Duration = Duration::from_secs(20);
 const CAPABILITIES: &[&str] = &["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"];
 const APPLETS: &[&str] = &[
-    "cat", "echo", "env", "false", "grep", "head", "id", "ls", "mkdir", "ps", "seq", "sh", "sleep", "stty", "true",
-    "yes",
+    "cat", "dd", "echo", "env", "false", "grep", "head", "id", "ls", "mkdir", "ps", "seq", "sh", "sleep", "stty",
+    "tail", "test", "true", "yes",
 ];
 
 /// The agent's part: serves on sockets in `folder`; ends by a shutdown request.
@@ -37,6 +38,7 @@ pub(crate) fn serve(folder: &Path) {
     };
     mount(&["-t", "tmpfs", "run", "/run"]);
     mount(&["-t", "cgroup2", "cgroup", "/sys/fs/cgroup"]);
+    tatami_agent::enable_controllers().unwrap();
     let listen = |name: &str| Listener::Unix(UnixListener::bind(folder.join(name)).unwrap());
     runtime().block_on(async {
         let (control, streams) = (listen("control"), listen("streams"));
@@ -84,6 +86,18 @@ impl Rig {
         Self { runtime, client: AgentClient::new(client), root, folder, agent }
     }
 
+    /// Whether the agent's cgroups have this controller: where version 1 has taken it, version 2 does not.
+    pub(crate) fn has(&self, controller: &str) -> bool {
+        let listing = fs::read_to_string(self.agent_root().join("sys/fs/cgroup/cgroup.controllers")).unwrap();
+        listing.split_whitespace().any(|name| name == controller)
+    }
+
+    /// The root of the agent's file systems, as seen from here.
+    pub(crate) fn agent_root(&self) -> PathBuf {
+        let listing = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.agent.id())).unwrap();
+        PathBuf::from(format!("/proc/{}/root", listing.trim()))
+    }
+
     /// Runs `future`, and fails if it hangs.
     pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await }).expect("an answer in time")
@@ -98,8 +112,7 @@ impl Rig {
 
     /// What the agent has left of containers, in its own view of the file system.
     pub(crate) fn left_over(&self) -> BTreeSet<String> {
-        let listing = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.agent.id())).unwrap();
-        let inside = PathBuf::from(format!("/proc/{}/root", listing.trim()));
+        let inside = self.agent_root();
         let places = ["run/tatami/containers", "run/tatami/state", "run/tatami/terminals", "sys/fs/cgroup/tatami"];
         let folders = places.iter().flat_map(|place| fs::read_dir(inside.join(place)).into_iter().flatten());
         let paths = folders.map(|entry| entry.unwrap().path());
@@ -197,13 +210,41 @@ impl Container<'_> {
         self.rig.wait(self.rig.client.signal_process(context(), &request)).map(drop)
     }
 
+    pub(crate) fn pids(&self) -> ttrpc::Result<Vec<u32>> {
+        self.rig.wait(self.rig.client.list_processes(context(), &self.itself())).map(|list| list.pids)
+    }
+
+    pub(crate) fn stats(&self) -> ttrpc::Result<Stats> {
+        self.rig.wait(self.rig.client.get_stats(context(), &self.itself()))
+    }
+
+    pub(crate) fn update(&self, resources: Value) -> ttrpc::Result<()> {
+        let request = UpdateRequest {
+            container_id: self.id.clone(),
+            resources_json: resources.to_string().into_bytes(),
+            ..Default::default()
+        };
+        self.rig.wait(self.rig.client.update_container(context(), &request)).map(drop)
+    }
+
+    pub(crate) fn pause(&self) -> ttrpc::Result<()> {
+        self.rig.wait(self.rig.client.pause_container(context(), &self.itself())).map(drop)
+    }
+
+    pub(crate) fn resume(&self) -> ttrpc::Result<()> {
+        self.rig.wait(self.rig.client.resume_container(context(), &self.itself())).map(drop)
+    }
+
+    pub(crate) fn oom(&self, seen: u64) -> OomRequest {
+        OomRequest { container_id: self.id.clone(), seen, ..Default::default() }
+    }
+
     pub(crate) fn delete_exec(&self, exec_id: &str) -> ttrpc::Result<()> {
         self.rig.wait(self.rig.client.delete_exec(context(), &self.process(exec_id))).map(drop)
     }
 
     pub(crate) fn delete(&self) -> ttrpc::Result<()> {
-        let request = ContainerRequest { container_id: self.id.clone(), ..Default::default() };
-        self.rig.wait(self.rig.client.delete_container(context(), &request)).map(drop)
+        self.rig.wait(self.rig.client.delete_container(context(), &self.itself())).map(drop)
     }
 
     /// Starts a created process with output, waits for all of it and the status.
@@ -232,6 +273,10 @@ impl Container<'_> {
         let ended = self.finish("e");
         self.delete_exec("e").unwrap();
         ended
+    }
+
+    fn itself(&self) -> ContainerRequest {
+        ContainerRequest { container_id: self.id.clone(), ..Default::default() }
     }
 
     pub(crate) fn process(&self, exec_id: &str) -> ProcessRequest {

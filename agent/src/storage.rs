@@ -1,0 +1,244 @@
+//! The file systems of one container: on its disk, in memory, or laid over each other. Mounted before the container is made,
+//! unmounted when it is gone.
+//!
+//! What a file system contains is the kernel's business; which ones it is asked to read is decided here. Knows nothing of
+//! where the host took the disk from.
+
+mod device;
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tatami_protocol::agent::storage::Kind;
+use tatami_protocol::agent::{BlockStorage, Disk, OverlayStorage, Place, Storage, TmpfsStorage};
+
+use crate::error::Error;
+use crate::sandbox::check_id;
+use device::Device;
+
+/// Where containers' file systems are mounted, by the container's id and the storage's name.
+const STORAGES: &str = "/run/tatami/storages";
+/// Where the host's shared folder is.
+const SHARED: &str = "/run/tatami/shared";
+/// What may lie on a disk. Every file system's code reads what others wrote, so there are few.
+const ON_DISK: [&str; 3] = ["erofs", "ext4", "xfs"];
+/// How long what is unmounted may stay in use: by the mount namespace of a process that just ended, for one.
+const LINGERING: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_millis(1);
+
+/// What is mounted for a container. Dropping it unmounts as far as that is possible at once.
+#[derive(Debug)]
+pub(crate) struct Storages {
+    folder: PathBuf,
+    /// In the order in which they were mounted.
+    mounted: Vec<PathBuf>,
+    device: Option<Device>,
+}
+
+impl Storages {
+    /// Mounts `storages`, some of which lie on `disk`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for what cannot be, [`Error::Internal`] with the kernel's word; nothing is left mounted.
+    pub(crate) async fn mount(container: &str, disk: Option<&Disk>, storages: &[Storage]) -> Result<Self, Error> {
+        let folder = Path::new(STORAGES).join(container);
+        let mut new = Storages { folder, mounted: Vec::new(), device: None };
+        match new.mount_all(container, disk, storages).await {
+            Ok(()) => Ok(new),
+            Err(error) => {
+                new.unmount().await.unwrap_or_else(|rest| log::warn!("{rest}"));
+                Err(error)
+            }
+        }
+    }
+
+    /// Unmounts all. Then nothing uses the disk any more.
+    ///
+    /// # Errors
+    /// What is still in use.
+    pub(crate) async fn unmount(&mut self) -> Result<(), Error> {
+        while let Some(target) = self.mounted.last() {
+            // At once for whoever looks for it; its end may have to wait for those who use it.
+            unmount(target, UnmountFlags::DETACH)
+                .map_err(|cause| Error::Internal(format!("unmount {}: {cause}", target.display())))?;
+            self.mounted.pop();
+        }
+        if let Some(device) = &mut self.device {
+            let deadline = tokio::time::Instant::now() + LINGERING;
+            while let Err(cause) = device.forget() {
+                if cause.kind() != io::ErrorKind::ResourceBusy || tokio::time::Instant::now() > deadline {
+                    return Err(Error::Internal(format!("let go of {device}: {cause}")));
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            self.device = None;
+        }
+        match fs::remove_dir_all(&self.folder) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                Err(Error::internal(format!("remove {}", self.folder.display()))(cause))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn mount_all(&mut self, container: &str, disk: Option<&Disk>, storages: &[Storage]) -> Result<(), Error> {
+        if let Some(disk) = disk {
+            self.device = Some(Device::find(disk).await?);
+        }
+        for storage in storages {
+            check_id(&storage.name)?;
+            let target = self.folder.join(&storage.name);
+            if target.exists() {
+                return Err(Error::InvalidArgument(format!("two storages are called {}", storage.name)));
+            }
+            let plan = match &storage.kind {
+                Some(Kind::Block(block)) => self.plan_block(block)?,
+                Some(Kind::Overlay(overlay)) => self.plan_overlay(container, overlay)?,
+                Some(Kind::Tmpfs(TmpfsStorage { options, .. })) => {
+                    Plan { kind: "tmpfs", source: PathBuf::from("tmpfs"), read_only: false, data: join(options)? }
+                }
+                _ => return Err(Error::InvalidArgument(format!("storage {}: of no kind known here", storage.name))),
+            };
+            fs::create_dir_all(&target).map_err(Error::internal(format!("create {}", target.display())))?;
+            plan.mount(&target)?;
+            self.mounted.push(target);
+        }
+        Ok(())
+    }
+
+    fn plan_block(&self, block: &BlockStorage) -> Result<Plan, Error> {
+        let kind = ON_DISK.into_iter().find(|kind| *kind == block.type_).ok_or_else(|| {
+            Error::InvalidArgument(format!("file system {:?} on a disk: only {} are", block.type_, ON_DISK.join(", ")))
+        })?;
+        let device = self.device.as_ref().ok_or_else(|| Error::InvalidArgument("a storage without a disk".to_owned()))?;
+        let mut data = join(&block.options)?;
+        for &part in &block.devices {
+            append(&mut data, &format!("device={}", device.part(part)?.display()));
+        }
+        Ok(Plan { kind, source: device.part(block.part)?, read_only: block.read_only, data })
+    }
+
+    fn plan_overlay(&self, container: &str, overlay: &OverlayStorage) -> Result<Plan, Error> {
+        let mut data = join(&overlay.options)?;
+        if overlay.lower.is_empty() {
+            return Err(Error::InvalidArgument("an overlay over nothing".to_owned()));
+        }
+        let mut lower = String::new();
+        for place in &overlay.lower {
+            let path = self.locate(container, place)?;
+            let separator = if lower.is_empty() { "" } else { ":" };
+            lower += &format!("{separator}{}", written(&path)?);
+        }
+        append(&mut data, &format!("lowerdir={lower}"));
+        match (overlay.upper.as_ref(), overlay.work.as_ref()) {
+            (Some(upper), Some(work)) => {
+                for (key, place) in [("upperdir", upper), ("workdir", work)] {
+                    let path = self.locate(container, place)?;
+                    fs::create_dir_all(&path).map_err(Error::internal(format!("create {}", path.display())))?;
+                    append(&mut data, &format!("{key}={}", written(&path)?));
+                }
+                if upper.storage.is_empty() {
+                    // The host's file server may not write trusted attributes.
+                    append(&mut data, "userxattr");
+                }
+            }
+            (None, None) => {}
+            _ => return Err(Error::InvalidArgument("an overlay with one of upper and work folder".to_owned())),
+        }
+        let read_only = overlay.upper.is_none();
+        Ok(Plan { kind: "overlay", source: PathBuf::from("overlay"), read_only, data })
+    }
+
+    /// Where a place is: in a storage that is mounted, or in the container's part of the shared folder.
+    fn locate(&self, container: &str, place: &Place) -> Result<PathBuf, Error> {
+        let path = Path::new(&place.path);
+        if !path.components().all(|component| matches!(component, Component::Normal(_))) {
+            return Err(Error::InvalidArgument(format!("the place {:?} is not below its storage", place.path)));
+        }
+        let base = if place.storage.is_empty() {
+            Path::new(SHARED).join(container)
+        } else {
+            check_id(&place.storage)?;
+            self.folder.join(&place.storage)
+        };
+        if !place.storage.is_empty() && !self.mounted.contains(&base) {
+            return Err(Error::InvalidArgument(format!("no storage {} before this one", place.storage)));
+        }
+        Ok(if place.path.is_empty() { base } else { base.join(path) })
+    }
+}
+
+impl Drop for Storages {
+    fn drop(&mut self) {
+        for target in self.mounted.drain(..).rev() {
+            if let Err(cause) = unmount(&target, UnmountFlags::DETACH) {
+                log::warn!("unmount {}: {cause}", target.display());
+            }
+        }
+        if let Some(device) = &mut self.device
+            && let Err(cause) = device.forget()
+        {
+            log::warn!("let go of {device}: {cause}");
+        }
+    }
+}
+
+/// The arguments of one mount.
+struct Plan {
+    kind: &'static str,
+    source: PathBuf,
+    read_only: bool,
+    data: String,
+}
+
+impl Plan {
+    fn mount(self, target: &Path) -> Result<(), Error> {
+        let Plan { kind, source, read_only, data } = self;
+        let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+        let options = CString::new(data.as_str()).map_err(|_| malformed(&data))?;
+        mount(&source, target, kind, flags, Some(options.as_c_str())).map_err(|cause| {
+            let options = if data.is_empty() { String::new() } else { format!(" with options {data}") };
+            let hint = match cause {
+                rustix::io::Errno::NODEV => " (the guest's kernel has no such file system)",
+                rustix::io::Errno::INVAL => " (no such file system there, or an option that it does not know)",
+                rustix::io::Errno::ROFS => " (it needs repair, and is to be used read-only)",
+                _ => "",
+            };
+            Error::InvalidArgument(format!("mount {kind} from {}{options}: {cause}{hint}", source.display()))
+        })
+    }
+}
+
+fn join(options: &[String]) -> Result<String, Error> {
+    match options.iter().find(|option| option.contains([',', '\0']) || option.is_empty()) {
+        Some(option) => Err(malformed(option)),
+        None => Ok(options.join(",")),
+    }
+}
+
+fn malformed(option: &str) -> Error {
+    Error::InvalidArgument(format!("malformed mount option {option:?}"))
+}
+
+fn append(data: &mut String, option: &str) {
+    if !data.is_empty() {
+        data.push(',');
+    }
+    data.push_str(option);
+}
+
+/// A path as overlayfs reads it among its options.
+fn written(path: &Path) -> Result<&str, Error> {
+    // Ids and places of the host's choosing, which have none of these; a path that had one would mean another.
+    match path.to_str() {
+        Some(text) if !text.contains([',', ':', '\\', '\0']) => Ok(text),
+        _ => Err(malformed(&path.to_string_lossy())),
+    }
+}
+
+#[cfg(test)]
+mod tests;
