@@ -84,6 +84,15 @@ impl Sandbox {
         }
     }
 
+    /// Unmounts what is mounted for containers, whose processes have been killed: a file system that was not unmounted needs
+    /// repair by whoever mounts it next.
+    pub(crate) async fn unmount_all(&self) {
+        let all: Vec<Storages> = self.storages().drain().map(|(_, mounted)| mounted).collect();
+        for mut mounted in all {
+            mounted.unmount().await.unwrap_or_else(|error| log::warn!("{error}"));
+        }
+    }
+
     /// The container `id`.
     ///
     /// # Errors

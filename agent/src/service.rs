@@ -165,6 +165,7 @@ impl Agent for Service {
         if let Err(cause) = cgroup::kill_all_containers() {
             log::warn!("kill the containers: {cause}");
         }
+        self.sandbox.unmount_all().await;
         rustix::fs::sync();
         let shutdown = Arc::clone(&self.shutdown);
         tokio::spawn(async move {

@@ -27,7 +27,7 @@ const SHARED: &str = "/run/tatami/shared";
 /// What may lie on a disk. Every file system's code reads what others wrote, so there are few.
 const ON_DISK: [&str; 3] = ["erofs", "ext4", "xfs"];
 /// How long what is unmounted may stay in use: by the mount namespace of a process that just ended, for one.
-const LINGERING: Duration = Duration::from_secs(5);
+const LINGERING: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(1);
 
 /// What is mounted for a container. Dropping it unmounts as far as that is possible at once.
@@ -65,6 +65,7 @@ impl Storages {
             // At once for whoever looks for it; its end may have to wait for those who use it.
             unmount(target, UnmountFlags::DETACH)
                 .map_err(|cause| Error::Internal(format!("unmount {}: {cause}", target.display())))?;
+            fs::remove_dir(target).map_err(Error::internal(format!("remove {}", target.display())))?;
             self.mounted.pop();
         }
         if let Some(device) = &mut self.device {
@@ -77,7 +78,7 @@ impl Storages {
             }
             self.device = None;
         }
-        match fs::remove_dir_all(&self.folder) {
+        match fs::remove_dir(&self.folder) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
                 Err(Error::internal(format!("remove {}", self.folder.display()))(cause))
             }
@@ -104,7 +105,10 @@ impl Storages {
                 _ => return Err(Error::InvalidArgument(format!("storage {}: of no kind known here", storage.name))),
             };
             fs::create_dir_all(&target).map_err(Error::internal(format!("create {}", target.display())))?;
-            plan.mount(&target)?;
+            if let Err(error) = plan.mount(&target) {
+                fs::remove_dir(&target).map_err(Error::internal(format!("remove {}", target.display())))?;
+                return Err(error);
+            }
             self.mounted.push(target);
         }
         Ok(())
@@ -114,7 +118,8 @@ impl Storages {
         let kind = ON_DISK.into_iter().find(|kind| *kind == block.type_).ok_or_else(|| {
             Error::InvalidArgument(format!("file system {:?} on a disk: only {} are", block.type_, ON_DISK.join(", ")))
         })?;
-        let device = self.device.as_ref().ok_or_else(|| Error::InvalidArgument("a storage without a disk".to_owned()))?;
+        let device =
+            self.device.as_ref().ok_or_else(|| Error::InvalidArgument("a storage without a disk".to_owned()))?;
         let mut data = join(&block.options)?;
         for &part in &block.devices {
             append(&mut data, &format!("device={}", device.part(part)?.display()));
@@ -168,7 +173,15 @@ impl Storages {
         if !place.storage.is_empty() && !self.mounted.contains(&base) {
             return Err(Error::InvalidArgument(format!("no storage {} before this one", place.storage)));
         }
-        Ok(if place.path.is_empty() { base } else { base.join(path) })
+        let mut whole = base;
+        for component in path.components() {
+            whole.push(component);
+            // What lies there was perhaps made by a container, and must not lead to another's.
+            if whole.is_symlink() {
+                return Err(Error::InvalidArgument(format!("{} is a symbolic link", whole.display())));
+            }
+        }
+        Ok(whole)
     }
 }
 

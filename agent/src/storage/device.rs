@@ -62,7 +62,7 @@ impl Device {
     /// Finds `disk`, waits until the kernel knows what came into its slot, and makes its partitions.
     ///
     /// # Errors
-    /// [`Error::NotFound`] without such a disk, [`Error::InvalidArgument`] for parts that do not fit, [`Error::Internal`] with the
+    /// [`Error::InvalidArgument`] for parts that do not fit, [`Error::Internal`] without such a disk or with the
     /// kernel's word; nothing is left of it.
     pub(super) async fn find(disk: &Disk) -> Result<Device, Error> {
         let name = name_of(&disk.serial)?;
@@ -160,7 +160,7 @@ fn name_of(serial: &str) -> Result<String, Error> {
         found.is_ok_and(|found| found.trim_end_matches(['\n', '\0']) == serial)
     };
     let found = names.into_iter().filter(|name| name.starts_with("vd")).find(has);
-    found.ok_or_else(|| Error::NotFound(format!("the guest has no disk with the serial number {serial:?}")))
+    found.ok_or_else(|| Error::Internal(format!("the guest has no disk with the serial number {serial:?}")))
 }
 
 fn set_read_only(device: &impl AsFd) -> io::Result<()> {
@@ -173,7 +173,7 @@ fn set_read_only(device: &impl AsFd) -> io::Result<()> {
 /// `argument` must be what `operation` reads, and live.
 unsafe fn ioctl(device: &impl AsFd, operation: Opcode, argument: *const c_void) -> io::Result<()> {
     // SAFETY: the caller's promise.
-    match unsafe { libc::ioctl(device.as_fd().as_raw_fd(), operation, argument) } {
+    match unsafe { libc::ioctl(device.as_fd().as_raw_fd(), operation as libc::Ioctl, argument) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -59,8 +59,11 @@ fn places_outside_the_container_are_refused() {
     assert_eq!(refusal(&["a"], |s| s.plan_overlay("c", &overlay)), "no storage later before this one");
     let overlay = OverlayStorage::default();
     assert_eq!(refusal(&["a"], |s| s.plan_overlay("c", &overlay)), "an overlay over nothing");
-    let half =
-        OverlayStorage { lower: vec![place("a", "")], upper: Some(place("a", "u")).into(), ..OverlayStorage::default() };
+    let half = OverlayStorage {
+        lower: vec![place("a", "")],
+        upper: Some(place("a", "u")).into(),
+        ..OverlayStorage::default()
+    };
     assert!(refusal(&["a"], |s| s.plan_overlay("c", &half)).contains("one of upper and work"));
 }
 
@@ -91,5 +94,5 @@ fn a_disk_that_is_not_there_is_named() {
         ..Disk::default()
     };
     let error = block_on(Storages::mount("no-such-container", Some(&disk), &[])).unwrap_err();
-    assert!(matches!(&error, Error::NotFound(message) if message.contains("no such disk")), "{error}");
+    assert!(matches!(&error, Error::Internal(message) if message.contains("no such disk")), "{error}");
 }
