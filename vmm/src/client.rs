@@ -10,8 +10,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use tatami_devices::virtio::DiskPart;
+
 use crate::config::{ConfigError, VmConfig};
-use crate::control::{Channel, ControlError, LogLevel, Notice, Received, Start, parse};
+use crate::control::{Channel, ControlError, LogLevel, Notice, Order, Part, Received, Start, What, parse};
 use crate::process::{NAME, descriptors};
 use crate::stop::StopReason;
 
@@ -29,8 +31,6 @@ pub struct Resources {
     pub shared_dir: PathBuf,
     /// Where host programs connect to the guest's ports.
     pub vsock_listener: UnixListener,
-    /// Disk images, one for each of [`VmConfig::disks`].
-    pub disks: Vec<File>,
 }
 
 /// Why no VMM could be started.
@@ -39,14 +39,6 @@ pub enum SpawnError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Files and configuration disagree.
-    #[error("{expected} disks are configured, {found} were given")]
-    Disks {
-        /// Configured.
-        expected: usize,
-        /// Given.
-        found: usize,
-    },
     /// No process.
     #[error("cannot start the VMM process: {0}")]
     Process(io::Error),
@@ -77,6 +69,13 @@ pub enum Event {
     },
     /// The guest wrote this on its serial line: at most 4 KiB, any bytes.
     Console(Vec<u8>),
+    /// An order has been carried out, or not.
+    Answer {
+        /// As [`VmmProcess::attach_disk`] and [`VmmProcess::detach_disk`] gave it.
+        order: u64,
+        /// Why not.
+        result: Result<(), String>,
+    },
     /// It has stopped; told once, and the last event.
     Stopped(StopReason),
 }
@@ -87,6 +86,8 @@ pub struct VmmProcess {
     child: Child,
     channel: Channel,
     stopped: bool,
+    /// How many orders were given.
+    orders: u64,
 }
 
 impl VmmProcess {
@@ -107,10 +108,7 @@ impl VmmProcess {
     /// As [`VmmProcess::spawn`].
     pub fn spawn_binary(binary: &Path, config: &VmConfig, resources: Resources) -> Result<VmmProcess, SpawnError> {
         config.validate()?;
-        let Resources { kvm, kernel, initrd, shared_dir, vsock_listener, disks } = resources;
-        if disks.len() != config.disks.len() {
-            return Err(SpawnError::Disks { expected: config.disks.len(), found: disks.len() });
-        }
+        let Resources { kvm, kernel, initrd, shared_dir, vsock_listener } = resources;
         let (channel, theirs) = Channel::pair().map_err(SpawnError::Process)?;
         let child = Command::new(binary)
             .arg0(NAME)
@@ -123,9 +121,9 @@ impl VmmProcess {
             .stderr(Stdio::null())
             .spawn()
             .map_err(SpawnError::Process)?;
-        let process = VmmProcess { child, channel, stopped: false };
+        let process = VmmProcess { child, channel, stopped: false, orders: 0 };
         let start = Start { config: config.clone(), shared_dir, initrd: initrd.is_some() };
-        let sent = descriptors(&kvm, &kernel, initrd.as_ref(), &vsock_listener, &disks);
+        let sent = descriptors(&kvm, &kernel, initrd.as_ref(), &vsock_listener);
         process.channel.send(&start, &sent, true)?;
         Ok(process)
     }
@@ -157,6 +155,7 @@ impl VmmProcess {
                         Some(stream) => Event::GuestConnected { port, stream: stream.into() },
                         None => return Err(ControlError::Malformed("a connection without a stream".to_owned())),
                     },
+                    Notice::Answer(order, result) => Event::Answer { order, result },
                     Notice::Stopped(reason) => Event::Stopped(reason),
                     Notice::Log(level, text) => {
                         self.log(level, &text);
@@ -167,6 +166,32 @@ impl VmmProcess {
             self.stopped |= matches!(event, Event::Stopped(_));
             return Ok(Some(event));
         }
+    }
+
+    /// Asks for a disk of `parts`, at most [`crate::DISK_PARTS_LIMIT`], in an empty slot. The answer comes as [`Event::Answer`] with the
+    /// number that this returns; the descriptors may be closed at once.
+    ///
+    /// # Errors
+    /// When the VMM is gone, or so busy that it reads no orders.
+    pub fn attach_disk(&mut self, slot: u8, parts: &[DiskPart]) -> Result<u64, ControlError> {
+        let images: Vec<_> = parts.iter().map(|part| part.image.as_fd()).collect();
+        let described = |part: &DiskPart| Part { start: part.start, length: part.length, read_only: part.read_only };
+        self.order(What::AttachDisk(slot, parts.iter().map(described).collect()), &images)
+    }
+
+    /// Asks for a slot to be emptied, of which the guest must make no use any more. Answered like [`VmmProcess::attach_disk`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn detach_disk(&mut self, slot: u8) -> Result<u64, ControlError> {
+        self.order(What::DetachDisk(slot), &[])
+    }
+
+    fn order(&mut self, what: What, descriptors: &[BorrowedFd<'_>]) -> Result<u64, ControlError> {
+        self.orders += 1;
+        // Without waiting: a VMM that a guest has taken over must not hold the server up.
+        self.channel.send(&Order { number: self.orders, what }, descriptors, false)?;
+        Ok(self.orders)
     }
 
     /// The process id.

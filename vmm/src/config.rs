@@ -17,20 +17,19 @@ pub struct VmConfig {
     pub command_line_extra: String,
     /// The guest's vsock address; 3 or more.
     pub vsock_cid: u32,
-    /// Disks, in the order of their files.
-    pub disks: Vec<DiskConfig>,
+    /// Slots for disks, empty at the start: [`crate::VmmProcess::attach_disk`] fills them while the guest runs. The guest knows
+    /// them by [`slot_serial`].
+    pub disk_slots: u8,
     /// The guest's kernel talks on its serial line; otherwise only its last words are heard.
     pub console: bool,
 }
 
-/// A disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DiskConfig {
-    /// The guest may not write.
-    pub read_only: bool,
-    /// What the guest reads as the disk's serial number; at most 20 bytes.
-    pub serial: String,
+/// The most slots for disks: the machine's places for devices, without those that other devices need.
+pub const MAX_DISK_SLOTS: u8 = 8;
+
+/// What the guest reads as the serial number of the disk in `slot`, and finds it by: the order of devices means nothing.
+pub fn slot_serial(slot: u8) -> String {
+    format!("slot{slot}")
 }
 
 /// Why a configuration cannot be.
@@ -63,9 +62,9 @@ pub enum ConfigError {
     /// 0 to 2 have meanings of their own.
     #[error("the guest's vsock address must be 3 or more, not {0}")]
     VsockAddress(u32),
-    /// virtio-blk has 20 bytes for it.
-    #[error("the disk serial number {0:?} has more than 20 bytes")]
-    DiskSerial(String),
+    /// More than the machine has places for.
+    #[error("a sandbox has at most {MAX_DISK_SLOTS} slots for disks, {0} were asked for")]
+    DiskSlots(u8),
 }
 
 impl Default for VmConfig {
@@ -77,7 +76,7 @@ impl Default for VmConfig {
             memory_mib: 128,
             command_line_extra: String::new(),
             vsock_cid: 3,
-            disks: Vec::new(),
+            disk_slots: 0,
             console: false,
         }
     }
@@ -103,9 +102,9 @@ impl VmConfig {
         if self.vsock_cid < 3 {
             return Err(ConfigError::VsockAddress(self.vsock_cid));
         }
-        match self.disks.iter().find(|disk| disk.serial.len() > 20) {
-            Some(disk) => Err(ConfigError::DiskSerial(disk.serial.clone())),
-            None => Ok(()),
+        match self.disk_slots {
+            0..=MAX_DISK_SLOTS => Ok(()),
+            more => Err(ConfigError::DiskSlots(more)),
         }
     }
 
@@ -136,9 +135,6 @@ mod tests {
         assert_eq!(error(|c| c.vcpus = 2), ConfigError::MaxVcpus { vcpus: 2, max: 1 });
         assert_eq!(error(|c| c.memory_mib = 8), ConfigError::TooLittleMemory { wanted: 8, least: 32 });
         assert_eq!(error(|c| c.vsock_cid = 2), ConfigError::VsockAddress(2));
-        let disk = || DiskConfig { read_only: true, serial: "x".repeat(21) };
-        let mut config = VmConfig::default();
-        config.disks.push(disk());
-        assert_eq!(config.validate(), Err(ConfigError::DiskSerial(disk().serial)));
+        assert_eq!(error(|c| c.disk_slots = 9), ConfigError::DiskSlots(9));
     }
 }

@@ -22,8 +22,10 @@ use crate::stop::StopReason;
 const MESSAGE_LIMIT: usize = 16 << 10;
 /// The most console bytes in one message.
 pub(crate) const CONSOLE_LIMIT: usize = 4 << 10;
-/// The most descriptors that the server may send with its one message; the machine has places for 19 devices.
+/// The most descriptors in one message.
 const DESCRIPTOR_LIMIT: usize = 32;
+/// The most images that one disk is made of: each comes as a descriptor.
+pub const DISK_PARTS_LIMIT: usize = DESCRIPTOR_LIMIT;
 /// The longest text of an error or a log line.
 const TEXT_LIMIT: usize = 2 << 10;
 
@@ -32,8 +34,7 @@ const ANCILLARY_SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT));
 const TAG_JSON: u8 = b'J';
 const TAG_CONSOLE: u8 = b'C';
 
-/// What the server sends, once. Descriptors come with it, in the order KVM, kernel, initrd if there is one, listening
-/// socket, disks.
+/// What the server sends first. Descriptors come with it, in the order KVM, kernel, initrd if there is one, listening socket.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Start {
@@ -43,6 +44,38 @@ pub(crate) struct Start {
     pub(crate) shared_dir: PathBuf,
     /// An initrd's descriptor is among those sent.
     pub(crate) initrd: bool,
+}
+
+/// What the server sends later. Each is answered with [`Notice::Answer`], which names its number.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Order {
+    /// Different from that of every other order to this VMM.
+    pub(crate) number: u64,
+    /// What to do.
+    pub(crate) what: What,
+}
+
+/// What an order says.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) enum What {
+    /// Put a disk of these parts into an empty slot; their images come as descriptors.
+    AttachDisk(u8, Vec<Part>),
+    /// Empty a slot.
+    DetachDisk(u8),
+}
+
+/// A part of a disk, without its image; in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Part {
+    /// Where on the disk.
+    pub(crate) start: u64,
+    /// How much of the image.
+    pub(crate) length: u64,
+    /// It is not to be written.
+    pub(crate) read_only: bool,
 }
 
 /// What the VMM sends.
@@ -55,6 +88,8 @@ pub(crate) enum Notice {
     Booting(u64),
     /// A guest program connected to this host port; the stream comes with it.
     GuestConnected(u32),
+    /// The order of this number has been carried out, or why not.
+    Answer(u64, Result<(), String>),
     /// Something to log.
     Log(LogLevel, String),
     /// The last message.

@@ -11,13 +11,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use tatami_devices::virtio::{
-    Blk, Fs, FsConfig, FsError, HostPorts, Rng, Slot, Threads, VirtioDevice, Vsock, VsockError,
-};
+use tatami_devices::virtio::{Fs, FsConfig, FsError, HostPorts, Rng, Threads, VirtioDevice, Vsock, VsockError};
 
 use crate::boot::{BootError, BuiltVm, Parts, RunningVm};
 use crate::console::ConsoleOutput;
-use crate::control::{Channel, ControlError, LogLevel, Notice, Received, Start, bounded, parse};
+use crate::control::{Channel, ControlError, LogLevel, Notice, Order, Received, Start, bounded, parse};
+use crate::disks::DiskSlots;
 use crate::jail::{self, Jail, JailError};
 use crate::stop::StopReason;
 use crate::threads::VmmThreads;
@@ -41,8 +40,6 @@ enum ProcessError {
     Fs(#[from] FsError),
     #[error("cannot connect sockets to the guest: {0}")]
     Vsock(#[from] VsockError),
-    #[error("cannot attach disk {0}: {1}")]
-    Disk(usize, io::Error),
     #[error("the VMM's event loop failed: {0}")]
     Loop(#[from] event_manager::Error),
     #[error("the VMM cannot start: {0}")]
@@ -94,16 +91,16 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
     let kernel = File::from(next()?);
     let initrd = if start.initrd { Some(File::from(next()?)) } else { None };
     let listener = UnixListener::from(next()?);
-    let disks = start.config.disks.iter().map(|_| next().map(File::from)).collect::<Result<Vec<_>, _>>()?;
 
-    let devices = devices(&start, jail, listener, disks, channel)?;
+    let slots = DiskSlots::new(start.config.disk_slots);
+    let devices = devices(&start, jail, listener, &slots, channel)?;
     let serial = Box::new(ConsoleOutput::new(Arc::clone(channel)));
     let vm = BuiltVm::new(&start.config, Parts { kvm, kernel, initrd, devices, serial })?;
     let elapsed = || began.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
     channel.send(&Notice::Created(elapsed()), &[], true)?;
     let vm = vm.start()?;
     channel.send(&Notice::Booting(elapsed()), &[], true)?;
-    supervise(vm, channel)
+    supervise(vm, slots, channel)
 }
 
 /// The guest's devices, in the order in which it finds them.
@@ -111,7 +108,7 @@ fn devices(
     start: &Start,
     jail: Jail,
     listener: UnixListener,
-    disks: Vec<File>,
+    slots: &DiskSlots,
     channel: &Arc<Channel>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, ProcessError> {
     let threads: Arc<dyn Threads> = Arc::new(VmmThreads);
@@ -123,11 +120,7 @@ fn devices(
         Box::new(Vsock::new(start.config.vsock_cid.into(), listener, ports, Arc::clone(&threads))?),
         Box::new(Rng::new(Arc::clone(&threads))),
     ];
-    for (index, (config, image)) in start.config.disks.iter().zip(disks).enumerate() {
-        let slot = Slot::empty(config.read_only, &config.serial);
-        slot.insert(image).map_err(|error| ProcessError::Disk(index, error))?;
-        devices.push(Box::new(Blk::new(slot, Arc::clone(&threads))));
-    }
+    devices.extend(slots.devices(&threads));
     Ok(devices)
 }
 
@@ -143,10 +136,10 @@ impl HostPorts for ServerPorts {
     }
 }
 
-/// Waits until the guest stops or the server goes away.
-fn supervise(vm: RunningVm, channel: &Arc<Channel>) -> Result<StopReason, ProcessError> {
+/// Carries out the server's orders until the guest stops or the server goes away.
+fn supervise(vm: RunningVm, slots: DiskSlots, channel: &Arc<Channel>) -> Result<StopReason, ProcessError> {
     let mut manager = EventManager::new()?;
-    let id = manager.add_subscriber(Supervisor { vm: Some(vm), channel: Arc::clone(channel), end: None });
+    let id = manager.add_subscriber(Supervisor { vm: Some(vm), slots, channel: Arc::clone(channel), end: None });
     loop {
         if let Some(end) = manager.subscriber_mut(id)?.end.take() {
             return end;
@@ -157,12 +150,29 @@ fn supervise(vm: RunningVm, channel: &Arc<Channel>) -> Result<StopReason, Proces
 
 struct Supervisor {
     vm: Option<RunningVm>,
+    slots: DiskSlots,
     channel: Arc<Channel>,
     end: Option<Result<StopReason, ProcessError>>,
 }
 
 const TOKEN_STOPPED: u32 = 0;
 const TOKEN_CONTROL: u32 = 1;
+
+impl Supervisor {
+    /// Carries out what the server has ordered.
+    fn obey(&self) -> Result<(), ControlError> {
+        match self.channel.receive(false)? {
+            Some(Received::Json(body, descriptors)) => {
+                let Order { number, what } = parse(&body)?;
+                let result = self.slots.carry_out(what, descriptors).map_err(|error| bounded(error.to_string()));
+                self.channel.send(&Notice::Answer(number, result), &[], true)
+            }
+            None => Ok(()),
+            Some(Received::Closed) => std::process::exit(1),
+            Some(Received::Console(_)) => Err(ControlError::Malformed("the server sends console bytes".to_owned())),
+        }
+    }
+}
 
 impl MutEventSubscriber for Supervisor {
     fn init(&mut self, ops: &mut EventOps<'_>) {
@@ -188,8 +198,11 @@ impl MutEventSubscriber for Supervisor {
                 );
                 self.end = Some(Ok(reason));
             }
-            // The server has nothing more to say to this version; whatever it is, it is the end.
-            _ => std::process::exit(1),
+            _ => {
+                if let Err(error) = self.obey() {
+                    self.end = Some(Err(error.into()));
+                }
+            }
         }
     }
 }
@@ -237,11 +250,9 @@ pub(crate) fn descriptors<'a>(
     kernel: &'a File,
     initrd: Option<&'a File>,
     listener: &'a UnixListener,
-    disks: &'a [File],
 ) -> Vec<std::os::fd::BorrowedFd<'a>> {
     let mut list = vec![kvm.as_fd(), kernel.as_fd()];
     list.extend(initrd.map(AsFd::as_fd));
     list.push(listener.as_fd());
-    list.extend(disks.iter().map(AsFd::as_fd));
     list
 }

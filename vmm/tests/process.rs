@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tatami_vmm::{Event, Resources, StopReason, VmConfig, VmmProcess, probe, process};
+use tatami_vmm::{DiskPart, Event, Resources, StopReason, VmConfig, VmmProcess, probe, process};
 
 type Case = (&'static str, fn() -> Result<()>);
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     ("a_guest_without_a_root_panics_and_its_last_words_arrive", panics),
     ("four_vcpus_come_up", four_vcpus),
     ("vcpus_beyond_the_first_stay_offline", spare_vcpus),
@@ -25,6 +25,7 @@ const CASES: [Case; 8] = [
     ("an_initrd_larger_than_memory_is_named", large_initrd),
     ("a_killed_vmm_is_noticed", killed),
     ("the_jail_holds", jail),
+    ("disks_come_and_go", disks),
 ];
 
 fn main() -> ExitCode {
@@ -85,7 +86,6 @@ impl Sandbox {
             initrd: initrd.map(File::open).transpose()?,
             shared_dir: self.shared(),
             vsock_listener: UnixListener::bind(socket)?,
-            disks: Vec::new(),
         };
         Ok(VmmProcess::spawn(config, resources)?)
     }
@@ -243,5 +243,44 @@ fn jail() -> Result<()> {
     let arrived = fs::read_to_string(proc.join("mountinfo"))?;
     nix::mount::umount2(&later, nix::mount::MntFlags::MNT_DETACH)?;
     ensure!(arrived.lines().count() == 2, "a later mount did not arrive:\n{arrived}");
+    Ok(())
+}
+
+fn disks() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let mut vmm = sandbox.start(&VmConfig { disk_slots: 2, ..talkative() }, &kernel(), None)?;
+    let part = |start: u64, length: u64| -> Result<DiskPart> {
+        let image = tempfile::tempfile()?;
+        image.set_len(length)?;
+        Ok(DiskPart { image, start, length, read_only: false })
+    };
+    // One after the other: the second finds the first's disk.
+    let orders = [
+        (vmm.attach_disk(1, &[part(0, 4096)?, part(4096, 512)?])?, ""),
+        (vmm.attach_disk(1, &[part(0, 512)?])?, "there is a disk in slot 1 already"),
+        (vmm.detach_disk(1)?, ""),
+        (vmm.attach_disk(1, &[part(0, 1000)?])?, "image 0: 1000 is not a multiple of 512 bytes"),
+        (vmm.attach_disk(1, &[part(0, 512)?])?, ""),
+        (vmm.attach_disk(2, &[part(0, 512)?])?, "no disk slot 2"),
+    ];
+    let mut answers = Vec::new();
+    let mut console = Vec::new();
+    loop {
+        match next(&mut vmm)? {
+            Event::Answer { order, result } => answers.push((order, result)),
+            Event::Console(bytes) => console.extend(bytes),
+            Event::Stopped(_) => break,
+            _ => {}
+        }
+    }
+    ensure!(answers.len() == orders.len(), "{answers:?}");
+    for ((order, expected), (answered, result)) in orders.iter().zip(&answers) {
+        let said = result.as_ref().err().map_or("", String::as_str);
+        ensure!(order == answered && said.is_empty() == expected.is_empty() && said.contains(expected), "{answers:?}");
+    }
+    // What was in the slots when the guest found them.
+    let console = String::from_utf8_lossy(&console);
+    ensure!(console.contains("[vda] 0 512-byte logical blocks"), "{console}");
+    ensure!(console.contains("[vdb] 1 512-byte logical blocks"), "{console}");
     Ok(())
 }

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod console;
 pub mod container;
+pub mod disks;
 pub mod door;
 pub mod folder;
 pub mod mounts;
@@ -30,6 +31,7 @@ use ttrpc::Code;
 
 use agent::{Agent, AgentError};
 use container::{Container, Streams};
+use disks::{DiskError, Disks};
 use door::Door;
 use folder::{Folder, FolderError, Lot, Places};
 use mounts::{MountError, SharedFolder};
@@ -65,6 +67,9 @@ pub enum Error {
     /// There is no VM, or none any more.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// A disk cannot be had.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The agent would not or could not.
     #[error(transparent)]
     Agent(AgentError),
@@ -124,6 +129,7 @@ pub struct Sandbox {
     vm: Vm,
     agent: Option<Agent>,
     door: Door,
+    disks: Disks,
     ground: Ground,
     timings: Timings,
     settings: Settings,
@@ -180,11 +186,11 @@ impl Sandbox {
             initrd: Some(open("the initrd", &settings.initrd)?),
             shared_dir: ground.shared.path().to_owned(),
             vsock_listener: listener,
-            disks: Vec::new(),
         };
         let vm = Vm::start(&settings.vm, resources, settings.live_console)?;
         timings.pass(Mark::VmmSpawned);
-        Ok(Sandbox { vm, agent: None, door, ground, timings, settings })
+        let disks = Disks::new(vm.watch().clone(), settings.vm.disk_slots);
+        Ok(Sandbox { vm, agent: None, door, disks, ground, timings, settings })
     }
 
     /// Its id: twelve hexadecimal digits.
@@ -205,6 +211,11 @@ impl Sandbox {
     /// A view of its VM.
     pub fn vm(&self) -> &VmWatch {
         self.vm.watch()
+    }
+
+    /// Its slots for containers' disks.
+    pub fn disks(&self) -> &Disks {
+        &self.disks
     }
 
     /// Returns when the agent has answered.

@@ -5,16 +5,17 @@
 
 #![allow(unsafe_code, reason = "registering a descriptor with the runtime")]
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tatami_protocol::READY_PORT;
-use tatami_vmm::{Event, Resources, SpawnError, StopReason, VmConfig, VmmProcess};
+use tatami_vmm::{ControlError, DiskPart, Event, Resources, SpawnError, StopReason, VmConfig, VmmProcess};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::console::ConsoleRing;
@@ -46,6 +47,9 @@ pub enum VmError {
     /// The server cannot watch it.
     #[error("cannot watch the VMM: {0}")]
     Watch(#[from] io::Error),
+    /// It does not carry an order out.
+    #[error("the VMM refuses: {0}")]
+    Refused(String),
     /// It ended, unasked.
     #[error("{reason}{console}")]
     Stopped {
@@ -93,6 +97,22 @@ impl std::fmt::Display for ConsoleTail {
 pub struct VmWatch {
     progress: watch::Receiver<Progress>,
     console: Arc<Mutex<ConsoleRing>>,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+/// What the VMM is to do while it runs, and who wants to know.
+struct Order {
+    what: DiskOrder,
+    answer: oneshot::Sender<Result<(), String>>,
+}
+
+/// A change of what is in a slot for disks.
+#[derive(Debug)]
+pub(super) enum DiskOrder {
+    /// Put a disk of these parts into this slot.
+    Attach(u8, Vec<DiskPart>),
+    /// Empty this slot.
+    Detach(u8),
 }
 
 /// The VM. Dropping it inside a runtime ends it soon; [`Vm::end`] says when.
@@ -116,9 +136,11 @@ impl Vm {
         let console = Arc::new(Mutex::new(ConsoleRing::default()));
         let (sender, progress) = watch::channel(Progress::default());
         let (end, ended) = oneshot::channel();
-        let observer = Observer { process, progress: sender, console: console.clone(), live };
-        let task = tokio::spawn(observer.watch_until(control, ended));
-        Ok(Vm { watch: VmWatch { progress, console }, end: Some(end), task })
+        let (orders, given) = mpsc::unbounded_channel();
+        let observer =
+            Observer { process, progress: sender, console: console.clone(), live, unanswered: HashMap::new() };
+        let task = tokio::spawn(observer.watch_until(control, given, ended));
+        Ok(Vm { watch: VmWatch { progress, console, orders }, end: Some(end), task })
     }
 
     /// The view to hand out.
@@ -164,6 +186,23 @@ impl VmWatch {
             biased;
             result = work => Ok(result),
             () = self.over() => Err(self.stopped()),
+        }
+    }
+
+    /// Has the VMM change what is in a slot for disks.
+    ///
+    /// # Errors
+    /// [`VmError::Stopped`] when it ends before, [`VmError::Refused`] with its reason.
+    pub(super) async fn order(&self, what: DiskOrder) -> Result<(), VmError> {
+        let (answer, answered) = oneshot::channel();
+        // Neither fails unless the task is gone, which is at the VM's end.
+        let _ = self.orders.send(Order { what, answer });
+        match self.while_alive(answered).await? {
+            Ok(result) => result.map_err(VmError::Refused),
+            Err(_) => {
+                self.over().await;
+                Err(self.stopped())
+            }
         }
     }
 
@@ -214,12 +253,19 @@ struct Observer {
     progress: watch::Sender<Progress>,
     console: Arc<Mutex<ConsoleRing>>,
     live: bool,
+    /// Who waits for which order's answer.
+    unanswered: HashMap<u64, oneshot::Sender<Result<(), String>>>,
 }
 
 impl Observer {
-    async fn watch_until(mut self, control: AsyncFd<OwnedFd>, end: oneshot::Receiver<()>) {
+    async fn watch_until(
+        mut self,
+        control: AsyncFd<OwnedFd>,
+        orders: mpsc::UnboundedReceiver<Order>,
+        end: oneshot::Receiver<()>,
+    ) {
         let reason = tokio::select! {
-            reason = self.follow(control) => reason,
+            reason = self.follow(control, orders) => reason,
             _ = end => StopReason::Error("the VM was ended".to_owned()),
         };
         self.process.kill();
@@ -230,10 +276,17 @@ impl Observer {
         });
     }
 
-    /// Reads events until there are no more; returns why.
-    async fn follow(&mut self, control: AsyncFd<OwnedFd>) -> StopReason {
+    /// Reads events, and passes orders on, until there are no more events; returns why.
+    async fn follow(&mut self, control: AsyncFd<OwnedFd>, mut orders: mpsc::UnboundedReceiver<Order>) -> StopReason {
         loop {
-            let mut guard = match control.readable().await {
+            let ready = tokio::select! {
+                ready = control.readable() => ready,
+                Some(order) = orders.recv() => {
+                    self.give(order);
+                    continue;
+                }
+            };
+            let mut guard = match ready {
                 Ok(guard) => guard,
                 Err(error) => return StopReason::Error(format!("the VMM cannot be watched any more: {error}")),
             };
@@ -249,6 +302,24 @@ impl Observer {
                 }
             }
             guard.clear_ready();
+        }
+    }
+
+    fn give(&mut self, order: Order) {
+        let given = match order.what {
+            DiskOrder::Attach(slot, parts) => self.process.attach_disk(slot, &parts),
+            DiskOrder::Detach(slot) => self.process.detach_disk(slot),
+        };
+        match given {
+            Ok(number) => {
+                self.unanswered.insert(number, order.answer);
+            }
+            // It closed its end, and that will be told.
+            Err(ControlError::Socket(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => {
+                // Who does not wait any more does not want to know.
+                let _ = order.answer.send(Err(error.to_string()));
+            }
         }
     }
 
@@ -269,6 +340,11 @@ impl Observer {
                     let _ = io::stderr().write_all(&bytes);
                 }
             }
+            Event::Answer { order, result } => {
+                if let Some(answer) = self.unanswered.remove(&order) {
+                    let _ = answer.send(result);
+                }
+            }
             Event::Stopped(reason) => return Some(reason),
         }
         None
@@ -276,14 +352,19 @@ impl Observer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const LIMIT: Duration = Duration::from_millis(20);
 
     fn vm() -> (watch::Sender<Progress>, VmWatch) {
         let (sender, progress) = watch::channel(Progress::default());
-        (sender, VmWatch { progress, console: Arc::default() })
+        (sender, VmWatch { progress, console: Arc::default(), orders: mpsc::unbounded_channel().0 })
+    }
+
+    /// A view of a VM of which nothing is heard.
+    pub(in crate::sandbox) fn watch() -> VmWatch {
+        vm().1
     }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -318,6 +399,14 @@ mod tests {
             "{message}"
         );
         assert!(message.ends_with("\n  | [    1.1] Rebooting"), "{message}");
+    }
+
+    #[test]
+    fn an_order_to_a_vm_that_is_gone_does_not_hang() {
+        let (sender, vm) = vm();
+        sender.send_modify(|progress| progress.stopped = Some(StopReason::Error("it broke".to_owned())));
+        let error = block_on(vm.order(DiskOrder::Detach(0))).unwrap_err();
+        assert_eq!(error.to_string(), "it broke");
     }
 
     #[test]

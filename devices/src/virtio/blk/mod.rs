@@ -1,22 +1,26 @@
-//! virtio-blk (virtio 1.2, 5.2): raw disks, and slots for disks that come later.
+//! virtio-blk (virtio 1.2, 5.2): slots, into which disks come and from which they go while the guest runs.
 //!
 //! Knows no image formats (probing them has disclosed host files elsewhere) and opens nothing: it is given files.
+//!
+//! VIRTIO_BLK_F_RO is never offered: it is negotiated when the guest boots, for the device's whole life, and only what comes
+//! into the slot later can be read-only. So the guest is told by whoever tells it of the disk, and a write fails whatever the
+//! guest was told.
 
 mod disk;
 mod request;
 mod spec;
 
-use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventOps, EventSet};
 
 use self::disk::Disk;
-use self::request::{Request, Shape};
+pub use self::disk::{DiskError, DiskPart};
+use self::request::Request;
 use self::spec::{
-    FEATURE_BLOCK_SIZE, FEATURE_DISCARD, FEATURE_FLUSH, FEATURE_READ_ONLY, FEATURE_SEGMENTS_MAX, FEATURE_WRITE_ZEROES,
-    IDENTITY_BYTES, QUEUE_SIZE, Status, config_space,
+    FEATURE_BLOCK_SIZE, FEATURE_DISCARD, FEATURE_FLUSH, FEATURE_SEGMENTS_MAX, FEATURE_WRITE_ZEROES, IDENTITY_BYTES,
+    QUEUE_SIZE, Status, config_space,
 };
 use super::worker::Work;
 use super::{
@@ -38,7 +42,6 @@ pub struct Blk {
 pub struct Slot(Arc<Inner>);
 
 struct Inner {
-    read_only: bool,
     serial: String,
     state: Mutex<State>,
 }
@@ -59,18 +62,18 @@ impl State {
 }
 
 impl Slot {
-    /// An empty slot: a disk of no sectors. `read_only` holds for whatever comes into it; the guest sees the first 20 bytes of
-    /// `serial` (as /sys/block/…/serial).
-    pub fn empty(read_only: bool, serial: &str) -> Self {
-        Slot(Arc::new(Inner { read_only, serial: serial.to_owned(), state: Mutex::default() }))
+    /// An empty slot: a disk of no sectors, of which every request fails. The guest sees the first 20 bytes of `serial` (as
+    /// /sys/block/…/serial), and finds the slot by it.
+    pub fn empty(serial: &str) -> Self {
+        Slot(Arc::new(Inner { serial: serial.to_owned(), state: Mutex::default() }))
     }
 
-    /// Puts a raw image into the slot, in place of what was there, and tells the guest.
+    /// Puts a disk into the slot, in place of what was there, and tells the guest.
     ///
     /// # Errors
-    /// When the length of `image` cannot be found out; the slot is then as before.
-    pub fn insert(&self, image: File) -> io::Result<()> {
-        let disk = Disk::new(image)?;
+    /// When `parts` do not make a disk; the slot is then as before.
+    pub fn insert(&self, parts: Vec<DiskPart>) -> Result<(), DiskError> {
+        let disk = Disk::new(parts)?;
         self.replace(Some(Arc::new(disk)));
         Ok(())
     }
@@ -78,6 +81,11 @@ impl Slot {
     /// Empties the slot and tells the guest. A request that is being served still ends on the old disk.
     pub fn eject(&self) {
         self.replace(None);
+    }
+
+    /// Whether a disk is in it.
+    pub fn is_filled(&self) -> bool {
+        self.state().disk.is_some()
     }
 
     fn replace(&self, disk: Option<Arc<Disk>>) {
@@ -144,8 +152,7 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        let always = FEATURE_SEGMENTS_MAX | FEATURE_BLOCK_SIZE | FEATURE_FLUSH;
-        if self.slot.0.read_only { always | FEATURE_READ_ONLY } else { always | FEATURE_DISCARD | FEATURE_WRITE_ZEROES }
+        FEATURE_SEGMENTS_MAX | FEATURE_BLOCK_SIZE | FEATURE_FLUSH | FEATURE_DISCARD | FEATURE_WRITE_ZEROES
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -219,8 +226,7 @@ impl Server {
     fn serve(&mut self, memory: &GuestMemory, chain: &Chain) -> Result<u32, Fault> {
         let disk = self.slot.disk();
         let sectors = disk.as_ref().map_or(0, |disk| disk.sectors());
-        let shape = Shape { sectors, read_only: self.slot.0.read_only };
-        let parsed = request::parse(memory, chain, shape)?;
+        let parsed = request::parse(memory, chain, sectors)?;
         let outcome = parsed.request.and_then(|request| match (&disk, request) {
             (_, Request::Identify { into }) => Ok(ring::write(memory, &into, &self.identity()) as u32),
             (None, _) => Err(Status::Error),

@@ -34,24 +34,17 @@ pub(super) struct Range {
     pub(super) unmap: bool,
 }
 
-/// The disk that a request is judged against.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
-    pub(super) sectors: u64,
-    pub(super) read_only: bool,
-}
-
 /// A chain's request, or the status to answer with; and the byte that takes the status.
 pub(super) struct Parsed {
     pub(super) request: Result<Request, Status>,
     pub(super) status: Segment,
 }
 
-/// Takes `chain` apart.
+/// Takes `chain` apart, which is for a disk of `sectors` sectors.
 ///
 /// # Errors
 /// When it lacks a header or a byte for the status, so that it cannot even be answered.
-pub(super) fn parse(memory: &GuestMemory, chain: &Chain, shape: Shape) -> Result<Parsed, Fault> {
+pub(super) fn parse(memory: &GuestMemory, chain: &Chain, sectors: u64) -> Result<Parsed, Fault> {
     let (readable, writable) = (chain.readable(), chain.writable());
     let mut header = [0; HEADER_BYTES];
     if ring::read(memory, readable, &mut header) < HEADER_BYTES {
@@ -67,35 +60,34 @@ pub(super) fn parse(memory: &GuestMemory, chain: &Chain, shape: Shape) -> Result
     let payload = || ring::slice(readable, HEADER_BYTES as u32, sent);
     let request = match kind {
         TYPE_READ => {
-            extent(sector, room, shape).map(|offset| Request::Read { offset, into: ring::slice(writable, 0, room) })
+            extent(sector, room, sectors).map(|offset| Request::Read { offset, into: ring::slice(writable, 0, room) })
         }
-        TYPE_WRITE if shape.read_only => Err(Status::Error),
-        TYPE_WRITE => extent(sector, sent, shape).map(|offset| Request::Write { offset, from: payload() }),
+        TYPE_WRITE => extent(sector, sent, sectors).map(|offset| Request::Write { offset, from: payload() }),
         TYPE_FLUSH => Ok(Request::Flush),
         TYPE_IDENTIFY if (room as usize) < IDENTITY_BYTES => Err(Status::Error),
         TYPE_IDENTIFY => Ok(Request::Identify { into: ring::slice(writable, 0, IDENTITY_BYTES as u32) }),
-        TYPE_DISCARD => ranges(memory, &payload(), shape, 0).map(Request::Discard),
-        TYPE_WRITE_ZEROES => ranges(memory, &payload(), shape, RANGE_UNMAP).map(Request::WriteZeroes),
+        TYPE_DISCARD => ranges(memory, &payload(), sectors, 0).map(Request::Discard),
+        TYPE_WRITE_ZEROES => ranges(memory, &payload(), sectors, RANGE_UNMAP).map(Request::WriteZeroes),
         _ => Err(Status::Unsupported),
     };
     Ok(Parsed { request, status })
 }
 
 /// Where `len` bytes at `sector` begin, if they are whole sectors of the disk.
-fn extent(sector: u64, len: u32, shape: Shape) -> Result<u64, Status> {
+fn extent(sector: u64, len: u32, sectors: u64) -> Result<u64, Status> {
     let len = u64::from(len);
     let end = sector.checked_add(len / SECTOR_BYTES).ok_or(Status::Error)?;
-    if len % SECTOR_BYTES != 0 || end > shape.sectors {
+    if len % SECTOR_BYTES != 0 || end > sectors {
         return Err(Status::Error);
     }
     // Within the disk, whose size in bytes is a u64.
     Ok(sector * SECTOR_BYTES)
 }
 
-/// The ranges in `segments`, of which `flags` are allowed.
-fn ranges(memory: &GuestMemory, segments: &[Segment], shape: Shape, flags: u32) -> Result<Vec<Range>, Status> {
+/// The ranges in `segments` of a disk of `disk` sectors, of which `flags` are allowed.
+fn ranges(memory: &GuestMemory, segments: &[Segment], disk: u64, flags: u32) -> Result<Vec<Range>, Status> {
     let len = ring::total(segments) as usize;
-    if shape.read_only || len == 0 || !len.is_multiple_of(RANGE_BYTES) || len > RANGES_MAX as usize * RANGE_BYTES {
+    if len == 0 || !len.is_multiple_of(RANGE_BYTES) || len > RANGES_MAX as usize * RANGE_BYTES {
         return Err(Status::Error);
     }
     let mut bytes = [0; RANGES_MAX as usize * RANGE_BYTES];
@@ -107,7 +99,7 @@ fn ranges(memory: &GuestMemory, segments: &[Segment], shape: Shape, flags: u32) 
             return Err(Status::Unsupported);
         }
         let end = sector.checked_add(u64::from(sectors)).ok_or(Status::Error)?;
-        if sectors > RANGE_SECTORS_MAX || end > shape.sectors {
+        if sectors > RANGE_SECTORS_MAX || end > disk {
             return Err(Status::Error);
         }
         let (offset, len) = (sector * SECTOR_BYTES, u64::from(sectors) * SECTOR_BYTES);

@@ -5,8 +5,6 @@ pub(super) const SECTOR_BYTES: u64 = 512;
 
 /// VIRTIO_BLK_F_SEG_MAX: `seg_max` is in the configuration.
 pub(super) const FEATURE_SEGMENTS_MAX: u64 = 1 << 2;
-/// VIRTIO_BLK_F_RO: writes fail.
-pub(super) const FEATURE_READ_ONLY: u64 = 1 << 5;
 /// VIRTIO_BLK_F_BLK_SIZE: `blk_size` is in the configuration.
 pub(super) const FEATURE_BLOCK_SIZE: u64 = 1 << 6;
 /// VIRTIO_BLK_F_FLUSH: there is a cache, and a command to write it out.

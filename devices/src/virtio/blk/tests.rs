@@ -1,6 +1,6 @@
 //! A disk in a temporary file through the device; requests at and beyond its edges; slots that fill while the guest runs.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -25,9 +25,19 @@ fn image() -> File {
     file
 }
 
+fn part(image: File, start: u64, read_only: bool) -> DiskPart {
+    let length = image.metadata().unwrap().len();
+    DiskPart { image, start, length, read_only }
+}
+
+/// A disk of one image.
+fn whole(image: File) -> Vec<DiskPart> {
+    vec![part(image, 0, false)]
+}
+
 fn start(read_only: bool) -> (Driver, File) {
-    let (slot, file) = (Slot::empty(read_only, "disk-1"), image());
-    slot.insert(file.try_clone().unwrap()).unwrap();
+    let (slot, file) = (Slot::empty("disk-1"), image());
+    slot.insert(vec![part(file.try_clone().unwrap(), 0, read_only)]).unwrap();
     (Driver::start(Box::new(Blk::new(slot, threads()))), file)
 }
 
@@ -69,12 +79,33 @@ fn the_configuration_tells_the_size() {
 }
 
 #[test]
-fn what_does_not_fill_a_sector_is_not_part_of_the_disk() {
-    let file = image();
-    file.set_len(SECTORS * 512 - 1).unwrap();
-    let slot = Slot::empty(false, "");
-    slot.insert(file).unwrap();
-    assert_eq!(slot.show(), SECTORS - 1);
+fn parts_that_make_no_disk_are_refused_and_the_slot_stays_as_it_is() {
+    let slot = Slot::empty("");
+    let file = |length: u64| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(length).unwrap();
+        file
+    };
+    let at = |start: u64, length: u64| part(file(length), start, false);
+    let error = |parts: Vec<DiskPart>| slot.insert(parts).unwrap_err();
+    assert!(matches!(error(vec![]), DiskError::NoParts));
+    assert!(matches!(error(vec![at(0, 0)]), DiskError::Empty(0)));
+    assert!(matches!(error(vec![at(0, 512), at(512, 1000)]), DiskError::Unaligned { part: 1, bytes: 1000 }));
+    assert!(matches!(error(vec![at(100, 512)]), DiskError::Unaligned { part: 0, bytes: 100 }));
+    assert!(matches!(error(vec![at(0, 1024), at(512, 512)]), DiskError::Overlap(1)));
+    assert!(matches!(error(vec![at(u64::MAX - 511, 512)]), DiskError::Overlap(0)));
+    let short = DiskPart { length: 1024, ..at(0, 512) };
+    assert!(matches!(error(vec![short]), DiskError::Short { part: 0, expected: 1024, found: 512 }));
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    let no_disk = DiskPart { image: File::from(std::os::fd::OwnedFd::from(pipe)), length: 512, ..at(0, 0) };
+    assert!(matches!(error(vec![no_disk]), DiskError::Size { part: 0, .. }));
+    assert!(!slot.is_filled());
+    assert_eq!(slot.show(), 0);
+
+    slot.insert(vec![at(512, 512), at(4096, 512)]).unwrap();
+    error(vec![]);
+    assert!(slot.is_filled());
+    assert_eq!(slot.show(), 9);
 }
 
 #[test]
@@ -122,15 +153,46 @@ fn nothing_beyond_the_end_is_reached() {
 #[test]
 fn a_read_only_disk_stays_as_it_is() {
     let (mut driver, file) = start(true);
-    driver.set(0x14, 0);
-    assert_eq!(driver.get(0x10) & (FEATURE_READ_ONLY | FEATURE_DISCARD) as u32, FEATURE_READ_ONLY as u32);
     assert_eq!(ask(&mut driver, TYPE_WRITE, 0, &[out(DATA_AT, 512)]), (ERROR, 1));
     driver.put(DATA_AT, &range(0, 8, 0));
     assert_eq!(ask(&mut driver, TYPE_DISCARD, 0, &[out(DATA_AT, 16)]), (ERROR, 1));
     assert_eq!(ask(&mut driver, TYPE_WRITE_ZEROES, 0, &[out(DATA_AT, 16)]), (ERROR, 1));
+    assert_eq!(ask(&mut driver, TYPE_FLUSH, 0, &[]), (OK, 1));
     let mut bytes = [0; 512];
     file.read_exact_at(&mut bytes, 512).unwrap();
     assert_eq!(bytes, [1; 512]);
+}
+
+#[test]
+fn a_disk_of_several_images_is_one_disk_with_holes_that_nobody_reaches() {
+    let (first, second) = (image(), image());
+    let slot = Slot::empty("");
+    let parts =
+        vec![part(first.try_clone().unwrap(), 0, true), part(second.try_clone().unwrap(), SECTORS * 512, false)];
+    slot.insert(parts).unwrap();
+    let mut driver = Driver::start(Box::new(Blk::new(slot.clone(), threads())));
+    assert_eq!(u64::from_le_bytes(driver.config(0)), 2 * SECTORS);
+
+    // Across the border, in pieces that do not end there.
+    let pieces = [into(DATA_AT, 700), into(DATA_AT + 0x1000, 324), into(DATA_AT + 0x2000, 512)];
+    assert_eq!(ask(&mut driver, TYPE_READ, SECTORS - 1, &pieces), (OK, 1537));
+    assert_eq!(driver.bytes(DATA_AT, 700), [&[127; 512][..], &[0; 188]].concat());
+    assert_eq!(driver.bytes(DATA_AT + 0x1000, 324), [0; 324]);
+    assert_eq!(driver.bytes(DATA_AT + 0x2000, 512), [1; 512]);
+
+    // What may not be written is not written in part either.
+    driver.put(DATA_AT, &[0xab; 1024]);
+    assert_eq!(ask(&mut driver, TYPE_WRITE, SECTORS - 1, &[out(DATA_AT, 1024)]), (ERROR, 1));
+    assert_eq!(ask(&mut driver, TYPE_WRITE, SECTORS + 1, &[out(DATA_AT, 1024)]), (OK, 1));
+    let mut bytes = [0; 4 * 512];
+    second.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, *[&[0; 512][..], &[0xab; 1024], &[3; 512]].concat());
+
+    slot.insert(vec![part(first, 512, false), part(second, (SECTORS + 2) * 512, false)]).unwrap();
+    let two = [into(DATA_AT, 1024)];
+    for (sector, status) in [(0, ERROR), (1, OK), (SECTORS, ERROR), (SECTORS + 1, ERROR), (SECTORS + 2, OK)] {
+        assert_eq!(ask(&mut driver, TYPE_READ, sector, &two).0, status, "at {sector}");
+    }
 }
 
 #[test]
@@ -215,7 +277,7 @@ fn a_failing_image_fails_the_request_and_nothing_else() {
 
 #[test]
 fn an_empty_slot_is_a_disk_of_nothing() {
-    let slot = Slot::empty(false, "empty");
+    let slot = Slot::empty("empty");
     let mut driver = Driver::start(Box::new(Blk::new(slot, threads())));
     assert_eq!(driver.config::<8>(0), [0; 8]);
     assert_eq!(ask(&mut driver, TYPE_READ, 0, &[into(DATA_AT, 512)]), (ERROR, 1));
@@ -225,10 +287,10 @@ fn an_empty_slot_is_a_disk_of_nothing() {
 
 #[test]
 fn a_slot_is_filled_and_emptied_while_the_guest_runs() {
-    let slot = Slot::empty(false, "later");
+    let slot = Slot::empty("later");
     let mut driver = Driver::start(Box::new(Blk::new(slot.clone(), threads())));
     let generation = driver.get(0xfc);
-    slot.insert(image()).unwrap();
+    slot.insert(whole(image())).unwrap();
     assert_eq!(driver.get(0x60), INTERRUPT_CONFIG);
     assert_ne!(driver.get(0xfc), generation);
     assert_eq!(u64::from_le_bytes(driver.config(0)), SECTORS);
@@ -238,11 +300,46 @@ fn a_slot_is_filled_and_emptied_while_the_guest_runs() {
 }
 
 #[test]
+fn a_slot_is_used_again_and_again() {
+    let slot = Slot::empty("again");
+    let mut driver = Driver::start(Box::new(Blk::new(slot.clone(), threads())));
+    for round in 0..3_u8 {
+        let file = tempfile::tempfile().unwrap();
+        let sectors = u64::from(round) + 1;
+        file.write_all_at(&vec![0x10 + round; 512 * sectors as usize], 0).unwrap();
+        slot.insert(whole(file)).unwrap();
+        assert_eq!(u64::from_le_bytes(driver.config(0)), sectors);
+        assert_eq!(ask(&mut driver, TYPE_READ, sectors - 1, &[into(DATA_AT, 512)]), (OK, 513));
+        assert_eq!(driver.bytes(DATA_AT, 512), [0x10 + round; 512]);
+        assert_eq!(ask(&mut driver, TYPE_READ, sectors, &[into(DATA_AT, 512)]), (ERROR, 1));
+        slot.eject();
+        assert!(!slot.is_filled());
+        assert_eq!(driver.config::<8>(0), [0; 8]);
+    }
+}
+
+#[test]
+fn a_reset_leaves_the_disk_and_forgets_the_driver() {
+    let slot = Slot::empty("reset");
+    let mut driver = Driver::start(Box::new(Blk::new(slot.clone(), threads())));
+    slot.insert(whole(image())).unwrap();
+    driver.set(0x70, 0);
+    assert_eq!((driver.get(0x70), driver.get(0x60)), (0, 0));
+    // Nobody to tell.
+    slot.eject();
+    assert_eq!(driver.get(0x60), 0);
+    slot.insert(whole(image())).unwrap();
+    driver.bring_up(u64::MAX);
+    assert_eq!(u64::from_le_bytes(driver.config(0)), SECTORS);
+    assert_eq!(driver.get(0x60) & INTERRUPT_CONFIG, 0, "what the driver has not read has not changed");
+}
+
+#[test]
 fn a_disk_that_comes_while_the_driver_starts_is_not_missed() {
-    let slot = Slot::empty(false, "racy");
+    let slot = Slot::empty("racy");
     let mut driver = Driver::new(Box::new(Blk::new(slot.clone(), threads())));
     assert_eq!(driver.config::<8>(0), [0; 8]);
-    slot.insert(image()).unwrap();
+    slot.insert(whole(image())).unwrap();
     driver.bring_up(u64::MAX);
     assert_eq!(driver.get(0x60) & INTERRUPT_CONFIG, INTERRUPT_CONFIG);
 }
@@ -250,7 +347,7 @@ fn a_disk_that_comes_while_the_driver_starts_is_not_missed() {
 #[test]
 fn more_pieces_than_one_system_call_takes() {
     let (memory, file) = (memory(), image());
-    let disk = Disk::new(file).unwrap();
+    let disk = Disk::new(whole(file.try_clone().unwrap())).unwrap();
     let piece = |index: u64| crate::virtio::Segment { address: vm_memory::GuestAddress(DATA_AT + 64 * index), len: 32 };
     let pieces: Vec<_> = (0..2048).map(piece).collect();
     disk.read(&memory, &pieces, 0).unwrap();
@@ -261,7 +358,7 @@ fn more_pieces_than_one_system_call_takes() {
         assert_eq!(bytes, [(index / 16) as u8; 32], "piece {index}");
     }
     let mut last = [1; 512];
-    disk.file().read_exact_at(&mut last, 127 * 512).unwrap();
+    file.read_exact_at(&mut last, 127 * 512).unwrap();
     assert_eq!(last, [0; 512]);
 }
 
@@ -269,8 +366,8 @@ fn more_pieces_than_one_system_call_takes() {
 fn an_image_opened_for_reading_only_cannot_be_written_whatever_the_slot_says() {
     let named = tempfile::NamedTempFile::new().unwrap();
     named.as_file().set_len(4096).unwrap();
-    let slot = Slot::empty(false, "");
-    slot.insert(OpenOptions::new().read(true).open(named.path()).unwrap()).unwrap();
+    let slot = Slot::empty("");
+    slot.insert(whole(OpenOptions::new().read(true).open(named.path()).unwrap())).unwrap();
     let mut driver = Driver::start(Box::new(Blk::new(slot, threads())));
     assert_eq!(ask(&mut driver, TYPE_WRITE, 0, &[out(DATA_AT, 512)]), (ERROR, 1));
     assert_eq!(ask(&mut driver, TYPE_READ, 0, &[into(DATA_AT, 512)]), (OK, 513));
