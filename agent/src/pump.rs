@@ -1,7 +1,7 @@
 //! The pumps between a process's streams and the server's connections.
 //!
 //! Flow control is the reader's: a pump that cannot write does not read. What a process wrote before it ended reaches its
-//! stream, also when a child of it keeps the other end of the pipe open.
+//! stream, also when a child of it keeps the other end of the pipe open; what that child writes later does not.
 
 use std::io;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use tokio::sync::{oneshot, watch};
 use crate::stdio::End;
 use crate::transport::Stream;
 
-/// How much a pump moves at once, in bytes: what a pipe holds.
-const BUFFER: usize = 64 * 1024;
+/// How much a pump moves at once, in bytes. Memory is taken as it is first used.
+const BUFFER: usize = crate::stdio::PIPE_SIZE;
 
 /// Moves what the server sends into the process, until either side has had enough.
 pub(crate) async fn pump_input(mut stream: ReadHalf<Stream>, end: Arc<End>) {
@@ -64,26 +64,34 @@ async fn move_output(
     ended: &mut watch::Receiver<bool>,
     buffer: &mut [u8],
 ) -> io::Result<bool> {
-    let mut draining = false;
     loop {
-        let length = if draining {
-            match end.try_read(buffer) {
-                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-                result => result?,
-            }
-        } else {
-            tokio::select! {
-                biased;
-                result = end.read(buffer) => result?,
-                _ = ended.wait_for(|ended| *ended) => {
-                    draining = true;
-                    continue;
-                }
-            }
+        let length = tokio::select! {
+            biased;
+            _ = ended.wait_for(|ended| *ended) => None,
+            result = end.gather(buffer) => Some(result?),
         };
+        let Some(length) = length else { return drain(end, stream, buffer).await };
         if length == 0 {
             return Ok(false);
         }
         stream.write_all(&buffer[..length]).await?;
     }
+}
+
+/// Moves what is there now: a child of the process may write for ever.
+async fn drain(end: &End, stream: &mut WriteHalf<Stream>, buffer: &mut [u8]) -> io::Result<bool> {
+    let mut left = end.backlog()?;
+    while left > 0 {
+        let size = left.min(buffer.len());
+        match end.try_read(&mut buffer[..size]) {
+            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Ok(0) => return Ok(false),
+            result => {
+                let length = result?;
+                stream.write_all(&buffer[..length]).await?;
+                left -= length;
+            }
+        }
+    }
+    Ok(true)
 }

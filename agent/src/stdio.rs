@@ -13,8 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, open};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::io::ioctl_fionread;
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use rustix::termios::{Winsize, isatty, tcsetwinsize};
+use rustix::thread::sched_yield;
 use tatami_protocol::agent::Stdio;
 use tatami_protocol::stream::Kind;
 use tokio::io::unix::AsyncFd;
@@ -22,6 +24,13 @@ use tokio::io::unix::AsyncFd;
 use crate::syscalls::watched;
 use crate::transport::Stream;
 use crate::wire::{Size, receive_with_fds};
+
+/// What a pipe holds, in bytes. The kernel takes memory for it as it fills.
+pub(crate) const PIPE_SIZE: usize = 256 * 1024;
+/// More than a terminal can hold, in bytes.
+const TERMINAL_SIZE: usize = 64 * 1024;
+/// How often a reader may wait for a busy writer, before what is there goes on its way.
+const GATHERINGS: usize = 16;
 
 /// The streams that the server said it would attach, until the process starts.
 pub(crate) struct Attachments {
@@ -100,6 +109,36 @@ impl End {
         }
     }
 
+    /// Like [`End::read`], but gives the writer the chance to write more before it returns: a message to the host costs as
+    /// much for a byte as for many.
+    pub(crate) async fn gather(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut length = self.read(buffer).await?;
+        for _ in 0..GATHERINGS {
+            if length == 0 || length == buffer.len() {
+                break;
+            }
+            sched_yield();
+            match self.try_read(&mut buffer[length..]) {
+                Ok(more @ 1..) => length += more,
+                // The end, or nothing more: whoever reads next is told.
+                _ => break,
+            }
+        }
+        Ok(length)
+    }
+
+    /// How much can have been written and not been read yet, in bytes: the length for a pipe, an upper bound for a terminal.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn backlog(&self) -> io::Result<usize> {
+        match isatty(self.fd.get_ref()) {
+            // Part of it may be on its way through the line discipline, where it cannot be counted.
+            true => Ok(TERMINAL_SIZE),
+            false => Ok(ioctl_fionread(self.fd.get_ref())? as usize),
+        }
+    }
+
     /// Reads what is there now; `WouldBlock` when that is nothing.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         read_now(self.fd.get_ref(), buffer)
@@ -164,6 +203,8 @@ pub(crate) fn pipes(stdio: &Stdio, owner: (u32, u32)) -> io::Result<(Ends, Vec<O
             return Ok(None);
         }
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        // A smaller one is slower, no less right.
+        let _ = fcntl_setpipe_size(&writer, PIPE_SIZE);
         let (ours, theirs) = if process_reads { (writer, reader) } else { (reader, writer) };
         fchown(&theirs, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))?;
         streams.push(theirs);

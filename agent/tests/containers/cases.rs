@@ -23,6 +23,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("a_joining_terminal_has_its_size_from_the_start", a_joining_terminal_has_its_size),
     ("signals_arrive_and_stop_at_the_end", signals_arrive_and_stop_at_the_end),
     ("a_child_that_keeps_the_pipe_does_not_hold_up_the_exit", a_child_that_keeps_the_pipe),
+    ("a_child_that_writes_for_ever_does_not_hold_up_the_exit", a_child_that_writes_for_ever),
     ("a_closed_stream_ends_its_writer", a_closed_stream_ends_its_writer),
     ("a_process_that_closed_its_input_does_not_hang_it", a_process_that_closed_its_input),
     ("calls_at_the_wrong_moment_are_refused", calls_at_the_wrong_moment_are_refused),
@@ -207,6 +208,28 @@ fn a_child_that_keeps_the_pipe(rig: &Rig) {
     container.create(Stdio::default()).unwrap();
     container.start("").unwrap();
     assert_eq!(container.exec(&["sh", "-c", "sleep 1000 & echo done"]), ended(0, "done\n", ""));
+    container.delete().unwrap();
+}
+
+fn a_child_that_writes_for_ever(rig: &Rig) {
+    let container = rig.container(&["sleep", "1000"]);
+    container.create(Stdio::default()).unwrap();
+    container.start("").unwrap();
+    for (id, stdio, kind) in [
+        ("pipe", Stdio { stdout: true, ..Default::default() }, Kind::STDOUT),
+        ("terminal", terminal(24, 80), Kind::TERMINAL),
+    ] {
+        let script = "trap '' HUP; yes & sleep 0.1; echo last";
+        container.create_exec(id, &["sh", "-c", script], stdio).unwrap();
+        let mut stream = container.attach(id, kind);
+        container.start(id).unwrap();
+        let mut output = Vec::new();
+        rig.wait(stream.read_to_end(&mut output)).unwrap();
+        assert!(String::from_utf8_lossy(&output).contains("last"), "{id}");
+        assert_eq!(container.wait(id).unwrap(), 0, "{id}");
+        // Then its child has no reader left.
+        container.delete_exec(id).unwrap();
+    }
     container.delete().unwrap();
 }
 
