@@ -54,8 +54,10 @@ impl Machine for X86_64 {
         // The early console is a few port writes, and unless asked to talk, only a dying kernel uses it.
         // Reset goes through the keyboard controller's port, which is one exit that says what it means, and at once (f): nobody
         // needs the interrupt controllers of a machine that ends put in order, which is some 450 exits.
+        // With one vCPU the kernel would take the lock prefixes out of its code, page by page through a mapping made for each of
+        // some thousand places: more than it would ever save.
         // No device here needs bounce buffers below 4 GiB, for which a guest with memory above gives away 64 MiB.
-        "earlycon=uart8250,io,0x3f8 reboot=f,k tsc=reliable no_timer_check swiotlb=noforce"
+        "earlycon=uart8250,io,0x3f8 reboot=f,k tsc=reliable no_timer_check noreplace-smp swiotlb=noforce"
     }
 
     fn place_initrd(ram: &[Region], kernel: Extent, size: u64) -> Result<Extent, PlacementError> {
