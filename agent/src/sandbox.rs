@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tatami_protocol::agent::{Disk, Stdio, Storage};
+use tatami_protocol::agent::CreateContainerRequest;
 use tatami_protocol::stream::{Kind, StreamHeader};
 
 use crate::container::Container;
@@ -36,22 +36,17 @@ impl Sandbox {
         Arc::default()
     }
 
-    /// Mounts `storages`, makes a container and returns its first process's id.
+    /// Mounts the storages asked for, makes a container and returns its first process's id.
     ///
     /// # Errors
     /// [`Error::AlreadyExists`] for a taken id, else why it could not be made; nothing is left mounted.
-    pub(crate) async fn create(
-        &self,
-        id: &str,
-        spec: &[u8],
-        stdio: Stdio,
-        disk: Option<&Disk>,
-        storages: &[Storage],
-    ) -> Result<i32, Error> {
+    pub(crate) async fn create(&self, request: CreateContainerRequest) -> Result<i32, Error> {
+        let id = request.container_id.as_str();
         check_id(id)?;
         let claim = self.claim(id)?;
-        let mut mounted = Storages::mount(id, disk, storages).await?;
-        let container = match Container::create(&self.reaper, id, spec, stdio).await {
+        let mut mounted = Storages::mount(&request).await?;
+        let stdio = request.stdio.clone().into_option().unwrap_or_default();
+        let container = match Container::create(&self.reaper, id, &request.spec_json, stdio).await {
             Ok(container) => container,
             Err(error) => {
                 mounted.unmount().await.unwrap_or_else(|rest| log::warn!("{rest}"));

@@ -80,10 +80,7 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
-        let stdio = request.stdio.into_option().unwrap_or_default();
-        let (disk, storages) = (request.disk.as_ref(), &request.storages);
-        let create = self.sandbox.create(&request.container_id, &request.spec_json, stdio, disk, storages);
-        let pid = create.await.map_err(status)?;
+        let pid = self.sandbox.create(request).await.map_err(status)?;
         Ok(CreateContainerResponse { pid: pid as u32, ..Default::default() })
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tatami_protocol::agent::storage::Kind;
-use tatami_protocol::agent::{BlockStorage, Disk, OverlayStorage, Place, Storage, TmpfsStorage};
+use tatami_protocol::agent::{BlockStorage, CreateContainerRequest, OverlayStorage, Place, TmpfsStorage};
 
 use crate::error::Error;
 use crate::sandbox::check_id;
@@ -34,20 +34,24 @@ const RETRY: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(crate) struct Storages {
     folder: PathBuf,
+    /// The container's part of the shared folder.
+    shared: PathBuf,
     /// In the order in which they were mounted.
     mounted: Vec<PathBuf>,
     device: Option<Device>,
 }
 
 impl Storages {
-    /// Mounts `storages`, some of which lie on `disk`.
+    /// Mounts the storages of `request`, whose container id has been checked.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for what cannot be, [`Error::Internal`] with the kernel's word; nothing is left mounted.
-    pub(crate) async fn mount(container: &str, disk: Option<&Disk>, storages: &[Storage]) -> Result<Self, Error> {
-        let folder = Path::new(STORAGES).join(container);
-        let mut new = Storages { folder, mounted: Vec::new(), device: None };
-        match new.mount_all(container, disk, storages).await {
+    pub(crate) async fn mount(request: &CreateContainerRequest) -> Result<Self, Error> {
+        let name = if request.folder.is_empty() { &request.container_id } else { &request.folder };
+        check_id(name)?;
+        let (folder, shared) = (Path::new(STORAGES).join(name), Path::new(SHARED).join(name));
+        let mut new = Storages { folder, shared, mounted: Vec::new(), device: None };
+        match new.mount_all(request).await {
             Ok(()) => Ok(new),
             Err(error) => {
                 new.unmount().await.unwrap_or_else(|rest| log::warn!("{rest}"));
@@ -86,11 +90,11 @@ impl Storages {
         }
     }
 
-    async fn mount_all(&mut self, container: &str, disk: Option<&Disk>, storages: &[Storage]) -> Result<(), Error> {
-        if let Some(disk) = disk {
+    async fn mount_all(&mut self, request: &CreateContainerRequest) -> Result<(), Error> {
+        if let Some(disk) = request.disk.as_ref() {
             self.device = Some(Device::find(disk).await?);
         }
-        for storage in storages {
+        for storage in &request.storages {
             check_id(&storage.name)?;
             let target = self.folder.join(&storage.name);
             if target.exists() {
@@ -98,7 +102,7 @@ impl Storages {
             }
             let plan = match &storage.kind {
                 Some(Kind::Block(block)) => self.plan_block(block)?,
-                Some(Kind::Overlay(overlay)) => self.plan_overlay(container, overlay)?,
+                Some(Kind::Overlay(overlay)) => self.plan_overlay(overlay)?,
                 Some(Kind::Tmpfs(TmpfsStorage { options, .. })) => {
                     Plan { kind: "tmpfs", source: PathBuf::from("tmpfs"), read_only: false, data: join(options)? }
                 }
@@ -127,14 +131,14 @@ impl Storages {
         Ok(Plan { kind, source: device.part(block.part)?, read_only: block.read_only, data })
     }
 
-    fn plan_overlay(&self, container: &str, overlay: &OverlayStorage) -> Result<Plan, Error> {
+    fn plan_overlay(&self, overlay: &OverlayStorage) -> Result<Plan, Error> {
         let mut data = join(&overlay.options)?;
         if overlay.lower.is_empty() {
             return Err(Error::InvalidArgument("an overlay over nothing".to_owned()));
         }
         let mut lower = String::new();
         for place in &overlay.lower {
-            let path = self.locate(container, place)?;
+            let path = self.locate(place)?;
             let separator = if lower.is_empty() { "" } else { ":" };
             lower += &format!("{separator}{}", written(&path)?);
         }
@@ -142,7 +146,7 @@ impl Storages {
         match (overlay.upper.as_ref(), overlay.work.as_ref()) {
             (Some(upper), Some(work)) => {
                 for (key, place) in [("upperdir", upper), ("workdir", work)] {
-                    let path = self.locate(container, place)?;
+                    let path = self.locate(place)?;
                     fs::create_dir_all(&path).map_err(Error::internal(format!("create {}", path.display())))?;
                     append(&mut data, &format!("{key}={}", written(&path)?));
                 }
@@ -159,13 +163,13 @@ impl Storages {
     }
 
     /// Where a place is: in a storage that is mounted, or in the container's part of the shared folder.
-    fn locate(&self, container: &str, place: &Place) -> Result<PathBuf, Error> {
+    fn locate(&self, place: &Place) -> Result<PathBuf, Error> {
         let path = Path::new(&place.path);
         if !path.components().all(|component| matches!(component, Component::Normal(_))) {
             return Err(Error::InvalidArgument(format!("the place {:?} is not below its storage", place.path)));
         }
         let base = if place.storage.is_empty() {
-            Path::new(SHARED).join(container)
+            self.shared.clone()
         } else {
             check_id(&place.storage)?;
             self.folder.join(&place.storage)

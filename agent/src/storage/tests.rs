@@ -1,6 +1,6 @@
 //! What is refused before the kernel is asked. What it mounts is tested in guests.
 
-use tatami_protocol::agent::DiskPart;
+use tatami_protocol::agent::{Disk, DiskPart};
 
 use super::*;
 
@@ -11,7 +11,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 fn storages(mounted: &[&str]) -> Storages {
     let folder = Path::new(STORAGES).join("c");
     let mounted = mounted.iter().map(|name| folder.join(name)).collect();
-    Storages { folder, mounted, device: None }
+    Storages { folder, shared: Path::new(SHARED).join("c"), mounted, device: None }
 }
 
 /// The same without the unmounting at its end, which is for what was mounted.
@@ -34,7 +34,7 @@ fn an_overlay_names_every_folder() {
         options: vec!["index=off".to_owned()],
         ..OverlayStorage::default()
     };
-    let plan = storages.plan_overlay("c", &overlay).unwrap();
+    let plan = storages.plan_overlay(&overlay).unwrap();
     let base = "/run/tatami/storages/c";
     assert_eq!(plan.data, format!("index=off,lowerdir={base}/b:{base}/a/sub/folder"));
     assert!(plan.read_only);
@@ -46,25 +46,25 @@ fn places_outside_the_container_are_refused() {
     for path in ["..", "a/../b", "/etc", ".", "./a"] {
         for storage in ["", "a"] {
             let overlay = OverlayStorage { lower: vec![place(storage, path)], ..OverlayStorage::default() };
-            let message = refusal(&["a"], |storages| storages.plan_overlay("c", &overlay));
+            let message = refusal(&["a"], |storages| storages.plan_overlay(&overlay));
             assert!(message.contains("not below its storage"), "{storage} {path}: {message}");
         }
     }
     for path in ["a:b", "a,b", "a\\b"] {
         let overlay = OverlayStorage { lower: vec![place("a", path)], ..OverlayStorage::default() };
-        let message = refusal(&["a"], |storages| storages.plan_overlay("c", &overlay));
+        let message = refusal(&["a"], |storages| storages.plan_overlay(&overlay));
         assert!(message.contains("malformed"), "{path}: {message}");
     }
     let overlay = OverlayStorage { lower: vec![place("later", "")], ..OverlayStorage::default() };
-    assert_eq!(refusal(&["a"], |s| s.plan_overlay("c", &overlay)), "no storage later before this one");
+    assert_eq!(refusal(&["a"], |s| s.plan_overlay(&overlay)), "no storage later before this one");
     let overlay = OverlayStorage::default();
-    assert_eq!(refusal(&["a"], |s| s.plan_overlay("c", &overlay)), "an overlay over nothing");
+    assert_eq!(refusal(&["a"], |s| s.plan_overlay(&overlay)), "an overlay over nothing");
     let half = OverlayStorage {
         lower: vec![place("a", "")],
         upper: Some(place("a", "u")).into(),
         ..OverlayStorage::default()
     };
-    assert!(refusal(&["a"], |s| s.plan_overlay("c", &half)).contains("one of upper and work"));
+    assert!(refusal(&["a"], |s| s.plan_overlay(&half)).contains("one of upper and work"));
 }
 
 #[test]
@@ -93,6 +93,11 @@ fn a_disk_that_is_not_there_is_named() {
         parts: vec![DiskPart { length: 512, ..DiskPart::default() }],
         ..Disk::default()
     };
-    let error = block_on(Storages::mount("no-such-container", Some(&disk), &[])).unwrap_err();
+    let request = CreateContainerRequest {
+        container_id: "no-such-container".to_owned(),
+        disk: Some(disk).into(),
+        ..CreateContainerRequest::default()
+    };
+    let error = block_on(Storages::mount(&request)).unwrap_err();
     assert!(matches!(&error, Error::Internal(message) if message.contains("no such disk")), "{error}");
 }
