@@ -16,7 +16,7 @@ STATIC := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C 
 RUNNER := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(CURDIR)/tests/with-kvm"
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build kernel initrd guest image run test test-unit test-kvm lint bench install uninstall clean
+.PHONY: help deps build kernel initrd guest image run test test-unit test-kvm test-clients lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,7 +44,7 @@ image: deps ## build the sample OCI image
 run: build guest image ## build everything, then run the sample image in a micro-VM
 	@tests/with-kvm target/release/tatami run --rm $(IMAGE)
 
-test: test-unit test-kvm ## every test there is
+test: test-unit test-kvm test-clients ## every test there is (FULL=1: the long ones of test-clients too)
 
 test-unit: deps ## the tests that need no KVM
 	$(CARGO) test --locked --workspace
@@ -54,9 +54,13 @@ test-kvm: build guest image ## the tests that boot guests, here or in the emulat
 	tests/host/selftest
 	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-vmm -p tatami-tests
 
+test-clients: build guest image ## containerd and Docker, with runc and with Tatami, compared (FULL=1: all cases on all releases)
+	TATAMI_CLIENTS=$(if $(FULL),full,$(TATAMI_CLIENTS)) $(RUNNER) $(CARGO) test --locked --no-fail-fast -p tatami-tests --features clients \
+		--test containerd --test docker
+
 lint: deps ## format, clippy with warnings denied, the project's own rules
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features tatami-tests/clients -- -D warnings
 	$(CARGO) test --locked --quiet -p tatami-tests --test tidy --test licences
 
 bench: build guest image ## boot time against QEMU's microvm, and a whole `tatami run`

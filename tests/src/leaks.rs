@@ -73,7 +73,7 @@ fn remains(cgroup: &Path, folder: &Path) -> Vec<String> {
 }
 
 /// `cgroup` and every one below it, parents first.
-fn cgroups(cgroup: &Path) -> Vec<PathBuf> {
+pub(crate) fn cgroups(cgroup: &Path) -> Vec<PathBuf> {
     let mut found = vec![cgroup.to_path_buf()];
     let mut next = 0;
     while next < found.len() {

@@ -4,6 +4,8 @@
 //! cgroup of its own, so tests run side by side and [`Tatami::assert_nothing_left`] can tell what this test left behind.
 //! It drives the real binary, as built by `make build`, on a real KVM; it knows nothing of what is inside.
 
+pub mod compare;
+pub mod daemons;
 mod leaks;
 mod nearby;
 mod pty;
@@ -46,6 +48,11 @@ pub fn initrd() -> PathBuf {
     built("target/guest/x86_64/initrd.img", "make initrd")
 }
 
+/// The program `tatami` that `make build` builds, or the one that `TATAMI_BIN` names.
+pub fn binary() -> PathBuf {
+    std::env::var_os("TATAMI_BIN").map_or_else(|| built("target/release/tatami", "make build"), PathBuf::from)
+}
+
 fn built(path: &str, how: &str) -> PathBuf {
     let path = checkout().join(path);
     assert!(path.exists(), "{} is missing: run `{how}`", path.display());
@@ -79,9 +86,7 @@ impl Tatami {
         // Not /tmp, which may be a tmpfs without what overlayfs needs.
         let folder =
             tempfile::Builder::new().prefix("tatami-test-").tempdir_in("/var/tmp").expect("a temporary folder");
-        let binary =
-            std::env::var_os("TATAMI_BIN").map_or_else(|| built("target/release/tatami", "make build"), PathBuf::from);
-        Self { folder, cgroup, binary }
+        Self { folder, cgroup, binary: binary() }
     }
 
     /// A folder that the test may use, removed at its end.

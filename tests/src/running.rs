@@ -84,19 +84,33 @@ impl Running {
         finished
     }
 
+    /// What it has written to its standard output so far.
+    pub fn out_so_far(&self) -> String {
+        self.stdout.text()
+    }
+
     /// Waits for its end.
     ///
     /// # Panics
     /// When it takes longer than [`PATIENCE`].
-    pub fn finish(mut self) -> Finished {
-        let deadline = self.started + PATIENCE;
+    pub fn finish(self) -> Finished {
+        self.finish_within(PATIENCE)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it takes longer than `patience`, counted from its start.
+    pub fn finish_within(mut self, patience: Duration) -> Finished {
+        let deadline = self.started + patience;
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
                 break status;
             }
             if Instant::now() > deadline {
                 self.child.kill().expect("a child can be killed");
-                panic!("still running after {PATIENCE:?}; stderr: {}", self.stderr.text());
+                self.child.wait().expect("a child can be waited for");
+                panic!("still running after {patience:?}; stderr: {}", self.stderr.text());
             }
             thread::sleep(Duration::from_millis(5));
         };

@@ -1,0 +1,271 @@
+//! The same cases under two runtimes, and what a user sees of each, line by line.
+//!
+//! A case is a story that notes what its user sees. It is told once with the runtime that everybody knows and once with
+//! ours; a line that differs is a failure, unless the case says beforehand that it will and why. It knows nothing of the
+//! client that the stories are told with.
+
+use std::any::Any;
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+/// The runtime to compare with.
+pub const REFERENCE: &str = "io.containerd.runc.v2";
+/// Ours, by the name under which users have it configured.
+pub const OURS: &str = "io.containerd.kata.v2";
+
+/// What a user saw, in order.
+#[derive(Debug, Default)]
+pub struct Notes {
+    lines: Vec<(String, String)>,
+    broken: Vec<String>,
+    reference: bool,
+}
+
+/// A story, for a client `S`.
+pub struct Case<S> {
+    /// By which it is chosen and shown.
+    pub name: &'static str,
+    /// Told only when everything is asked for, because it takes minutes.
+    pub full: bool,
+    /// The story.
+    pub run: fn(&mut S, &mut Notes),
+    /// What is seen differently with our runtime, and why.
+    pub differs: &'static [(&'static str, &'static str)],
+}
+
+/// Where a story is told: a client of one runtime, cleared after every story.
+pub trait Stage {
+    /// Whether the runtime is ours: what a case kills may go by another name there.
+    fn is_ours(&self) -> bool;
+    /// Removes what the story left; returns what that was, and what could not be removed.
+    fn clear(&mut self) -> String;
+}
+
+/// Which cases to tell.
+#[derive(Debug, Default)]
+pub struct Selection {
+    /// The long ones too.
+    pub full: bool,
+    /// With the reference alone, to try the cases themselves.
+    pub reference_only: bool,
+    /// Parts of names; all where there are none.
+    pub names: Vec<String>,
+}
+
+struct Told {
+    notes: Notes,
+    took: Duration,
+}
+
+impl<S> Case<S> {
+    /// A case that is always told and shows no difference.
+    pub const fn new(name: &'static str, run: fn(&mut S, &mut Notes)) -> Self {
+        Self { name, full: false, run, differs: &[] }
+    }
+
+    /// The same, told only when everything is asked for.
+    #[must_use]
+    pub const fn long(mut self) -> Self {
+        self.full = true;
+        self
+    }
+
+    /// The same, with lines that differ and the reasons.
+    #[must_use]
+    pub const fn differs(mut self, differs: &'static [(&'static str, &'static str)]) -> Self {
+        self.differs = differs;
+        self
+    }
+}
+
+impl Notes {
+    /// Notes what is seen.
+    pub fn see(&mut self, what: impl Into<String>, seen: impl Display) {
+        self.lines.push((what.into(), seen.to_string()));
+    }
+
+    /// Notes what is seen; the case itself is wrong if the reference shows anything but `wanted`.
+    pub fn want(&mut self, what: impl Into<String>, seen: impl Display, wanted: impl Display) {
+        let (what, seen, wanted) = (what.into(), seen.to_string(), wanted.to_string());
+        if self.reference && seen != wanted {
+            self.broken.push(format!("{what}: the reference shows {seen:?}, not {wanted:?}"));
+        }
+        self.lines.push((what, seen));
+    }
+}
+
+impl Selection {
+    /// From a test program's arguments (parts of names) and `TATAMI_CLIENTS` (`full`, `reference`, or unset).
+    ///
+    /// # Panics
+    /// When `TATAMI_CLIENTS` is something else.
+    pub fn from_environment() -> Self {
+        let (full, reference_only) = match std::env::var("TATAMI_CLIENTS").unwrap_or_default().as_str() {
+            "" => (false, false),
+            "full" => (true, false),
+            "reference" => (false, true),
+            other => panic!("TATAMI_CLIENTS={other}: it is 'full', 'reference' or unset"),
+        };
+        // What cargo's own harness understands means nothing here.
+        Self { full, reference_only, names: std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect() }
+    }
+
+    /// The same way of telling, for the cases of these names alone.
+    #[must_use]
+    pub fn narrowed_to(&self, names: &[&str]) -> Self {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        Self { full: false, reference_only: self.reference_only, names }
+    }
+
+    fn takes<S>(&self, case: &Case<S>) -> bool {
+        let named = self.names.is_empty() || self.names.iter().any(|part| case.name.contains(part.as_str()));
+        named && (self.full || !case.full || !self.names.is_empty())
+    }
+}
+
+/// Tells every selected case with `reference` and with `ours`, prints the table, and returns the number of cases that fail.
+pub fn compare<S: Stage>(
+    title: &str,
+    cases: &[&Case<S>],
+    selection: &Selection,
+    reference: &mut S,
+    ours: &mut S,
+) -> usize {
+    println!("\n{title}\n{:<44} {:>8} {:>8}  ", "", "runc", "tatami");
+    let mut failures = 0;
+    for case in cases.iter().filter(|case| selection.takes(case)) {
+        let first = tell(case, reference);
+        if selection.reference_only {
+            println!("{:<44} {:>6.1} s  {}", case.name, first.took.as_secs_f32(), first.notes.broken.join("\n    "));
+            for (what, seen) in &first.notes.lines {
+                println!("    | {what}: {}", brief(seen));
+            }
+            failures += usize::from(!first.notes.broken.is_empty());
+            continue;
+        }
+        let second = tell(case, ours);
+        let (failed, remarks) = judge(case, &first.notes, &second.notes);
+        let seconds = |told: &Told| format!("{:.1} s", told.took.as_secs_f32());
+        let verdict = match (failed, remarks.len()) {
+            (true, _) => "FAILED",
+            (false, 0) => "same",
+            (false, _) => "differs as written down",
+        };
+        println!("{:<44} {:>8} {:>8}  {verdict}", case.name, seconds(&first), seconds(&second));
+        remarks.iter().for_each(|remark| println!("    {}", remark.replace('\n', "\n    ")));
+        if std::env::var_os("TATAMI_CLIENTS_SHOW").is_some() {
+            second.notes.lines.iter().for_each(|(what, seen)| println!("    | {what}: {seen}"));
+        }
+        failures += usize::from(failed);
+    }
+    let left_out = cases.iter().filter(|case| !selection.takes(case)).count();
+    if left_out > 0 {
+        println!("({left_out} cases not asked for; TATAMI_CLIENTS=full, and no name, tells all)");
+    }
+    failures
+}
+
+fn tell<S: Stage>(case: &Case<S>, stage: &mut S) -> Told {
+    let start = Instant::now();
+    let mut notes = Notes { reference: !stage.is_ours(), ..Notes::default() };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (case.run)(stage, &mut notes))) {
+        notes.see("the story broke off", words(panic.as_ref()));
+        notes.broken.push(format!("it broke off: {}", words(panic.as_ref())));
+    }
+    let took = start.elapsed();
+    let left = stage.clear();
+    if !left.is_empty() {
+        notes.broken.push(format!("left behind:\n{left}"));
+    }
+    Told { notes, took }
+}
+
+/// Whether the case failed, and what there is to say.
+fn judge<S>(case: &Case<S>, first: &Notes, second: &Notes) -> (bool, Vec<String>) {
+    let mut remarks = Vec::new();
+    remarks.extend(first.broken.iter().map(|words| format!("with runc: {words}")));
+    remarks.extend(second.broken.iter().map(|words| format!("with tatami: {words}")));
+    let mut failed = !remarks.is_empty();
+    let mut reasons_used = Vec::new();
+    for line in 0..first.lines.len().max(second.lines.len()) {
+        let (a, b) = (first.lines.get(line), second.lines.get(line));
+        if a == b {
+            continue;
+        }
+        let what = a.or(b).map_or("", |(what, _)| what.as_str());
+        let shown = |side: Option<&(String, String)>| side.map_or("(nothing)".into(), |(_, seen)| brief(seen));
+        let reason = case.differs.iter().find(|(named, _)| *named == what);
+        match reason {
+            Some((named, why)) => {
+                reasons_used.push(*named);
+                remarks.push(format!("{what}: {} / {}: {why}", shown(a), shown(b)));
+            }
+            None => {
+                failed = true;
+                remarks.push(format!("{what}:\n  runc:   {}\n  tatami: {}", shown(a), shown(b)));
+            }
+        }
+    }
+    for (named, _) in case.differs.iter().filter(|(named, _)| !reasons_used.contains(named)) {
+        failed = true;
+        remarks.push(format!("{named}: written down as a difference, but there is none"));
+    }
+    (failed, remarks)
+}
+
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    brief(text.unwrap_or("a panic without words"))
+}
+
+fn brief(text: &str) -> String {
+    match text.char_indices().nth(600) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Case, Notes, Selection, judge};
+
+    fn notes(lines: &[(&str, &str)]) -> Notes {
+        let mut notes = Notes::default();
+        lines.iter().for_each(|(what, seen)| notes.see(*what, seen));
+        notes
+    }
+
+    #[test]
+    fn a_difference_fails_unless_it_was_said_beforehand() {
+        let same = [("status", "0"), ("output", "x")];
+        let other = [("status", "0"), ("output", "y")];
+        let plain = Case::<()>::new("plain", |(), _| ());
+        assert!(!judge(&plain, &notes(&same), &notes(&same)).0);
+        assert!(judge(&plain, &notes(&same), &notes(&other)).0);
+        assert!(judge(&plain, &notes(&same), &notes(&same[..1])).0);
+        let told = Case::<()>::new("told", |(), _| ()).differs(&[("output", "because")]);
+        assert!(!judge(&told, &notes(&same), &notes(&other)).0);
+        // A reason that is no longer needed has to go.
+        assert!(judge(&told, &notes(&same), &notes(&same)).0);
+    }
+
+    #[test]
+    fn a_case_that_the_reference_fails_is_wrong() {
+        let plain = Case::<()>::new("plain", |(), _| ());
+        let mut first = Notes { reference: true, ..Notes::default() };
+        first.want("status", 1, 0);
+        let mut second = Notes::default();
+        second.want("status", 1, 0);
+        assert!(judge(&plain, &first, &second).0);
+    }
+
+    #[test]
+    fn long_cases_are_told_when_asked_for() {
+        let long = Case::<()>::new("long one", |(), _| ()).long();
+        assert!(!Selection::default().takes(&long));
+        assert!(Selection { full: true, ..Selection::default() }.takes(&long));
+        assert!(Selection { names: vec!["long".into()], ..Selection::default() }.takes(&long));
+        assert!(!Selection { full: true, names: vec!["short".into()], ..Selection::default() }.takes(&long));
+    }
+}

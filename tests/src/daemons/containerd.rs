@@ -1,0 +1,222 @@
+//! A containerd of one's own, and `ctr` as its user has it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::{Daemon, Home};
+use crate::{Finished, Running};
+
+/// The sample image's name.
+pub const IMAGE: &str = "localhost/tatami-sample:latest";
+
+/// How long a single command of `ctr` or `docker` may take.
+pub(crate) const COMMAND_PATIENCE: Duration = Duration::from_secs(120);
+
+/// A containerd that runs, with the sample image in its store.
+pub struct Containerd {
+    // Before the home, so that they end before their folder goes.
+    daemon: Daemon,
+    events: Child,
+    home: Home,
+}
+
+impl Containerd {
+    /// Starts one in `home`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start(home: Home) -> Self {
+        // CRI and NRI are other tests'; without them it starts in half the time.
+        let disabled = ["grpc.v1.cri", "cri.v1.images", "cri.v1.runtime", "podsandbox.controller.v1", "nri.v1.nri"];
+        let disabled = disabled.map(|name| format!("\"io.containerd.{name}\"")).join(", ");
+        let config = format!(
+            "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [{disabled}]\n[grpc]\naddress = \"{}\"\n",
+            home.path("root").display(),
+            home.path("state").display(),
+            home.path("containerd.sock").display()
+        );
+        fs::write(home.path("config.toml"), config).expect("a file");
+        let daemon = start_daemon(&home);
+        let mut started = Self { daemon, events: start_events(&home), home };
+        started.wait_ready();
+        let image = crate::image();
+        let imported = started.ctr(&["image", "import", &image.display().to_string()]);
+        assert_eq!(imported.status, 0, "importing the sample image: {}", imported.err());
+        started
+    }
+
+    /// Where it lives.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.daemon.pid()
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.home.path("containerd.sock")
+    }
+
+    /// `ctr ARGUMENTS…`, not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        ctr(&self.home, arguments)
+    }
+
+    /// `ctr ARGUMENTS…`, to its end.
+    ///
+    /// # Panics
+    /// When it takes longer than two minutes.
+    pub fn ctr(&self, arguments: &[&str]) -> Finished {
+        Running::start(self.command(arguments)).finish_within(COMMAND_PATIENCE)
+    }
+
+    /// Ends it with `signal` and starts it again, on what it left.
+    pub fn restart(&mut self, signal: Signal) {
+        self.daemon.end(signal);
+        self.daemon = start_daemon(&self.home);
+        self.wait_ready();
+    }
+
+    /// The events of tasks so far, each as its topic, container and content.
+    pub fn events(&self) -> Vec<Event> {
+        let text = fs::read_to_string(self.home.path("events")).expect("the file of events");
+        text.lines().filter_map(Event::parse).collect()
+    }
+
+    /// The bundle of a container.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.bundles().join(id)
+    }
+
+    /// The end of its log.
+    pub fn last_words(&self) -> String {
+        self.daemon.last_words()
+    }
+
+    /// What there is of containers beside the daemon itself.
+    pub fn remains(&self) -> Vec<String> {
+        self.home.remains(&[self.daemon.pid()], &[self.bundles()])
+    }
+
+    /// Ends it in order.
+    pub fn stop(mut self) {
+        self.daemon.end(Signal::SIGTERM);
+    }
+
+    fn bundles(&self) -> PathBuf {
+        self.home.path("state/io.containerd.runtime.v2.task").join(self.home.containers_cgroup())
+    }
+
+    fn wait_ready(&mut self) {
+        let home = &self.home;
+        self.daemon.wait_until(|| ctr(home, &["version"]).output().is_ok_and(|output| output.status.success()));
+        let _ = self.events.kill();
+        let _ = self.events.wait();
+        self.events = start_events(home);
+        // A subscriber is silent until something happens: make something happen until it speaks.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let size = || fs::metadata(home.path("events")).map_or(0, |metadata| metadata.len());
+        let before = size();
+        for round in 0.. {
+            let label = format!("round={round}");
+            let _ = ctr(home, &["namespaces", "label", &home.containers_cgroup(), &label]).output();
+            let _ = ctr(home, &["namespaces", "create", &home.containers_cgroup()]).output();
+            thread::sleep(Duration::from_millis(200));
+            if size() > before {
+                return;
+            }
+            assert!(Instant::now() < deadline, "ctr events shows nothing");
+        }
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = self.events.kill();
+        let _ = self.events.wait();
+    }
+}
+
+/// Something that containerd told its subscribers about a task.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// `create`, `start`, `exit`, …
+    pub topic: String,
+    /// The container.
+    pub container: String,
+    /// Everything else.
+    pub content: serde_json::Value,
+}
+
+impl Event {
+    /// From a line of `ctr events`: date, time, zone, zone's name, namespace, topic, JSON.
+    fn parse(line: &str) -> Option<Self> {
+        let topic = line.split(' ').find_map(|word| word.strip_prefix("/tasks/"))?.to_owned();
+        let content: serde_json::Value = serde_json::from_str(&line[line.find('{')?..]).ok()?;
+        let container = content["container_id"].as_str()?.to_owned();
+        Some(Self { topic, container, content })
+    }
+
+    /// In a few words that are the same for every run: topic, process, status.
+    pub fn brief(&self) -> String {
+        let mut words = self.topic.clone();
+        let process = self.content["exec_id"].as_str().or_else(|| self.content["id"].as_str()).unwrap_or("");
+        if !process.is_empty() && process != self.container {
+            words += &format!("[{process}]");
+        }
+        if self.topic == "exit" {
+            words += &format!("({})", self.content["exit_status"].as_u64().unwrap_or(0));
+        }
+        words
+    }
+}
+
+fn ctr(home: &Home, arguments: &[&str]) -> Command {
+    let mut command = home.command(&program(home, "ctr"));
+    command.env("CONTAINERD_ADDRESS", home.path("containerd.sock"));
+    command.env("CONTAINERD_NAMESPACE", home.containers_cgroup());
+    command.args(arguments);
+    command
+}
+
+/// By its whole path: a command's own `PATH` is not where it is looked up.
+fn program(home: &Home, name: &str) -> String {
+    Path::new(home.release().programs()).join(name).display().to_string()
+}
+
+fn start_daemon(home: &Home) -> Daemon {
+    let config = home.path("config.toml").display().to_string();
+    home.start("containerd", &["--config", &config])
+}
+
+fn start_events(home: &Home) -> Child {
+    let path = home.path("events");
+    let file = File::options().create(true).append(true).open(path).expect("a file of events");
+    let mut command = ctr(home, &["events"]);
+    command.stdout(file).stderr(Stdio::null()).spawn().expect("ctr starts")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Event;
+
+    #[test]
+    fn events_are_read_from_ctrs_lines() {
+        let line =
+            r#"2026-11-22 18:00:00.5 +0000 UTC ns /tasks/exit {"container_id":"a","exit_status":137,"id":"e","pid":7}"#;
+        assert_eq!(Event::parse(line).unwrap().brief(), "exit[e](137)");
+        let line = r#"2026-11-22 18:00:00.5 +0000 UTC ns /tasks/exit {"container_id":"a","id":"a","pid":7}"#;
+        assert_eq!(Event::parse(line).unwrap().brief(), "exit(0)");
+        let line = r#"2026-11-22 18:00:00.5 +0000 UTC ns /tasks/exec-added {"container_id":"a","exec_id":"e"}"#;
+        assert_eq!(Event::parse(line).unwrap().brief(), "exec-added[e]");
+        assert!(Event::parse(r#"2026-11-22 18:00:00.5 +0000 UTC ns /containers/create {"id":"a"}"#).is_none());
+    }
+}

@@ -1,0 +1,262 @@
+//! Daemons of one's own: containerd and Docker with private folders, in which our runtime is installed.
+//!
+//! A [`Home`] is where they live: a folder for all their state, a cgroup for all their processes, the programs of one release
+//! first on the path. What it was like before they came it can tell apart from what they left. It does not know what the
+//! daemons are asked to do.
+
+mod containerd;
+mod docker;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+pub use containerd::{Containerd, Event, IMAGE};
+pub use docker::Docker;
+
+use crate::leaks::{self, Process};
+
+/// Which release of the daemons, by where the test host has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// containerd 1.7 and Docker 26: Debian 13's own.
+    Older,
+    /// containerd 2.1 and Docker 28, from Debian's sid.
+    Newer,
+}
+
+/// How long a daemon may take to come up or to end.
+const DAEMON_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where a release's daemons live.
+pub struct Home {
+    folder: tempfile::TempDir,
+    cgroup: PathBuf,
+    release: Release,
+    name: String,
+}
+
+/// A daemon that runs. Dropped, it is killed.
+pub(crate) struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Release {
+    /// The folder of its programs.
+    pub fn programs(self) -> &'static str {
+        match self {
+            Self::Older => "/usr/bin",
+            Self::Newer => "/opt/sid/bin",
+        }
+    }
+
+    /// What `program` of this release says of its version, in one line.
+    ///
+    /// # Panics
+    /// When it is not there: outside the test host, or in one whose packages have changed.
+    pub fn version_of(self, program: &str) -> String {
+        let path = [self.programs(), "/usr/sbin"].map(|folder| Path::new(folder).join(program));
+        let found = path.iter().find(|path| path.exists());
+        let found = found.unwrap_or_else(|| panic!("{program} is not in {}: see tests/host/packages", self.programs()));
+        let output = Command::new(found).arg("--version").output().expect("a program that is there starts");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+}
+
+impl Home {
+    /// An empty home, with our runtime under its names.
+    ///
+    /// # Panics
+    /// When it cannot be made: not root, no cgroup v2, nothing built.
+    pub fn new(release: Release) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tatami-test-{}-d{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        // Not /tmp, which may be a tmpfs without what overlayfs needs; and short, for sockets lie in it.
+        let folder = tempfile::Builder::new().prefix("tt-").tempdir_in("/var/tmp").expect("a temporary folder");
+        let cgroup = PathBuf::from(format!("/sys/fs/cgroup/{name}"));
+        fs::create_dir(&cgroup)
+            .unwrap_or_else(|error| panic!("{}: {error}: tests need root and cgroup v2", cgroup.display()));
+        let home = Self { folder, cgroup, release, name };
+        let shims = home.path("bin");
+        fs::create_dir(&shims).expect("a folder");
+        for name in ["containerd-shim-kata-v2", "containerd-shim-tatami-v2"] {
+            std::os::unix::fs::symlink(crate::binary(), shims.join(name)).expect("a link");
+        }
+        home
+    }
+
+    /// `name` in its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Its release.
+    pub fn release(&self) -> Release {
+        self.release
+    }
+
+    /// A name that no other home has: for namespaces and cgroups.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `program` with the path and settings that all programs of this home share; its streams are pipes, its input is empty.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        self.settle(&mut command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// All processes that were started here and still run.
+    pub fn processes(&self) -> Vec<Process> {
+        leaks::processes(&self.cgroup)
+    }
+
+    /// Starts a daemon whose words go to the file `name.log`.
+    pub(crate) fn start(&self, name: &str, arguments: &[&str]) -> Daemon {
+        let log = self.path(&format!("{name}.log"));
+        let file = File::options().create(true).append(true).open(&log).expect("a log file");
+        // The shell puts itself into the home's cgroup before it becomes the daemon, so that nothing starts outside it.
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.cgroup).arg(name).args(arguments);
+        self.settle(&mut command);
+        let err = file.try_clone().expect("a descriptor");
+        command.stdin(Stdio::null()).stdout(file).stderr(err).current_dir("/");
+        Daemon { child: command.spawn().expect("a shell starts"), log }
+    }
+
+    /// What is there of containers: processes other than `daemons`, mounts, control groups, sockets, folders of sandboxes.
+    /// Waits a while for what ends by itself.
+    pub(crate) fn remains(&self, daemons: &[i32], folders: &[PathBuf]) -> Vec<String> {
+        let deadline = Instant::now() + Duration::from_secs(8);
+        loop {
+            let left = self.remains_now(daemons, folders);
+            if left.is_empty() || Instant::now() > deadline {
+                return left;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn remains_now(&self, daemons: &[i32], folders: &[PathBuf]) -> Vec<String> {
+        let strangers = self.processes().into_iter().filter(|process| !daemons.contains(&process.pid));
+        let mut left: Vec<String> =
+            strangers.map(|process| format!("process {} {}", process.pid, process.command)).collect();
+        left.extend(leaks::cgroups(&self.cgroup).iter().skip(1).map(|path| format!("cgroup {}", path.display())));
+        // Where the runtimes put containers' groups: below the namespace's name.
+        let theirs = Path::new("/sys/fs/cgroup").join(self.containers_cgroup());
+        if theirs.exists() {
+            left.extend(leaks::cgroups(&theirs).iter().skip(1).map(|path| format!("cgroup {}", path.display())));
+        }
+        let folder = self.folder.path().display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
+        left.extend(mounts.lines().filter(|line| line.contains(&folder)).map(|line| format!("mount {line}")));
+        for place in folders.iter().cloned().chain([self.path("run"), self.path("lib/sandboxes")]) {
+            left.extend(
+                fs::read_dir(&place).into_iter().flatten().flatten().map(|e| format!("file {}", e.path().display())),
+            );
+        }
+        for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+            let backing = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
+            if backing.contains(&folder) {
+                left.push(format!("loop device of {}", backing.trim()));
+            }
+        }
+        left
+    }
+
+    /// The control group, below the root, that the containers of this home's clients are told to be in.
+    pub fn containers_cgroup(&self) -> String {
+        format!("{}-c", self.name)
+    }
+
+    fn settle(&self, command: &mut Command) {
+        let path = format!(
+            "{}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            self.path("bin").display(),
+            self.release.programs()
+        );
+        command
+            .env("PATH", path)
+            .env("TATAMI_KERNEL", crate::kernel())
+            .env("TATAMI_INITRD", crate::initrd())
+            .env("TATAMI_STATE", self.path("run"))
+            .env("TATAMI_ROOT", self.path("lib"));
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        leaks::kill_all(&self.cgroup);
+        let theirs = Path::new("/sys/fs/cgroup").join(self.containers_cgroup());
+        if theirs.exists() {
+            leaks::kill_all(&theirs);
+        }
+        // Whatever is still mounted would be emptied with the folder.
+        let folder = self.folder.path().display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|point| point.contains(&folder));
+        for point in points.collect::<Vec<_>>().into_iter().rev() {
+            let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+impl Daemon {
+    /// Its process id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Waits until `ready` says so.
+    ///
+    /// # Panics
+    /// When the daemon ends or is not ready in time; with its last words.
+    pub(crate) fn wait_until(&mut self, ready: impl Fn() -> bool) {
+        let deadline = Instant::now() + DAEMON_PATIENCE;
+        while !ready() {
+            let ended = self.child.try_wait().expect("a child can be waited for");
+            assert!(ended.is_none(), "the daemon ended: {}", self.last_words());
+            assert!(Instant::now() < deadline, "the daemon does not come up: {}", self.last_words());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Sends a signal and waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub(crate) fn end(&mut self, signal: Signal) {
+        if self.child.try_wait().expect("a child can be waited for").is_some() {
+            return;
+        }
+        kill(Pid::from_raw(self.pid()), signal).expect("a child can be signalled");
+        let deadline = Instant::now() + DAEMON_PATIENCE;
+        while self.child.try_wait().expect("a child can be waited for").is_none() {
+            assert!(Instant::now() < deadline, "the daemon does not end: {}", self.last_words());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The end of what it logged.
+    pub(crate) fn last_words(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,56 @@
+//! Limits, and what is told when one is met.
+
+use std::time::Duration;
+
+use tatami_tests::compare::{Case, Notes};
+
+use crate::stage::{Ctr, error_or_ok};
+
+pub(crate) const CASES: &[Case<Ctr>] = &[
+    Case::new("memory that runs out", out_of_memory),
+    Case::new("limits that the container sees", seen_inside),
+    Case::new("limits changed while it runs", update).long(),
+];
+
+/// 64 MiB.
+const MEMORY: &str = "67108864";
+/// `tail` keeps the last line of its input, and this input is one endless line.
+const EATER: &str = "tail /dev/zero";
+
+fn out_of_memory(ctr: &mut Ctr, notes: &mut Notes) {
+    let finished = ctr.run("a", &["--rm", "--memory-limit", MEMORY], &["sh", "-c", &format!("echo up; exec {EATER}")]);
+    notes.want("status", finished.status, 137);
+    notes.want("output", finished.out(), "up\n");
+    let events = ctr.events("a", "delete");
+    notes.want("told", events.contains("oom"), true);
+    notes.want("events", events.replace(" oom", ""), "create start exit(137) delete");
+    // A child dies, the container lives on.
+    ctr.detached("b", &["--memory-limit", MEMORY], &["sh", "-c", &format!("{EATER}; echo $? >/status; sleep 1000")]);
+    let read = "i=0; until test -s /status || test $i -gt 300; do i=$((i+1)); sleep 0.1; done; cat /status";
+    notes.want("the child's status", ctr.exec("b", "e", &[], &["sh", "-c", read]).out(), "137\n");
+    notes.want("told of the child", ctr.events("b", "oom").contains("oom"), true);
+    notes.want("status", ctr.status("b"), "RUNNING");
+    notes.want("end", ctr.finish("b"), "kill 0, STOPPED, rm 137, ok");
+}
+
+fn seen_inside(ctr: &mut Ctr, notes: &mut Notes) {
+    let options =
+        ["--rm", "--memory-limit", MEMORY, "--cpu-quota", "50000", "--cpu-period", "100000", "--cpu-shares", "512"];
+    let script = "cd /sys/fs/cgroup; for file in memory.max cpu.max cpu.weight; do cat $file; done";
+    let finished = ctr.run("a", &options, &["sh", "-c", script]);
+    notes.want("status", finished.status, 0);
+    for (what, line) in ["memory.max", "cpu.max", "cpu.weight"].iter().zip(finished.out().lines()) {
+        notes.see(*what, line);
+    }
+}
+
+fn update(ctr: &mut Ctr, notes: &mut Notes) {
+    ctr.detached("a", &["--memory-limit", "134217728"], &["sleep", "1000"]);
+    // ctr has no update; what containerd's clients call is exercised through Docker. Here: paused, it stays limited.
+    notes.want("pause", error_or_ok(&ctr.task("a", &["pause"])), "ok");
+    std::thread::sleep(Duration::from_millis(300));
+    notes.want("resume", error_or_ok(&ctr.task("a", &["resume"])), "ok");
+    let seen = ctr.exec("a", "e", &[], &["cat", "/sys/fs/cgroup/memory.max"]);
+    notes.want("memory.max", seen.out(), "134217728\n");
+    notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
+}

@@ -1,0 +1,55 @@
+//! containerd, 1.7 and 2.1, through `ctr`: the same stories with runc and with Tatami.
+//!
+//! Run by `make test-clients`; arguments are parts of the names of the cases to tell. It takes a host with containerd and KVM
+//! (`tests/with-kvm`), and root.
+
+mod execs;
+mod kills;
+mod life;
+mod limits;
+mod stage;
+mod streams;
+mod wrong;
+
+use std::cell::RefCell;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use tatami_tests::compare::{Case, OURS, REFERENCE, Selection, compare};
+use tatami_tests::daemons::{Containerd, Home, Release};
+
+use stage::Ctr;
+
+/// The cases that the other release of containerd is asked too, unless everything is asked for.
+const BOTH: &[&str] =
+    &["hello", "a life, step by step", "an exec", "a restart of containerd", "the runtime's server killed"];
+
+fn main() -> ExitCode {
+    let selection = Selection::from_environment();
+    let cases: Vec<&Case<Ctr>> = [life::CASES, streams::CASES, execs::CASES, limits::CASES, wrong::CASES, kills::CASES]
+        .into_iter()
+        .flatten()
+        .collect();
+    let mut failures = 0;
+    for release in [Release::Newer, Release::Older] {
+        let some = selection.narrowed_to(BOTH);
+        let everything = selection.full || !selection.names.is_empty() || release == Release::Newer;
+        failures += tell_all(release, &cases, if everything { &selection } else { &some });
+    }
+    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn tell_all(release: Release, cases: &[&Case<Ctr>], selection: &Selection) -> usize {
+    let containerd = Rc::new(RefCell::new(Containerd::start(Home::new(release))));
+    let mut reference = Ctr::new(Rc::clone(&containerd), REFERENCE);
+    let mut ours = Ctr::new(Rc::clone(&containerd), OURS);
+    let mut failures = compare(&release.version_of("containerd"), cases, selection, &mut reference, &mut ours);
+    let left = containerd.borrow().remains();
+    if !left.is_empty() {
+        println!("left behind in the end:\n  {}", left.join("\n  "));
+        failures += 1;
+    }
+    drop((reference, ours));
+    Rc::into_inner(containerd).expect("the stages are gone").into_inner().stop();
+    failures
+}

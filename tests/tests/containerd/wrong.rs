@@ -1,0 +1,150 @@
+//! What a client may get wrong, and what it is told: an error of the kind that it expects, soon, and nothing left behind.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::Instant;
+
+use tatami_tests::Running;
+use tatami_tests::compare::{Case, Notes, Stage};
+
+use crate::stage::{Ctr, PATIENCE, SOON, error, error_or_ok, exit_status};
+
+pub(crate) const CASES: &[Case<Ctr>] = &[
+    Case::new("a command that is not there", no_command),
+    Case::new("a name that is taken", taken),
+    Case::new("calls in the wrong state", wrong_state),
+    Case::new("a specification that is none", bad_specification),
+    Case::new("a bundle without a specification", no_specification),
+    Case::new("streams that vanish", vanished),
+];
+
+fn no_command(ctr: &mut Ctr, notes: &mut Notes) {
+    let start = Instant::now();
+    let finished = ctr.run("a", &["--rm"], &["/no/such/program"]);
+    notes.want("status", finished.status, 1);
+    notes.want("kind of error", error(&finished), "unknown");
+    let text = finished.err();
+    notes.want("says why", text.contains("/no/such/program") && text.contains("no such file or directory"), true);
+    notes.want("soon", start.elapsed() < SOON, true);
+    notes.see("task", ctr.status("a"));
+    let finished = ctr.run("b", &["--rm", "--cwd", "/etc/passwd"], &["true"]);
+    notes.want("a folder that is a file", finished.status, 1);
+}
+
+fn taken(ctr: &mut Ctr, notes: &mut Notes) {
+    ctr.detached("a", &[], &["sleep", "1000"]);
+    notes.want("the container's", error(&ctr.run("a", &["-d"], &["true"])), "already exists");
+    notes.want("the task's", error(&ctr.task("a", &["start", "-d"])), "already exists");
+    notes.want("the first one", ctr.status("a"), "RUNNING");
+    notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
+}
+
+fn wrong_state(ctr: &mut Ctr, notes: &mut Notes) {
+    notes.want("kill of none", error(&ctr.task("a", &["kill", "-s", "SIGKILL"])), "not found");
+    ctr.detached("a", &[], &["sleep", "1000"]);
+    let rm = ctr.task("a", &["rm"]);
+    notes.want("rm while it runs", error(&rm), "failed precondition");
+    notes.want("resume while it runs", error_or_ok(&ctr.task("a", &["resume"])), "ok");
+    notes.want("pause", error_or_ok(&ctr.task("a", &["pause"])), "ok");
+    notes.see("pause again", error_or_ok(&ctr.task("a", &["pause"])));
+    notes.see("exec while paused", error_or_ok(&ctr.exec("a", "e0", &[], &["true"])));
+    notes.want("resume", error_or_ok(&ctr.task("a", &["resume"])), "ok");
+    notes.want("a signal that is none", error(&ctr.task("a", &["kill", "-s", "99"])), "unknown");
+    notes.want("kill of an exec that is none", error(&ctr.task("a", &["kill", "--exec-id", "e9"])), "not found");
+    notes.see("checkpoint", ctr.task("a", &["checkpoint"]).status != 0);
+    notes.want("kill", error_or_ok(&ctr.task("a", &["kill", "-s", "SIGKILL"])), "ok");
+    notes.want("status", ctr.status_soon("a", "STOPPED"), "STOPPED");
+    notes.see("kill after the end", error_or_ok(&ctr.task("a", &["kill", "-s", "SIGKILL"])));
+    notes.see("exec after the end", error_or_ok(&ctr.exec("a", "e1", &[], &["true"])));
+    notes.see("pause after the end", error_or_ok(&ctr.task("a", &["pause"])));
+    notes.see("start after the end", error_or_ok(&ctr.task("a", &["start", "-d"])));
+    notes.want("rm", exit_status(&ctr.task("a", &["rm"])), 137);
+    notes.want("rm again", error(&ctr.task("a", &["rm"])), "not found");
+    notes.want("events", ctr.events("a", "delete"), "create start paused resumed exit(137) delete");
+}
+
+fn bad_specification(ctr: &mut Ctr, notes: &mut Notes) {
+    let folder = ctr.scratch();
+    let config = folder.join("config.json");
+    let id = ctr.id("a");
+    let run = |text: &str| {
+        fs::write(&config, text).expect("a file");
+        let path = config.display().to_string();
+        let words = ["run", "--runtime", ctr.runtime(), "--config", &path, &id];
+        let start = Instant::now();
+        let finished = ctr.ctr(&words);
+        ctr.ctr(&["container", "rm", &id]);
+        (finished.status != 0, start.elapsed() < SOON)
+    };
+    let root = folder.join("empty");
+    fs::create_dir(&root).expect("a folder");
+    let root = root.display();
+    let linux = r#""linux":{"namespaces":[{"type":"pid"},{"type":"mount"}]}"#;
+    let process = r#""process":{"args":["/x"],"cwd":"/","user":{"uid":0,"gid":0}}"#;
+    let broken = [
+        ("no JSON", "{".to_owned()),
+        ("empty", "{}".to_owned()),
+        ("no process", format!(r#"{{"ociVersion":"1.0.2","root":{{"path":"{root}"}},{linux}}}"#)),
+        ("no root", format!(r#"{{"ociVersion":"1.0.2",{process},{linux}}}"#)),
+        (
+            "a root that is not there",
+            format!(r#"{{"ociVersion":"1.0.2",{process},"root":{{"path":"/no/such"}},{linux}}}"#),
+        ),
+        ("an empty root", format!(r#"{{"ociVersion":"1.0.2",{process},"root":{{"path":"{root}"}},{linux}}}"#)),
+        (
+            "a folder that is relative",
+            format!(
+                r#"{{"ociVersion":"1.0.2","process":{{"args":["/x"],"cwd":"x"}},"root":{{"path":"{root}"}},{linux}}}"#
+            ),
+        ),
+    ];
+    for (what, text) in broken {
+        let (refused, soon) = run(&text);
+        notes.want(format!("{what}: refused"), refused, true);
+        notes.want(format!("{what}: soon"), soon, true);
+    }
+}
+
+fn no_specification(ctr: &mut Ctr, notes: &mut Notes) {
+    let bundle = ctr.scratch().join("bundle");
+    fs::create_dir(&bundle).expect("a folder");
+    let name = ctr.runtime().trim_start_matches("io.containerd.").replace('.', "-");
+    let socket = ctr.containerd().socket().display().to_string();
+    let bundle_text = bundle.display().to_string();
+    let call = |what: &str| {
+        let namespace = ctr.containerd().home().containers_cgroup();
+        let id = ctr.id("a");
+        let words = ["-namespace", &namespace, "-address", &socket, "-publish-binary", "/usr/bin/true", "-id", &id];
+        // Through a shell, for the shim is looked up on the path that containerd has.
+        let mut command = ctr.containerd().home().command("/bin/sh");
+        command.args(["-c", "exec \"$0\" \"$@\"", &format!("containerd-shim-{name}")]);
+        command.args(words).args(["-bundle", &bundle_text, what]).current_dir(&bundle).stdin(Stdio::null());
+        command.env("TTRPC_ADDRESS", format!("{socket}.ttrpc")).env("MAX_SHIM_VERSION", "2");
+        Running::start(command).finish_within(PATIENCE)
+    };
+    let start = Instant::now();
+    let finished = call("start");
+    notes.see("start is refused", finished.status != 0);
+    if ctr.is_ours() {
+        notes
+            .see("it names the file", finished.err().contains("config.json") || finished.out().contains("config.json"));
+    }
+    notes.want("soon", start.elapsed() < SOON, true);
+    let deleted = call("delete");
+    notes.see("delete", deleted.status);
+}
+
+fn vanished(ctr: &mut Ctr, notes: &mut Notes) {
+    let folder = ctr.scratch().join("fifos");
+    fs::create_dir(&folder).expect("a folder");
+    // A client that stays away: the fifos go from under the container, and then it writes.
+    let script = "trap 'echo words; exit 3' TERM; while :; do echo line; sleep 0.2; done";
+    let running = ctr.start("a", &["--fifo-dir", &folder.display().to_string()], &["sh", "-c", script]);
+    running.wait_for("line\nline");
+    fs::remove_dir_all(&folder).expect("the folder goes");
+    running.signal(nix::sys::signal::Signal::SIGKILL);
+    running.finish_within(PATIENCE);
+    notes.want("status", ctr.status("a"), "RUNNING");
+    notes.want("an exec", ctr.exec("a", "e", &[], &["echo", "here"]).out(), "here\n");
+    notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
+}

@@ -1,0 +1,194 @@
+//! A container's life as Docker's user sees it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use tatami_tests::Terminal;
+use tatami_tests::compare::{Case, Notes};
+
+use crate::stage::{Cli, SOON};
+
+pub(crate) const CASES: &[Case<Cli>] = &[
+    Case::new("docker: hello", hello),
+    Case::new("docker: a life, step by step", step_by_step),
+    Case::new("docker: exec", exec),
+    Case::new("docker: a terminal", terminal),
+    Case::new("docker: logs", logs),
+    Case::new("docker: stop and kill", stop_and_kill),
+    Case::new("docker: top, stats", top_and_stats),
+    Case::new("docker: cp", cp),
+    Case::new("docker: restart", restart),
+    Case::new("docker: --restart=always", restart_always),
+    Case::new("docker: a command that is not there", no_command),
+];
+
+fn hello(cli: &mut Cli, notes: &mut Notes) {
+    let finished = cli.run("a", &["--rm"], &["sh", "-c", "echo hello; echo err >&2; exit 42"]);
+    notes.want("status", finished.status, 42);
+    notes.want("output", finished.out(), "hello\n");
+    notes.want("errors", finished.err(), "err\n");
+}
+
+fn step_by_step(cli: &mut Cli, notes: &mut Notes) {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    cli.detached("a", &[], &["sleep", "1000"]);
+    let state = "{{.State.Status}} {{.State.Running}} {{.State.Paused}} {{.State.ExitCode}} {{.State.OOMKilled}}";
+    notes.want("state", cli.inspect("a", state), "running true false 0 false");
+    notes.want("a process id", cli.inspect("a", "{{gt .State.Pid 0}}"), "true");
+    notes.want("pause", cli.on("a", &["pause"]), "ok");
+    notes.want("state when paused", cli.inspect("a", state), "paused true true 0 false");
+    notes.want("exec when paused", cli.exec("a", &[], &["true"]).status, 1);
+    notes.want("unpause", cli.on("a", &["unpause"]), "ok");
+    notes.want("exec", cli.exec("a", &[], &["sh", "-c", "exit 3"]).status, 3);
+    notes.want("kill", cli.on("a", &["kill"]), "ok");
+    notes.want("wait", cli.docker(&["wait", &cli.id("a")]).out(), "137\n");
+    notes.want("state when stopped", cli.inspect("a", state), "exited false false 137 false");
+    let until = format!("{}", since + 3600);
+    let filter = format!("container={}", cli.id("a"));
+    let since = since.to_string();
+    let mut words = vec!["events", "--since", &since, "--until", "0s", "--filter", &filter];
+    words.extend(["--format", "{{.Action}}"]);
+    // "0s" is now; a time to come would wait for it.
+    let _ = until;
+    let told = cli.docker(&words).out();
+    // An exec of a paused container may or may not have come as far as its event.
+    notes.see("events", told.split_whitespace().filter(|word| !word.starts_with("exec")).collect::<Vec<_>>().join(" "));
+    notes.want("rm", cli.on("a", &["rm"]), "ok");
+}
+
+fn exec(cli: &mut Cli, notes: &mut Notes) {
+    cli.detached("a", &["--env", "COLOUR=red"], &["sleep", "1000"]);
+    let script = "echo out; echo err >&2; echo $COLOUR $SIZE; id -u; id -g; pwd; exit 6";
+    let options = ["--env", "SIZE=big", "--user", "1000:2000", "--workdir", "/tmp"];
+    let finished = cli.exec("a", &options, &["sh", "-c", script]);
+    notes.want("status", finished.status, 6);
+    notes.want("output", finished.out(), "out\nred big\n1000\n2000\n/tmp\n");
+    notes.want("errors", finished.err(), "err\n");
+    let start = Instant::now();
+    let finished = cli.exec("a", &[], &["/no/such/program"]);
+    notes.want("a missing command", finished.status, 127);
+    let text = finished.err() + &finished.out();
+    notes.want("says why", text.contains("/no/such/program") && text.contains("no such file or directory"), true);
+    notes.want("at once", start.elapsed() < SOON, true);
+    let id = cli.id("a");
+    let mut command = cli.daemon().command(&["exec", "--interactive", &id, "wc", "-c"]);
+    command.stdin(std::process::Stdio::piped());
+    let finished = tatami_tests::Running::start(command).finish_with_input(vec![b'x'; 300_000]);
+    notes.want("input", finished.out(), "300000\n");
+    let finished = cli.exec("a", &["--privileged"], &["grep", "CapEff", "/proc/self/status"]);
+    notes.see("privileged", finished.status);
+}
+
+fn terminal(cli: &mut Cli, notes: &mut Notes) {
+    let script = "until stty size | grep 33; do sleep 0.1; done; read line; echo \"got $line\"; exit 5";
+    let command = cli.run_command("a", &["--rm", "--interactive", "--tty"], &["sh", "-c", script]);
+    let mut terminal = Terminal::start(command, 33, 101);
+    terminal.wait_for("33 101");
+    terminal.send("typed\r");
+    terminal.wait_for("got typed");
+    notes.want("status", terminal.finish(), 5);
+    cli.detached("b", &["--tty"], &["sleep", "1000"]);
+    let id = cli.id("b");
+    let command = cli.daemon().command(&["exec", "--interactive", "--tty", &id, "sh", "-c", script]);
+    let mut terminal = Terminal::start(command, 33, 99);
+    terminal.wait_for("33 99");
+    terminal.send("typed\r");
+    terminal.wait_for("got typed");
+    notes.want("status of an exec", terminal.finish(), 5);
+}
+
+fn logs(cli: &mut Cli, notes: &mut Notes) {
+    let script = "i=0; while test $i -lt 2000; do i=$((i+1)); echo $i; done; echo err >&2; printf end";
+    cli.detached("a", &[], &["sh", "-c", script]);
+    notes.want("state", cli.inspect_until("a", "{{.State.Status}}", "exited"), "exited");
+    let finished = cli.docker(&["logs", &cli.id("a")]);
+    let all: String = (1..=2000).map(|number| format!("{number}\n")).collect();
+    notes.want("complete and in order", finished.out() == all + "end", true);
+    notes.want("errors", finished.err(), "err\n");
+    let tail = cli.docker(&["logs", "--tail", "2", &cli.id("a")]);
+    notes.see("tail", tail.out());
+}
+
+fn stop_and_kill(cli: &mut Cli, notes: &mut Notes) {
+    let script = "trap 'echo bye; exit 7' TERM; trap 'echo hup' HUP; touch /up; while :; do sleep 0.1; done";
+    cli.detached("a", &[], &["sh", "-c", script]);
+    cli.wait_for_file("a", "/up");
+    notes.want("kill -s HUP", cli.on("a", &["kill", "--signal", "HUP"]), "ok");
+    std::thread::sleep(Duration::from_secs(1));
+    notes.want("stop", cli.on("a", &["stop", "--time", "30"]), "ok");
+    notes.want("status", cli.inspect("a", "{{.State.ExitCode}}"), "7");
+    notes.want("output", cli.docker(&["logs", &cli.id("a")]).out(), "hup\nbye\n");
+    // The first process of a container takes no signal that it did not ask for.
+    cli.detached("b", &[], &["sleep", "1000"]);
+    notes.want("stop by force", cli.on("b", &["stop", "--time", "1"]), "ok");
+    notes.want("status by force", cli.inspect("b", "{{.State.ExitCode}}"), "137");
+    notes.want("kill after the end", cli.on("b", &["kill"]).contains("is not running"), true);
+    notes.want("stop after the end", cli.on("b", &["stop"]), "ok");
+    notes.want("start again", cli.on("b", &["start"]), "ok");
+    notes.want("rm -f", cli.on("b", &["rm", "--force"]), "ok");
+}
+
+fn top_and_stats(cli: &mut Cli, notes: &mut Notes) {
+    cli.detached("a", &["--memory", "256m"], &["sh", "-c", "sleep 1001 & touch /up; wait"]);
+    cli.wait_for_file("a", "/up");
+    let top = cli.docker(&["top", &cli.id("a")]);
+    notes.want("top", top.status, 0);
+    notes.want("top's processes", top.out().lines().filter(|line| line.contains("sleep 1001")).count(), 2);
+    let format = "{{.CPUPerc}} {{.MemUsage}} {{.PIDs}}";
+    let stats = cli.docker(&["stats", "--no-stream", "--format", format, &cli.id("a")]);
+    notes.want("stats", stats.status, 0);
+    let text = stats.out();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    notes.want("words", words.len(), 5);
+    notes.want("memory in use", words.get(1).is_some_and(|used| *used != "0B" && !used.starts_with('-')), true);
+    notes.want("memory limit", words.get(3).copied().unwrap_or_default(), "256MiB");
+    notes.want("processes", words.last().copied().unwrap_or_default(), "2");
+}
+
+fn cp(cli: &mut Cli, notes: &mut Notes) {
+    let folder = cli.scratch();
+    fs::write(folder.join("in"), "in\n".repeat(10_000)).expect("a file");
+    cli.detached("a", &[], &["sh", "-c", "echo of the guest >/made; touch /up; sleep 1000"]);
+    cli.wait_for_file("a", "/up");
+    let inside = |path: &str| format!("{}:{path}", cli.id("a"));
+    let outside = |name: &str| folder.join(name).display().to_string();
+    notes.want("into", cli.docker(&["cp", "--quiet", &outside("in"), &inside("/tmp/in")]).status, 0);
+    notes.want("read inside", cli.exec("a", &[], &["wc", "-c", "/tmp/in"]).out(), "30000 /tmp/in\n");
+    notes.want("out of", cli.docker(&["cp", "--quiet", &inside("/made"), &outside("made")]).status, 0);
+    notes.want("read outside", fs::read_to_string(folder.join("made")).unwrap_or_default(), "of the guest\n");
+    notes.want("what is not there", cli.docker(&["cp", &inside("/no/such"), &outside("x")]).status, 1);
+}
+
+fn restart(cli: &mut Cli, notes: &mut Notes) {
+    let script = "echo start; cat /mark 2>/dev/null; echo kept >/mark; trap 'exit 0' TERM; touch /up; while :; do sleep 0.1; done";
+    cli.detached("a", &[], &["sh", "-c", script]);
+    cli.wait_for_file("a", "/up");
+    for _ in 0..2 {
+        notes.want("restart", cli.on("a", &["restart", "--time", "20"]), "ok");
+    }
+    notes.want("state", cli.inspect("a", "{{.State.Status}} {{.RestartCount}}"), "running 0");
+    cli.exec("a", &[], &["sleep", "1"]);
+    notes.want("output", cli.docker(&["logs", &cli.id("a")]).out(), "start\nstart\nkept\nstart\nkept\n");
+}
+
+fn restart_always(cli: &mut Cli, notes: &mut Notes) {
+    cli.detached(
+        "a",
+        &["--restart=always"],
+        &["sh", "-c", "echo start; test -e /second || { touch /second; exit 3; }; sleep 1000"],
+    );
+    notes.want("count", cli.inspect_until("a", "{{.RestartCount}} {{.State.Status}}", "1 running"), "1 running");
+    std::thread::sleep(Duration::from_secs(1));
+    notes.want("output", cli.docker(&["logs", &cli.id("a")]).out(), "start\nstart\n");
+    notes.want("stop", cli.on("a", &["stop", "--time", "1"]), "ok");
+    notes.want("state", cli.inspect("a", "{{.State.Status}}"), "exited");
+}
+
+fn no_command(cli: &mut Cli, notes: &mut Notes) {
+    let finished = cli.run("a", &[], &["/no/such/program"]);
+    notes.want("status", finished.status, 127);
+    notes.want("says why", finished.err().contains("/no/such/program"), true);
+    notes.want("state", cli.inspect("a", "{{.State.Status}} {{.State.ExitCode}}"), "created 127");
+    let finished = cli.run("b", &[], &["/etc/passwd"]);
+    notes.want("what is no program", finished.status, 126);
+}

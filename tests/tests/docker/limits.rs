@@ -1,0 +1,51 @@
+//! Limits that `docker run` and `docker update` set.
+
+use tatami_tests::compare::{Case, Notes};
+
+use crate::stage::Cli;
+
+pub(crate) const CASES: &[Case<Cli>] = &[
+    Case::new("docker: --memory, --cpus, --pids-limit", seen_inside),
+    Case::new("docker: update", update),
+    Case::new("docker: memory that runs out", out_of_memory),
+    Case::new("docker: a fork bomb", fork_bomb),
+];
+
+const READ: &str = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max cpu.weight";
+
+fn seen_inside(cli: &mut Cli, notes: &mut Notes) {
+    let options = ["--rm", "--memory", "128m", "--cpus", "0.5", "--pids-limit", "50", "--cpu-shares", "512"];
+    let finished = cli.run("a", &options, &["sh", "-c", READ]);
+    notes.want("status", finished.status, 0);
+    for (what, line) in ["memory.max", "cpu.max", "pids.max", "cpu.weight"].iter().zip(finished.out().lines()) {
+        notes.see(*what, line);
+    }
+}
+
+fn update(cli: &mut Cli, notes: &mut Notes) {
+    cli.detached("a", &["--memory", "128m", "--memory-swap", "128m"], &["sleep", "1000"]);
+    let words = ["update", "--memory", "96m", "--memory-swap", "96m", "--cpus", "0.25", "--pids-limit", "60"];
+    notes.want("update", cli.on("a", &words), "ok");
+    notes.see("seen inside", cli.exec("a", &[], &["sh", "-c", READ]).out());
+}
+
+fn out_of_memory(cli: &mut Cli, notes: &mut Notes) {
+    let options = ["--memory", "64m", "--memory-swap", "64m"];
+    let finished = cli.run("a", &options, &["sh", "-c", "echo up; exec tail /dev/zero"]);
+    notes.want("status", finished.status, 137);
+    notes.want("output", finished.out(), "up\n");
+    notes.want("told", cli.inspect("a", "{{.State.OOMKilled}} {{.State.ExitCode}}"), "true 137");
+}
+
+fn fork_bomb(cli: &mut Cli, notes: &mut Notes) {
+    cli.detached("a", &["--pids-limit", "40"], &["sh", "-c", "bomb() { bomb | bomb & }; touch /up; bomb; sleep 1000"]);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let other = cli.run("b", &["--rm"], &["echo", "not held up"]);
+    notes.want("another container", other.out(), "not held up\n");
+    notes.want("kill", cli.on("a", &["kill"]), "ok");
+    notes.want("state", cli.inspect_until("a", "{{.State.Status}}", "exited"), "exited");
+    // Forks that fail, up to a limit that is not far from what was asked for.
+    let script = "i=0; while test $i -lt 60; do sleep 100 & i=$((i+1)); done 2>/dev/null; echo never";
+    let finished = cli.run("c", &["--rm", "--pids-limit", "40"], &["sh", "-c", script]);
+    notes.want("too many", format!("{} {}", finished.out().contains("never"), finished.status != 0), "false true");
+}

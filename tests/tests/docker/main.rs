@@ -1,0 +1,48 @@
+//! Docker, 26 and 28, through `docker`: the same stories with runc and with Tatami. Without networks, which are other tests'.
+//!
+//! Run by `make test-clients`; arguments are parts of the names of the cases to tell. It takes a host with Docker and KVM
+//! (`tests/with-kvm`), and root.
+
+mod life;
+mod limits;
+mod settings;
+mod stage;
+
+use std::cell::RefCell;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use tatami_tests::compare::{Case, OURS, REFERENCE, Selection, compare};
+use tatami_tests::daemons::{Docker, Home, Release};
+
+use stage::Cli;
+
+/// The cases that the other release of Docker is asked too, unless everything is asked for.
+const BOTH: &[&str] = &["docker: hello", "docker: a life"];
+
+fn main() -> ExitCode {
+    let selection = Selection::from_environment();
+    let cases: Vec<&Case<Cli>> = [life::CASES, settings::CASES, limits::CASES].into_iter().flatten().collect();
+    let mut failures = 0;
+    for release in [Release::Newer, Release::Older] {
+        let some = selection.narrowed_to(BOTH);
+        let everything = selection.full || !selection.names.is_empty() || release == Release::Newer;
+        failures += tell_all(release, &cases, if everything { &selection } else { &some });
+    }
+    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn tell_all(release: Release, cases: &[&Case<Cli>], selection: &Selection) -> usize {
+    let docker = Rc::new(RefCell::new(Docker::start(Home::new(release))));
+    let mut reference = Cli::new(Rc::clone(&docker), REFERENCE);
+    let mut ours = Cli::new(Rc::clone(&docker), OURS);
+    let mut failures = compare(&release.version_of("dockerd"), cases, selection, &mut reference, &mut ours);
+    let left = docker.borrow().remains();
+    if !left.is_empty() {
+        println!("left behind in the end:\n  {}", left.join("\n  "));
+        failures += 1;
+    }
+    drop((reference, ours));
+    Rc::into_inner(docker).expect("the stages are gone").into_inner().stop();
+    failures
+}

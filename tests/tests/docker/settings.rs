@@ -1,0 +1,96 @@
+//! What `docker run` can set: folders, users, environment, rights.
+
+use std::fs;
+
+use tatami_tests::compare::{Case, Notes};
+
+use crate::stage::Cli;
+
+pub(crate) const CASES: &[Case<Cli>] = &[
+    Case::new("docker: -v and --tmpfs", volumes),
+    Case::new("docker: --user, --env, --workdir, --hostname", identity),
+    Case::new("docker: --read-only", read_only),
+    Case::new("docker: --init", init),
+    Case::new("docker: rights", rights),
+];
+
+fn volumes(cli: &mut Cli, notes: &mut Notes) {
+    let folder = cli.scratch();
+    fs::write(folder.join("file"), "of the host\n").expect("a file");
+    let writable = format!("{}:/data", folder.display());
+    let single = format!("{}/file:/etc/single:ro", folder.display());
+    let script = "cat /data/file /etc/single; echo back >/data/back; echo no 2>/dev/null >>/etc/single || echo refused; \
+        df -k /scratch | tail -1 | awk '{print $2}'; df -k /dev/shm | tail -1 | awk '{print $2}'";
+    let options = ["--rm", "-v", &writable, "-v", &single, "--tmpfs", "/scratch:size=8m", "--shm-size", "16m"];
+    let finished = cli.run("a", &options, &["sh", "-c", script]);
+    notes.want("status", finished.status, 0);
+    notes.want("output", finished.out(), "of the host\nof the host\nrefused\n8192\n16384\n");
+    notes.want("written back", fs::read_to_string(folder.join("back")).unwrap_or_default(), "back\n");
+    let finished = cli.run("b", &["--rm", "-v", "named:/data"], &["sh", "-c", "echo kept >/data/file"]);
+    notes.want("a named volume", finished.status, 0);
+    let finished = cli.run("c", &["--rm", "-v", "named:/data"], &["cat", "/data/file"]);
+    notes.want("it is kept", finished.out(), "kept\n");
+    notes.want("and removed", cli.docker(&["volume", "rm", "named"]).status, 0);
+}
+
+fn identity(cli: &mut Cli, notes: &mut Notes) {
+    let options = [
+        "--rm",
+        "--user",
+        "1000:2000",
+        "--group-add",
+        "3000",
+        "--env",
+        "COLOUR=red",
+        "--workdir",
+        "/tmp",
+        "--hostname",
+        "named",
+        "--add-host",
+        "there:10.1.2.3",
+        "--dns",
+        "10.9.8.7",
+    ];
+    let script = "id -u; id -g; id -G; pwd; hostname; echo $COLOUR; grep there /etc/hosts; grep nameserver /etc/resolv.conf; cat /etc/hostname";
+    let finished = cli.run("a", &options, &["sh", "-c", script]);
+    notes.want("status", finished.status, 0);
+    for line in finished.out().lines() {
+        notes.see("line", line);
+    }
+}
+
+fn read_only(cli: &mut Cli, notes: &mut Notes) {
+    let options = ["--rm", "--read-only", "--tmpfs", "/tmp"];
+    let finished = cli.run("a", &options, &["sh", "-c", "touch /file; touch /tmp/file && echo but here"]);
+    notes.want("output", finished.out(), "but here\n");
+    notes.want("errors", finished.err(), "touch: /file: Read-only file system\n");
+}
+
+fn init(cli: &mut Cli, notes: &mut Notes) {
+    // A grandchild that outlives its parent and ends: without an init it stays a zombie.
+    let script = "sh -c 'sleep 0.2 &'; sleep 1; cat /proc/1/comm; ps -o stat | grep -c Z";
+    let finished = cli.run("a", &["--rm", "--init"], &["sh", "-c", script]);
+    notes.want("output", finished.out(), "docker-init\n0\n");
+}
+
+fn rights(cli: &mut Cli, notes: &mut Notes) {
+    let script = "grep -E '^(Cap(Eff|Bnd|Inh)|NoNewPrivs|Seccomp):' /proc/self/status";
+    for (what, options) in [
+        ("as usual", vec!["--rm"]),
+        (
+            "with less",
+            vec!["--rm", "--cap-drop", "ALL", "--cap-add", "NET_BIND_SERVICE", "--security-opt", "no-new-privileges"],
+        ),
+        ("with more", vec!["--rm", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"]),
+    ] {
+        let finished = cli.run(what.split(' ').next_back().unwrap_or("x"), &options, &["sh", "-c", script]);
+        notes.see(what, finished.out());
+    }
+    let script = "cat /proc/kcore 2>&1 | head -c 1 | wc -c; ls /sys/firmware | wc -l; echo 1 2>/dev/null >/proc/sys/kernel/panic || echo refused";
+    notes.see("what is hidden", cli.run("hidden", &["--rm"], &["sh", "-c", script]).out());
+    let options =
+        ["--rm", "--ulimit", "nofile=100:200", "--sysctl", "kernel.msgmax=4096", "--device", "/dev/fuse:/dev/f"];
+    let script = "ulimit -n; cat /proc/sys/kernel/msgmax; ls -l /dev/f | cut -c1";
+    let finished = cli.run("set", &options, &["sh", "-c", script]);
+    notes.see("ulimit, sysctl, device", format!("{}{}", finished.out(), finished.err()));
+}
