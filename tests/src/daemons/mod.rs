@@ -77,6 +77,7 @@ impl Home {
     /// When it cannot be made: not root, no cgroup v2, nothing built.
     pub fn new(release: Release) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        sweep();
         let name = format!("tatami-test-{}-d{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         // Not /tmp, which may be a tmpfs without what overlayfs needs; and short, for sockets lie in it.
         let folder = tempfile::Builder::new().prefix("tt-").tempdir_in("/var/tmp").expect("a temporary folder");
@@ -159,10 +160,11 @@ impl Home {
         let folder = self.folder.path().display().to_string();
         let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
         left.extend(mounts.lines().filter(|line| line.contains(&folder)).map(|line| format!("mount {line}")));
-        for place in folders.iter().cloned().chain([self.path("run"), self.path("lib/sandboxes")]) {
-            left.extend(
-                fs::read_dir(&place).into_iter().flatten().flatten().map(|e| format!("file {}", e.path().display())),
-            );
+        // Below the state folder, the shim's sockets have a folder that stays.
+        let sockets = self.path("run/containerd");
+        for place in folders.iter().cloned().chain([self.path("run"), sockets.clone(), self.path("lib/sandboxes")]) {
+            let entries = fs::read_dir(&place).into_iter().flatten().flatten().map(|entry| entry.path());
+            left.extend(entries.filter(|path| *path != sockets).map(|path| format!("file {}", path.display())));
         }
         for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
             let backing = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
@@ -206,6 +208,17 @@ impl Drop for Home {
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|point| point.contains(&folder));
         for point in points.collect::<Vec<_>>().into_iter().rev() {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// Ends what homes left whose test was killed: nobody else would, and the host lives on.
+fn sweep() {
+    for entry in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix("tatami-test-").and_then(|rest| rest.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            leaks::kill_all(&entry.path());
         }
     }
 }
