@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tatami_protocol::agent::{HelloRequest, HelloResponse, ProcessRequest, StartProcessResponse, Stdio, WaitResponse};
+use tatami_protocol::agent::{
+    CreateContainerRequest, HelloRequest, HelloResponse, ProcessRequest, StartProcessResponse, WaitResponse,
+};
 use tatami_protocol::agent_ttrpc::{Agent as Service, create_agent};
 use tatami_shim::sandbox::agent::{Agent, AgentError};
 use tatami_shim::sandbox::door::Door;
@@ -75,7 +77,8 @@ fn answers_and_refusals_arrive_as_such() {
         let error = agent.start("c1", "").await.unwrap_err();
         assert_eq!(error.code(), Some(Code::NOT_FOUND));
         assert_eq!(error.to_string(), "exec: c1");
-        let error = agent.create_container("c1", Vec::new(), Stdio::default()).await.unwrap_err();
+        let request = CreateContainerRequest { container_id: "c1".to_owned(), ..Default::default() };
+        let error = agent.create_container(request).await.unwrap_err();
         assert!(matches!(error, AgentError::Refused { call: "CreateContainer", .. }), "{error:?}");
         leave.send(()).unwrap();
     });

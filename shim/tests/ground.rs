@@ -71,7 +71,7 @@ fn volumes_are_files_or_folders_and_read_only_goes_all_the_way_down() {
         symlink(&data, dir.join("link")).unwrap();
         rustix::mount::mount("tmpfs", data.join("below"), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
         fs::write(data.join("below/inner"), "mounted").unwrap();
-        let volume = |path: &Path, read_only| HostVolume { source: path.to_owned(), read_only };
+        let volume = |path: &Path, read_only| HostVolume { source: path.to_owned(), read_only, recursive: true };
         let volumes = [volume(&data, false), volume(&dir.join("link"), true), volume(&file, true)];
         let layout = ground.shared().lay_out("c1", &Root::Plain(tree.clone()), &volumes).unwrap();
         assert_eq!(layout.guest_volumes[2], Path::new("/run/tatami/shared/c1/volumes/2"));

@@ -9,6 +9,7 @@ use oci_spec::image::Config;
 
 use super::options::RunOptions;
 use crate::image::{Image, ImageError, Progress, Tree, TreeError};
+use crate::sandbox::disk_root::DiskRoot;
 use crate::sandbox::mounts::{HostVolume, Layout, MountError, Root, SharedFolder};
 use crate::spec::{self, Accounts, ContainerOptions, SpecError, Volume};
 
@@ -23,6 +24,8 @@ pub(super) enum ComposeError {
     Tree(#[from] TreeError),
     #[error(transparent)]
     Spec(#[from] SpecError),
+    #[error("a disk image's users are known by their numbers only: give --user as UID or UID:GID, not {0:?}")]
+    User(String),
     #[error("cannot write the container's specification: {0}")]
     Json(#[from] serde_json::Error),
 }
@@ -33,6 +36,8 @@ pub(super) enum Base {
     Image(PathBuf, PathBuf),
     /// A folder.
     Plain(PathBuf),
+    /// A disk image.
+    Disk(DiskRoot),
 }
 
 /// All that a container is made of.
@@ -76,8 +81,8 @@ impl Recipe {
         self
     }
 
-    /// Opens, unpacks and mounts; returns the specification as JSON. Takes as long as the image is large.
-    pub(super) fn lay_out(self, container: &str, shared: &SharedFolder) -> Result<Vec<u8>, ComposeError> {
+    /// Opens, unpacks and mounts; returns the specification as JSON, and what was laid out. Takes as long as the image is large.
+    pub(super) fn lay_out(self, container: &str, shared: &SharedFolder) -> Result<(Vec<u8>, Root), ComposeError> {
         let (root, image) = match &self.base {
             Base::Image(path, store) => {
                 let image = Image::open(path)?;
@@ -85,9 +90,15 @@ impl Recipe {
                 (Root::Image(unpacked), Some(image))
             }
             Base::Plain(folder) => (Root::Plain(folder.clone()), None),
+            Base::Disk(disk) => (Root::Disk(disk.clone()), None),
         };
         let layout = shared.lay_out(container, &root, &self.volumes)?;
-        specify(self.options, layout, image.as_ref().and_then(|image| image.config().config().as_ref()))
+        let image = image.as_ref().and_then(|image| image.config().config().as_ref());
+        let spec = match root {
+            Root::Disk(_) => specify_unseen(self.options, layout),
+            _ => specify(self.options, layout, image),
+        };
+        Ok((spec?, root))
     }
 }
 
@@ -100,10 +111,7 @@ fn show(progress: Progress) {
 
 /// The specification of a container whose files lie there.
 fn specify(mut options: ContainerOptions, layout: Layout, image: Option<&Config>) -> Result<Vec<u8>, ComposeError> {
-    options.rootfs = layout.guest_root;
-    for (volume, guest_source) in options.volumes.iter_mut().zip(layout.guest_volumes) {
-        volume.guest_source = guest_source;
-    }
+    place(&mut options, &layout);
     let accounts = Accounts::read(&layout.host_root)?;
     let spec = spec::container(image, &accounts, &options)?;
     if let Some(process) = spec.process() {
@@ -111,4 +119,22 @@ fn specify(mut options: ContainerOptions, layout: Layout, image: Option<&Config>
         Tree::open(&layout.host_root)?.make_folder(process.cwd())?;
     }
     Ok(serde_json::to_vec(&spec)?)
+}
+
+/// The same where the root's files are the guest's to see only: no names of users, no working folder made.
+fn specify_unseen(mut options: ContainerOptions, layout: Layout) -> Result<Vec<u8>, ComposeError> {
+    place(&mut options, &layout);
+    if let Some(user) = &options.user
+        && !user.split(':').all(|id| id.parse::<u32>().is_ok())
+    {
+        return Err(ComposeError::User(user.clone()));
+    }
+    Ok(serde_json::to_vec(&spec::container(None, &Accounts::default(), &options)?)?)
+}
+
+fn place(options: &mut ContainerOptions, layout: &Layout) {
+    options.rootfs.clone_from(&layout.guest_root);
+    for (volume, guest_source) in options.volumes.iter_mut().zip(&layout.guest_volumes) {
+        volume.guest_source.clone_from(guest_source);
+    }
 }

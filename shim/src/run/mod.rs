@@ -13,7 +13,7 @@ pub mod volume;
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,11 @@ use tatami_vmm::probe;
 use tokio::sync::oneshot;
 
 use crate::guest_files::{GuestFiles, GuestFilesError};
-use crate::sandbox::container::{Container, Streams};
+use crate::sandbox::container::Container;
+use crate::sandbox::disk_root::{DiskFormat, DiskRoot};
+use crate::sandbox::disks::DiskImage;
 use crate::sandbox::folder::Places;
+use crate::sandbox::guest::Streams;
 use crate::sandbox::mounts::{HostPath, HostVolume, MountError};
 use crate::sandbox::timings::{Mark, Timings};
 use crate::sandbox::{self, Ground, Sandbox, Settings};
@@ -120,14 +123,14 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
     if options.interactive && options.tty && !io::stdin().is_terminal() {
         return Err(RunError::NoTerminal);
     }
-    let base = find_base(&options.source)?;
+    let base = find_base(&options.source, options.read_only)?;
     let volumes = options
         .volumes
         .iter()
         .map(|volume| {
             // Only to say at once if it is not there: what is mounted is opened in the sandbox's own namespace.
             HostPath::open(&volume.source)?;
-            Ok(HostVolume { source: volume.source.clone(), read_only: volume.read_only })
+            Ok(HostVolume { source: volume.source.clone(), read_only: volume.read_only, recursive: true })
         })
         .collect::<Result<_, _>>()
         .map_err(RunError::Volume)?;
@@ -139,6 +142,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         memory_mib: options.memory_mib,
         command_line_extra: options.append.clone(),
         console: options.console,
+        disk_slots: matches!(base, Base::Disk(_)).into(),
         ..VmConfig::default()
     };
     vm.validate()?;
@@ -154,16 +158,28 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
 }
 
 /// What the container's root comes from, if it is there. An image is read while the guest boots.
-fn find_base(source: &Source) -> Result<Base, RunError> {
+fn find_base(source: &Source, read_only: bool) -> Result<Base, RunError> {
     match source {
         Source::Image(path) if !path.exists() => Err(RunError::NoImage(path.clone())),
         Source::Image(path) => Ok(Base::Image(path.clone(), Places::from_environment().root)),
         Source::Plain(path) => match HostPath::open(path) {
             Ok(folder) if folder.is_folder() => Ok(Base::Plain(path.clone())),
-            Ok(_) => Err(RunError::Rootfs(format!("{} is not a folder", path.display()))),
+            Ok(_) => find_disk(path, read_only),
             Err(error) => Err(RunError::Rootfs(error.to_string())),
         },
     }
+}
+
+/// A root on a disk image. What is on it is for the guest to read, but for the one number that names its file system.
+fn find_disk(path: &Path, read_only: bool) -> Result<Base, RunError> {
+    let failed = |error: &dyn std::fmt::Display| RunError::Rootfs(error.to_string());
+    // Only to say at once if it cannot be used: it is opened when the guest is there.
+    DiskImage::open(path, read_only).map_err(|error| failed(&error))?;
+    let format = DiskFormat::of(path).map_err(|error| failed(&error))?.ok_or_else(|| {
+        RunError::Rootfs(format!("{} has no file system that guests know: ext4 and erofs are", path.display()))
+    })?;
+    let path = std::path::absolute(path).map_err(|error| failed(&error))?;
+    Ok(Base::Disk(DiskRoot::of_image(&path, format, read_only)))
 }
 
 /// From the first thing made to the last one removed; the command's exit status.
@@ -205,15 +221,16 @@ async fn perform(
     let shared = sandbox.shared();
     let hostname = sandbox.id().to_owned();
     let laid_out = tokio::task::spawn_blocking(move || {
-        let spec = recipe.named(hostname).lay_out(CONTAINER, &shared)?;
-        Ok::<_, RunError>((spec, Instant::now()))
+        let laid_out = recipe.named(hostname).lay_out(CONTAINER, &shared)?;
+        Ok::<_, RunError>((laid_out, Instant::now()))
     });
     // The guest boots meanwhile. Whichever fails first ends the run.
-    let ((spec, when), ()) = tokio::try_join!(async { laid_out.await.expect("laying out does not panic") }, async {
-        Ok(sandbox.ready().await?)
-    },)?;
+    let (((spec, root), when), ()) =
+        tokio::try_join!(async { laid_out.await.expect("laying out does not panic") }, async {
+            Ok(sandbox.ready().await?)
+        },)?;
     sandbox.timings().pass_at(Mark::ContainerPrepared, when);
-    let (container, streams) = sandbox.create_container(CONTAINER, spec, stdio(options)).await?;
+    let (container, streams) = sandbox.create_container(CONTAINER, spec, stdio(options), &root).await?;
     sandbox.timings().pass(Mark::ContainerCreated);
 
     let raw = match options.interactive && options.tty {

@@ -13,7 +13,7 @@ use super::volume::Volume;
 #[derive(Args, Debug)]
 #[command(
     about = "Run a command in a container, in a virtual machine of its own",
-    override_usage = "tatami run [OPTIONS] IMAGE [COMMAND] [ARG...]\n       tatami run [OPTIONS] --rootfs DIR COMMAND [ARG...]",
+    override_usage = "tatami run [OPTIONS] IMAGE [COMMAND] [ARG...]\n       tatami run [OPTIONS] --rootfs DIR|DISK COMMAND [ARG...]",
     after_help = EXAMPLES,
     // As with `docker run`, the last of several counts.
     args_override_self = true
@@ -51,8 +51,10 @@ pub struct RunArguments {
     /// Let the container not write to its root file system
     #[arg(long)]
     read_only: bool,
-    /// Use this folder as the container's root file system, in place of an image; what the command writes stays in it
-    #[arg(long, value_name = "DIR")]
+    /// Use this folder as the container's root file system, in place of an image, or what is on this disk image or block
+    /// device (ext4, erofs); what the command writes stays in it. On an erofs image, and on any disk with --read-only,
+    /// nothing is written
+    #[arg(long, value_name = "DIR|DISK")]
     rootfs: Option<PathBuf>,
 
     /// Give the sandbox a name, which no other one may have while this one runs
@@ -100,6 +102,9 @@ Examples:
       tar c . | tatami run -i image.tar tar t
   A plain folder as the root; ends with status 42:
       tatami run --rootfs ./tree /bin/sh -c 'exit 42'
+  The same from a disk image, which the guest reads and writes itself:
+      mke2fs -q -t ext4 -d ./tree disk.img 64m
+      tatami run --rootfs disk.img /bin/sh
 
 Exit status: the command's; 125 when Tatami itself fails, 126 when the
 command cannot be executed, 127 when it is not found, 128 + n when signal n
@@ -170,7 +175,7 @@ pub struct RunOptions {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum OptionsError {
     /// Nothing to run.
-    #[error("which image? Give an image, or --rootfs DIR and a command (see `tatami run --help`)")]
+    #[error("which image? Give an image, or --rootfs DIR|DISK and a command (see `tatami run --help`)")]
     NoImage,
     /// A plain folder does not say what to run.
     #[error("which command? A --rootfs does not say what to run (see `tatami run --help`)")]

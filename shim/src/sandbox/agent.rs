@@ -5,8 +5,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
-    ContainerRequest, CreateContainerRequest, HelloRequest, HelloResponse, ProcessRequest, ResizeRequest,
-    ShutdownRequest, SignalRequest, Stdio, WaitResponse,
+    ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse, OomRequest, ProcessRequest,
+    ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{Kind, StreamHeader};
@@ -80,18 +80,42 @@ impl Agent {
         answer("Hello", self.client.hello(Context::default(), &request)).await
     }
 
-    /// Makes a container, up to but not including its process.
+    /// Makes a container, up to but not including its process; returns the process's id in the guest.
     ///
     /// # Errors
     /// [`AgentError::Refused`] with NOT_FOUND or PERMISSION_DENIED when the spec's command cannot be executed.
-    pub async fn create_container(&self, id: &str, spec_json: Vec<u8>, stdio: Stdio) -> Result<(), AgentError> {
-        let request = CreateContainerRequest {
-            container_id: id.to_owned(),
-            spec_json,
+    pub async fn create_container(&self, request: CreateContainerRequest) -> Result<u32, AgentError> {
+        Ok(answer("CreateContainer", self.client.create_container(Context::default(), &request)).await?.pid)
+    }
+
+    /// Announces a process that joins a container; its command is looked for when it is started.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] with ALREADY_EXISTS for an id that is taken.
+    pub async fn create_exec(
+        &self,
+        container: &str,
+        exec: &str,
+        process_json: Vec<u8>,
+        stdio: Stdio,
+    ) -> Result<(), AgentError> {
+        let request = CreateExecRequest {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            process_json,
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        answer("CreateContainer", self.client.create_container(Context::default(), &request)).await.map(drop)
+        answer("CreateExec", self.client.create_exec(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Forgets a process that joined, and has ended or was never started.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] while it runs.
+    pub async fn delete_exec(&self, container: &str, exec: &str) -> Result<(), AgentError> {
+        let request = process(container, exec);
+        answer("DeleteExec", self.client.delete_exec(Context::default(), &request)).await.map(drop)
     }
 
     /// Attaches to one of a process's streams. All must be attached before the process is started.
@@ -162,8 +186,60 @@ impl Agent {
     /// # Errors
     /// [`AgentError::Refused`] when it has not.
     pub async fn delete_container(&self, id: &str) -> Result<(), AgentError> {
-        let request = ContainerRequest { container_id: id.to_owned(), ..Default::default() };
-        answer("DeleteContainer", self.client.delete_container(Context::default(), &request)).await.map(drop)
+        answer("DeleteContainer", self.client.delete_container(Context::default(), &container(id))).await.map(drop)
+    }
+
+    /// The ids, in the guest, of a container's processes.
+    ///
+    /// # Errors
+    /// [`AgentError`], as from every call.
+    pub async fn processes(&self, id: &str) -> Result<Vec<u32>, AgentError> {
+        let request = container(id);
+        Ok(answer("ListProcesses", self.client.list_processes(Context::default(), &request)).await?.pids)
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// [`AgentError`], as from every call.
+    pub async fn stats(&self, id: &str) -> Result<Stats, AgentError> {
+        answer("GetStats", self.client.get_stats(Context::default(), &container(id))).await
+    }
+
+    /// Gives a container other limits: `linux.resources` of a specification, in which what is missing stays as it is.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] for a limit that the guest cannot hold.
+    pub async fn update(&self, id: &str, resources_json: Vec<u8>) -> Result<(), AgentError> {
+        let request = UpdateRequest { container_id: id.to_owned(), resources_json, ..Default::default() };
+        answer("UpdateContainer", self.client.update_container(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Has all processes of a container stand still.
+    ///
+    /// # Errors
+    /// [`AgentError`], as from every call.
+    pub async fn pause(&self, id: &str) -> Result<(), AgentError> {
+        answer("PauseContainer", self.client.pause_container(Context::default(), &container(id))).await.map(drop)
+    }
+
+    /// Has them go on.
+    ///
+    /// # Errors
+    /// [`AgentError`], as from every call.
+    pub async fn resume(&self, id: &str) -> Result<(), AgentError> {
+        answer("ResumeContainer", self.client.resume_container(Context::default(), &container(id))).await.map(drop)
+    }
+
+    /// Returns when the guest's kernel has killed more than `seen` processes of a container for want of memory, and how
+    /// many it were.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] with NOT_FOUND when the container is deleted.
+    pub async fn wait_oom(&self, id: &str, seen: u64) -> Result<u64, AgentError> {
+        let request = OomRequest { container_id: id.to_owned(), seen, ..Default::default() };
+        let result = self.client.wait_oom(Context::default(), &request).await;
+        result.map(|response| response.killed).map_err(|error| explain("WaitOom", error))
     }
 
     /// Ends all containers and syncs; the guest then resets itself.
@@ -188,6 +264,10 @@ impl AgentError {
             _ => None,
         }
     }
+}
+
+fn container(id: &str) -> ContainerRequest {
+    ContainerRequest { container_id: id.to_owned(), ..Default::default() }
 }
 
 fn process(container: &str, exec: &str) -> ProcessRequest {

@@ -10,9 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
-use tatami_protocol::agent::{Disk as DiskMessage, DiskPart as PartMessage};
+use tatami_protocol::agent::{CreateContainerRequest, Disk as DiskMessage, DiskPart as PartMessage};
 use tatami_vmm::{DISK_PARTS_LIMIT, DiskPart, slot_serial};
 
+use super::Error;
+use super::agent::AgentError;
+use super::guest::Guest;
+use super::mounts::Root;
 use super::vm::{DiskOrder, VmError, VmWatch};
 
 /// Bytes of a sector, the unit of a disk's size.
@@ -142,6 +146,40 @@ impl Disks {
     /// `slots` empty slots of `vm`.
     pub(super) fn new(vm: VmWatch, slots: u8) -> Disks {
         Disks { vm, taken: Arc::new(Mutex::new(vec![false; slots.into()])) }
+    }
+
+    /// Has the agent create a container with the disk that its root needs, which was laid out under the name `folder`. Returns its
+    /// first process's id in the guest, and the disk, which is to be detached when the agent has answered that the container
+    /// is deleted.
+    ///
+    /// # Errors
+    /// [`Error::Disk`]; [`Error::Command`] when its command cannot be executed, [`Error::Agent`], [`Error::Vm`]. A guest that
+    /// refuses has let go of the disk, which is detached then.
+    pub async fn create_container(
+        &self,
+        guest: &Guest,
+        mut request: CreateContainerRequest,
+        root: &Root,
+        folder: &str,
+    ) -> Result<(u32, Option<Disk>), Error> {
+        request.folder = folder.to_owned();
+        let disk = match root {
+            Root::Disk(root) => {
+                let disk = self.attach(root.open()?).await?;
+                request.disk = Some(disk.message()).into();
+                request.storages = root.storages.clone();
+                Some(disk)
+            }
+            _ => None,
+        };
+        match (guest.call(guest.agent().create_container(request)).await, disk) {
+            (Ok(pid), disk) => Ok((pid, disk)),
+            (Err(error @ (Error::Command { .. } | Error::Agent(AgentError::Refused { .. }))), Some(disk)) => {
+                disk.detach().await?;
+                Err(error)
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Puts a disk made of `images` into a free slot; part n of it is image n. The guest must have booted: its kernel looks for

@@ -38,6 +38,8 @@ pub struct Places {
 struct Record {
     id: String,
     name: Option<String>,
+    /// The server's process.
+    pid: u32,
 }
 
 /// Where a sandbox's folders are, whether or not they exist.
@@ -132,7 +134,7 @@ impl Folder {
         }
         make(&lot.state)?;
         let own = lock(&lot.state.join(LOCK), FlockOperation::NonBlockingLockExclusive)?;
-        let record = Record { id: lot.id.clone(), name: name.map(str::to_owned) };
+        let record = Record { id: lot.id.clone(), name: name.map(str::to_owned), pid: std::process::id() };
         let path = lot.state.join(RECORD);
         let json = serde_json::to_vec(&record).expect("strings are JSON");
         fs::write(&path, json).map_err(failed("write", &path))?;
@@ -153,6 +155,57 @@ impl Folder {
     /// The folder on disk.
     pub fn data(&self) -> &Path {
         &self.lot.data
+    }
+}
+
+/// A sandbox's folders, seen by another process than its server.
+#[derive(Clone, Debug)]
+pub struct Found {
+    lot: Lot,
+    server: i32,
+}
+
+/// The sandbox called `name`, living or dead, if there is one.
+///
+/// # Errors
+/// [`FolderError::File`] when the folder of sandboxes cannot be listed.
+pub fn find(places: &Places, name: &str) -> Result<Option<Found>, FolderError> {
+    if !places.state.exists() {
+        return Ok(None);
+    }
+    let found = folders_in(&places.state)?.into_iter().find_map(|id| {
+        let lot = Lot { state: places.state.join(&id), data: places.root.join(SANDBOXES).join(&id), id };
+        let record = read_record(&lot.state)?;
+        (record.name.as_deref() == Some(name)).then_some(Found { lot, server: record.pid as i32 })
+    });
+    Ok(found)
+}
+
+impl Found {
+    /// The process id of its server, which it has as long as it [`lives`](Found::lives).
+    pub fn server(&self) -> i32 {
+        self.server
+    }
+
+    /// Whether its server does.
+    pub fn lives(&self) -> bool {
+        match lock(&self.lot.state.join(LOCK), FlockOperation::NonBlockingLockExclusive) {
+            Err(FolderError::File { source, .. }) => source.kind() == io::ErrorKind::WouldBlock,
+            _ => false,
+        }
+    }
+
+    /// Whether anything of it is left.
+    pub fn remains(&self) -> bool {
+        self.lot.state.exists() || self.lot.data.exists()
+    }
+
+    /// Removes what is left of a dead one.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn clear(&self) -> io::Result<()> {
+        self.lot.clear()
     }
 }
 

@@ -7,9 +7,12 @@
 pub mod agent;
 pub mod console;
 pub mod container;
+pub mod disk_root;
 pub mod disks;
 pub mod door;
 pub mod folder;
+pub mod fs_mount;
+pub mod guest;
 pub mod mounts;
 mod remove;
 pub mod timings;
@@ -24,17 +27,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::termios::Termios;
-use tatami_protocol::agent::Stdio;
+use tatami_protocol::agent::{CreateContainerRequest, Stdio};
 use tatami_vmm::probe::{self, ProbeError};
 use tatami_vmm::{Resources, VmConfig};
-use ttrpc::Code;
 
 use agent::{Agent, AgentError};
-use container::{Container, Streams};
+use container::Container;
 use disks::{DiskError, Disks};
 use door::Door;
 use folder::{Folder, FolderError, Lot, Places};
-use mounts::{MountError, SharedFolder};
+use guest::{Guest, Streams};
+use mounts::{MountError, Root, SharedFolder};
 use timings::{Mark, Timings};
 use undertaker::Undertaker;
 use vm::{Vm, VmError, VmWatch};
@@ -237,7 +240,11 @@ impl Sandbox {
             let hello = agent.hello().await?;
             Ok((agent, hello))
         };
-        let (agent, hello) = ask(&watch, connect).await?;
+        let (agent, hello) = match watch.while_alive(connect).await? {
+            Ok(greeted) => greeted,
+            Err(error @ AgentError::Refused { .. }) => return Err(Error::Agent(error)),
+            Err(error) => return Err(watch.verdict().await.map_or(Error::Agent(error), Error::Vm)),
+        };
         log::debug!("agent {} on Linux {}", hello.agent_version, hello.kernel_release);
         if let (Some(booting), Some(announced)) = (progress.booting, progress.ready) {
             // The guest's own clock says how much of the time until the announcement was the agent's.
@@ -250,12 +257,17 @@ impl Sandbox {
         Ok(())
     }
 
+    /// The guest, once its agent is [`ready`](Sandbox::ready).
+    pub fn guest(&self) -> Option<Guest> {
+        self.agent.clone().map(|agent| Guest::new(agent, self.vm.watch().clone()))
+    }
+
     fn creation_failed(&self, error: VmError) -> Error {
         let Settings { kernel, initrd, .. } = self.settings.clone();
         Error::Create { error, kernel, initrd }
     }
 
-    /// Creates a container from a specification whose paths are the guest's.
+    /// Creates a container from a specification whose paths are the guest's, and whose root was laid out.
     ///
     /// # Errors
     /// [`Error::Command`] when its command cannot be executed, [`Error::Agent`], [`Error::Vm`].
@@ -267,9 +279,18 @@ impl Sandbox {
         id: &str,
         spec_json: Vec<u8>,
         stdio: Stdio,
+        root: &Root,
     ) -> Result<(Container, Streams), Error> {
-        let agent = self.agent.clone().expect("the agent is ready");
-        Container::create(agent, self.vm.watch().clone(), id, spec_json, stdio).await
+        let guest = self.guest().expect("the agent is ready");
+        // Its disk, if it has one, stays as long as the sandbox.
+        let request = CreateContainerRequest {
+            container_id: id.to_owned(),
+            spec_json,
+            stdio: Some(stdio.clone()).into(),
+            ..Default::default()
+        };
+        self.disks.create_container(&guest, request, root, id).await?;
+        Container::attach(guest, id, &stdio).await
     }
 
     /// Ends it, in order if the guest still answers, and removes everything that belongs to it; the clock comes back.
@@ -288,20 +309,6 @@ impl Sandbox {
         ground.clear()?;
         timings.pass(Mark::Removed);
         Ok(timings)
-    }
-}
-
-/// Waits for the agent, or the VM's end; a VM that ended is the better explanation of a call that failed.
-async fn ask<T>(vm: &VmWatch, work: impl Future<Output = Result<T, AgentError>>) -> Result<T, Error> {
-    match vm.while_alive(work).await? {
-        Ok(value) => Ok(value),
-        Err(AgentError::Refused { call: "CreateContainer" | "StartProcess", code, message })
-            if matches!(code, Code::NOT_FOUND | Code::PERMISSION_DENIED) =>
-        {
-            Err(Error::Command { message, missing: code == Code::NOT_FOUND })
-        }
-        Err(error @ AgentError::Refused { .. }) => Err(Error::Agent(error)),
-        Err(error) => Err(vm.verdict().await.map_or(Error::Agent(error), Error::Vm)),
     }
 }
 

@@ -17,10 +17,14 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+use super::disk_root::{DiskRoot, LAYERS};
 use super::folder::Folder;
+use super::fs_mount::FsMount;
+use super::remove::remove_tree;
 
 /// Where the agent mounts the shared folder in the guest.
 pub const GUEST_SHARED: &str = "/run/tatami/shared";
@@ -58,6 +62,10 @@ pub enum Root {
     Image(PathBuf),
     /// A folder, used as it is: what the container writes stays there.
     Plain(PathBuf),
+    /// File systems that somebody else has prepared, mounted one over the other.
+    Mounts(Vec<FsMount>),
+    /// Disk images, of which the guest itself makes the root; nothing of it is to be seen on the host.
+    Disk(DiskRoot),
 }
 
 /// A file or folder of the host, opened, that a container will see. It can be mounted in the namespace it was opened in.
@@ -88,18 +96,20 @@ impl HostPath {
 }
 
 /// A volume: what of the host, and whether the guest may write to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostVolume {
     /// The file or folder that it shows.
     pub source: PathBuf,
     /// Enforced on the host, below it as well.
     pub read_only: bool,
+    /// With what is mounted below it.
+    pub recursive: bool,
 }
 
 /// Where the guest finds what was laid out for a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// The root file system, as this process sees it.
+    /// The root file system, as this process sees it; an empty folder for one on disk images.
     pub host_root: PathBuf,
     /// The same, as the guest sees it.
     pub guest_root: PathBuf,
@@ -167,24 +177,76 @@ impl SharedFolder {
         match root {
             Root::Image(lower) => self.overlay(container, lower, &host_root)?,
             Root::Plain(path) => bind(&HostPath::open(path)?, &host_root, Depth::ThisMount, false)?,
+            Root::Disk(disk) => {
+                self.show(container, LAYERS, &disk.folders)?;
+            }
+            Root::Mounts(mounts) => mounts.iter().try_for_each(|mount| stack(mount, &host_root))?,
         }
-        let guest_root = Path::new(GUEST_SHARED).join(&root_name);
-        let mut guest_volumes = Vec::new();
+        let guest_root = match root {
+            Root::Disk(disk) => disk.guest_path(container),
+            _ => Path::new(GUEST_SHARED).join(&root_name),
+        };
+        let guest_volumes = self.show(container, "volumes", volumes)?;
+        Ok(Layout { host_root, guest_root, guest_volumes })
+    }
+
+    /// Shows `volumes` in the folder `name` of a container's place; where they are in the guest.
+    fn show(&self, container: &str, name: &str, volumes: &[HostVolume]) -> Result<Vec<PathBuf>, MountError> {
+        let folder = format!("{container}/{name}");
         if !volumes.is_empty() {
-            self.folder(&format!("{container}/volumes"))?;
+            self.folder(&folder)?;
         }
+        let mut shown = Vec::new();
         for (number, volume) in volumes.iter().enumerate() {
-            let name = format!("{container}/volumes/{number}");
+            let name = format!("{folder}/{number}");
             let source = HostPath::open(&volume.source)?;
             if source.is_folder {
                 self.folder(&name)?
             } else {
                 self.file(&name)?
             }
-            bind(&source, &self.path.join(&name), Depth::Everything, volume.read_only)?;
-            guest_volumes.push(Path::new(GUEST_SHARED).join(&name));
+            let depth = if volume.recursive { Depth::Everything } else { Depth::ThisMount };
+            bind(&source, &self.path.join(&name), depth, volume.read_only)?;
+            shown.push(Path::new(GUEST_SHARED).join(&name));
         }
-        Ok(Layout { host_root, guest_root, guest_volumes })
+        Ok(shown)
+    }
+
+    /// Unmounts what was laid out for `container`, as far as it was, and removes what was made for it. The container must
+    /// be gone from the guest.
+    ///
+    /// # Errors
+    /// [`MountError::Refused`] with the first thing that could not be taken away.
+    pub fn clear(&self, container: &str) -> Result<(), MountError> {
+        let place = self.path.join(container);
+        let mut targets = vec![place.join("rootfs")];
+        for folder in ["volumes", LAYERS] {
+            if let Ok(shown) = std::fs::read_dir(place.join(folder)) {
+                targets.extend(shown.filter_map(|entry| Some(entry.ok()?.path())));
+            }
+        }
+        for target in &targets {
+            // More than one may lie over the other; EINVAL says that none is left.
+            while rustix::mount::unmount(target, UnmountFlags::DETACH).is_ok() {}
+        }
+        let remove = |name: &Path, flags: AtFlags| match rustix::fs::unlinkat(&self.below, name, flags) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error),
+        };
+        for target in &targets {
+            let name = target.strip_prefix(&self.path).unwrap_or(target);
+            match remove(name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTDIR) => remove(name, AtFlags::empty()),
+                result => result,
+            }
+            .map_err(refused("remove", target))?;
+        }
+        let own = Path::new(container);
+        for name in [own.join("volumes"), own.join(LAYERS), own.to_owned()] {
+            remove(&name, AtFlags::REMOVEDIR).map_err(refused("remove", &name))?;
+        }
+        let own = self.data.join(container);
+        remove_tree(&own).map_err(refused("remove", &own))
     }
 
     /// Takes it away with everything in it, here and in the VMM's namespace. A thread that is still laying out a container
@@ -257,6 +319,16 @@ fn bind(source: &HostPath, target: &Path, depth: Depth, read_only: bool) -> Resu
     set_attributes(&tree, attributes, libc::MS_PRIVATE, true).map_err(refused("bind", &source.path))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(&tree, "", rustix::fs::CWD, target, flags).map_err(refused("bind", &source.path))
+}
+
+/// Mounts `mount` on `target`, over what is there.
+fn stack(mount: &FsMount, target: &Path) -> Result<(), MountError> {
+    if !mount.is_bind() {
+        return mount.mount(target).map_err(refused("mount the container's root from", &mount.source));
+    }
+    let sorted = mount.sorted();
+    let depth = if sorted.recursive { Depth::Everything } else { Depth::ThisMount };
+    bind(&HostPath::open(&mount.source)?, target, depth, sorted.read_only)
 }
 
 /// mount_setattr(2) on the mount that `mount` is the root of, and with `recursive` on those below it.
