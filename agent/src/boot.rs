@@ -8,6 +8,7 @@ use tatami_protocol::{CONTROL_PORT, READY_PORT, STREAM_PORT};
 use crate::sandbox::Sandbox;
 use crate::server::Server;
 use crate::transport::{Listener, announce};
+use crate::zygote::Zygote;
 use crate::{clock, kmsg, loopback, mounts};
 
 /// The guest's own name; containers have names of their own.
@@ -18,7 +19,8 @@ const MAX_FILES: u64 = 1 << 20;
 /// Sets the guest up and serves until the machine restarts. Returns only after a failure, which it has told the console.
 pub fn boot() {
     let started_ms = clock::since_boot_ms();
-    let result = set_up().and_then(|()| serve(started_ms));
+    let zygote = || Zygote::start().context("fork the zygote");
+    let result = set_up().and_then(|()| zygote()).and_then(|zygote| serve(zygote, started_ms));
     let reason = result.map_or_else(|error| format!("{error:#}"), |()| "the server ended".to_owned());
     kmsg::last_words(&format!("the guest cannot go on: {reason}"));
 }
@@ -29,7 +31,6 @@ fn set_up() -> anyhow::Result<()> {
     sethostname(HOST_NAME).context("set the host name")?;
     loopback::up().context("bring the loopback interface up")?;
     raise_limits().context("raise the resource limits")?;
-    mounts::share()?;
     Ok(())
 }
 
@@ -41,12 +42,12 @@ fn raise_limits() -> rustix::io::Result<()> {
     setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None })
 }
 
-fn serve(started_ms: f64) -> anyhow::Result<()> {
+fn serve(zygote: Zygote, started_ms: f64) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
         let listen = |port| Listener::vsock(port).with_context(|| format!("listen on vsock port {port}"));
         let (control, streams) = (listen(CONTROL_PORT)?, listen(STREAM_PORT)?);
-        let server = Server::start(Sandbox::new(), control, streams, started_ms, Box::new(restart)).await?;
+        let server = Server::start(Sandbox::new(zygote), control, streams, started_ms, Box::new(restart)).await?;
         if let Err(cause) = announce(READY_PORT).await {
             // A host that does not wait for it, such as another VMM in a test, may still connect.
             log::warn!("the host does not listen on vsock port {READY_PORT}: {cause}");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::events::EventFile;
 use crate::limits::{PIDS_MAX, Plan, Setting};
-use crate::{stats, syscalls};
+use crate::{bpf, devices, stats, syscalls};
 
 /// Where the hierarchy is mounted.
 pub(crate) const ROOT: &str = "/sys/fs/cgroup";
@@ -20,6 +20,8 @@ const CONTAINERS: &str = "/tatami";
 /// How long processes that were killed may take to leave their group, in steps of [`RETRY`].
 const PATIENCE: u32 = 1000;
 const RETRY: Duration = Duration::from_millis(2);
+/// Stands for the device program where settings are chosen by file; it has none.
+const DEVICES: &str = "devices";
 /// How long processes may take to stand still; one that waits for a device cannot before that answers.
 const FREEZING: Duration = Duration::from_secs(10);
 
@@ -109,6 +111,11 @@ impl Cgroup {
         }
         for setting in plan.settings.iter().filter(|setting| wanted(&setting.file)) {
             write_setting(&folder, setting)?;
+        }
+        if !plan.devices.is_empty() && wanted(DEVICES) {
+            let program = devices::program(&plan.devices);
+            let governed = fs::File::open(&folder).and_then(|folder| bpf::govern_devices(folder, &program));
+            governed.map_err(Error::internal("govern the container's devices"))?;
         }
         if let Some(period) = plan.period.filter(|_| wanted("cpu.max")) {
             let now = fs::read_to_string(folder.join("cpu.max")).unwrap_or_default();

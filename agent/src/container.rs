@@ -13,10 +13,11 @@ use tokio::sync::watch;
 use crate::cgroup::Cgroup;
 use crate::creator::describe;
 use crate::error::Error;
-use crate::launch::{self, Reports};
+use crate::join::{Joining, Shared};
+use crate::launch::{Launcher, Reports};
 use crate::limits::{self, Plan};
 use crate::process::Process;
-use crate::reaper::{Exit, Reaper};
+use crate::reaper::Exit;
 use crate::wire::{Action, Request};
 
 /// Where bundles are: specification and process files of each container.
@@ -27,15 +28,17 @@ const STATES: &str = "/run/tatami/state";
 /// A container whose first process exists.
 pub(crate) struct Container {
     id: String,
-    reaper: Reaper,
+    launcher: Launcher,
     cgroup: Cgroup,
     hooks: LateHooks,
     init: Arc<Process>,
+    /// What processes that join have in common with the first.
+    shared: Shared,
     /// Tells whether the first process became its command.
     reports: Mutex<Option<Reports>>,
     execs: Mutex<HashMap<String, Exec>>,
     /// All its processes stand still.
-    paused: tokio::sync::Mutex<bool>,
+    paused: tokio::sync::RwLock<bool>,
     /// It is deleted: nothing will happen to it any more.
     gone: watch::Sender<bool>,
 }
@@ -58,16 +61,16 @@ impl Container {
     ///
     /// # Errors
     /// Why there is none; nothing is left of it.
-    pub(crate) async fn create(reaper: &Reaper, id: &str, spec: &[u8], stdio: Stdio) -> Result<Self, Error> {
+    pub(crate) async fn create(launcher: &Launcher, id: &str, spec: &[u8], stdio: Stdio) -> Result<Self, Error> {
         let cgroup = Cgroup::of(id);
-        let Adapted { spec, owner, plan } = adapt(spec, &cgroup, stdio.terminal)?;
+        let Adapted { spec, owner, plan, shared } = adapt(spec, &cgroup, stdio.terminal)?;
         let hooks = late_hooks(&spec);
         let bundle = Path::new(BUNDLES).join(id);
         write_bundle(&bundle, &spec).map_err(Error::internal(format!("write {}", bundle.display())))?;
         let init = Process::new(stdio);
         let describe = |terminal| request(id, Action::Create { bundle, terminal });
         let made = match cgroup.create(&plan) {
-            Ok(()) => init.launch(reaper, owner, describe).await,
+            Ok(()) => init.launch(launcher, owner, describe).await,
             Err(error) => Err(error),
         };
         let launched = match made.and_then(|launched| cgroup.limit_pids(&plan).map(|()| launched)) {
@@ -81,10 +84,11 @@ impl Container {
         let reports = Mutex::new(Some(launched.reports));
         Ok(Self {
             id: id.to_owned(),
-            reaper: reaper.clone(),
+            launcher: launcher.clone(),
             cgroup,
             hooks,
             init,
+            shared,
             reports,
             execs: Mutex::default(),
             paused: Default::default(),
@@ -146,7 +150,7 @@ impl Container {
     pub(crate) fn signal(&self, exec_id: &str, number: i32, all: bool) -> Result<(), Error> {
         match all {
             true => self.cgroup.signal(number).map_err(Error::internal(format!("send signal {number} to all"))),
-            false => self.process(exec_id)?.signal(&self.reaper, number),
+            false => self.process(exec_id)?.signal(&self.launcher.reaper, number),
         }
     }
 
@@ -178,7 +182,7 @@ impl Container {
     /// # Errors
     /// When one does not stop.
     pub(crate) async fn pause(&self, pause: bool) -> Result<(), Error> {
-        let mut paused = self.paused.lock().await;
+        let mut paused = self.paused.write().await;
         let doing = if pause { "pause" } else { "resume" };
         self.cgroup.freeze(pause).await.map_err(Error::internal(format!("{doing} container {}", self.id)))?;
         *paused = pause;
@@ -215,7 +219,7 @@ impl Container {
             exec.process.close();
         }
         if self.hooks.delete {
-            launch::perform(&self.reaper, &request(&self.id, Action::Delete)).await?;
+            self.launcher.perform(&request(&self.id, Action::Delete)).await?;
         }
         self.gone.send_replace(true);
         remove(&self.id, &self.cgroup).await
@@ -225,14 +229,14 @@ impl Container {
         self.init.claim_start()?;
         self.init.connect();
         if self.hooks.start {
-            launch::perform(&self.reaper, &request(&self.id, Action::Start)).await?;
+            self.launcher.perform(&request(&self.id, Action::Start)).await?;
         } else {
             let started =
                 OciContainer::load(Path::new(STATES).join(&self.id)).and_then(|mut container| container.start());
             started.map_err(|cause| Error::Internal(describe(cause)))?;
         }
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(reports) = reports {
+        if let Some(mut reports) = reports {
             reports.executed().await?;
         }
         Ok(Arc::clone(&self.init))
@@ -241,16 +245,23 @@ impl Container {
     async fn start_exec(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
         let Exec { process, spec } = self.exec(exec_id)?;
         // Held until it has joined: what joins a paused container would stop half-way.
-        let paused = self.paused.lock().await;
+        let paused = self.paused.read().await;
         if *paused {
             return Err(Error::FailedPrecondition(format!("container {} is paused: resume it first", self.id)));
         }
+        let init = match self.init.pid() {
+            Some(pid) if !self.init.has_ended() => pid,
+            _ => return Err(Error::FailedPrecondition(format!("container {} does not run", self.id))),
+        };
         process.claim_start()?;
+        let owner = owner(&spec);
+        let joining =
+            Joining { process: (*spec).clone(), shared: self.shared.clone(), init, cgroup: self.cgroup.folder() };
         let file = Path::new(BUNDLES).join(&self.id).join(format!("{exec_id}.process.json"));
-        let written = serde_json::to_vec(&*spec).map_err(Into::into).and_then(|json| fs::write(&file, json));
+        let written = serde_json::to_vec(&joining).map_err(Into::into).and_then(|json| fs::write(&file, json));
         written.map_err(Error::internal(format!("write {}", file.display())))?;
-        let describe = |terminal| request(&self.id, Action::Exec { process: file.clone(), terminal });
-        let launched = process.launch(&self.reaper, owner(&spec), describe).await;
+        let describe = |terminal| request(&self.id, Action::Join { joining: file.clone(), terminal });
+        let launched = process.launch(&self.launcher, owner, describe).await;
         // Read by now, or never.
         let _ = fs::remove_file(&file);
         match launched {
@@ -283,6 +294,7 @@ struct Adapted {
     owner: (u32, u32),
     /// Its limits, which the agent sets itself.
     plan: Plan,
+    shared: Shared,
 }
 
 fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<Adapted, Error> {
@@ -305,7 +317,12 @@ fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<Adapted, Error>
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
     let plan = plan_of(&resources)?;
-    Ok(Adapted { spec, owner, plan })
+    let shared = Shared {
+        namespaces: Shared::flags(linux.namespaces().as_deref().unwrap_or_default()),
+        seccomp: linux.seccomp().clone(),
+        personality: linux.personality().clone(),
+    };
+    Ok(Adapted { spec, owner, plan, shared })
 }
 
 fn plan_of(resources: &LinuxResources) -> Result<Plan, Error> {

@@ -1,9 +1,8 @@
-//! The creator: a re-executed, single-threaded child of the agent in which libcontainer may fork as it pleases.
+//! The creator: a single-threaded child of the zygote in which libcontainer may fork as it pleases.
 //!
 //! It carries out one request, reports, and ends; what it created then belongs to PID 1. It knows nothing of the server.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::ExitCode;
 use std::rc::Rc;
 
 use libcontainer::container::Container;
@@ -15,22 +14,28 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::executor::CommandExecutor;
 use crate::wire::{Action, Report, Request, STREAMS, Terminal, receive_request, send_report};
-
-/// The lowest descriptor that is not a standard stream.
-const FIRST_FREE: i32 = 3;
+use crate::{join, syscalls};
 
 /// How many files a process may open before it asks for more. More by default makes programs slow that close them all.
 const SOFT_FILES: u64 = 1024;
 
-/// Reads a request from standard input, which is the socket to the agent, and carries it out.
-pub fn main() -> ExitCode {
-    match rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), FIRST_FREE) {
-        Ok(socket) => answer(Rc::new(socket)),
-        Err(cause) => {
-            eprintln!("tatami-agent: its creator is started by the agent only: {cause}");
-            ExitCode::FAILURE
+/// Waits for a request among `requests`, says through `take` that it has one, and carries it out.
+pub(crate) fn main(requests: &OwnedFd, take: OwnedFd) -> ! {
+    syscalls::notice_children();
+    let _ = rustix::thread::set_name(c"tatami-creator");
+    let status = match receive_request(requests) {
+        Ok(Some((request, mut fds))) if !fds.is_empty() => {
+            let report = Rc::new(fds.remove(0));
+            // The zygote is there: it waits for this byte.
+            let _ = rustix::io::write(&take, b"+");
+            drop(take);
+            answer(request, fds, report)
         }
-    }
+        Ok(None) => 0,
+        // The agent notices by the end of the report that never came.
+        _ => 1,
+    };
+    std::process::exit(status)
 }
 
 /// The agent's own limit is high; a container that asks for none starts as processes usually do.
@@ -41,19 +46,16 @@ fn lower_soft_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: soft, ..limit });
 }
 
-fn answer(socket: Rc<OwnedFd>) -> ExitCode {
-    let report = match receive_request(&*socket) {
-        Ok((request, streams)) => {
-            lower_soft_limit();
-            carry_out(request, streams, &socket)
-        }
-        Err(cause) => Err(format!("malformed request: {cause}")),
-    };
+fn answer(request: Request, streams: Vec<OwnedFd>, socket: Rc<OwnedFd>) -> i32 {
+    lower_soft_limit();
+    // Containers are killed before the agent is, unless their specification says otherwise.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+    let report = carry_out(request, streams, &socket);
     let failed = report.is_err();
     let report = report.unwrap_or_else(|message| Report::Failed { message });
     // If the agent is gone, so is the guest.
     let sent = send_report(socket.as_fd(), &report);
-    if failed || sent.is_err() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    i32::from(failed || sent.is_err())
 }
 
 fn carry_out(request: Request, streams: Vec<OwnedFd>, socket: &Rc<OwnedFd>) -> Result<Report, String> {
@@ -68,14 +70,9 @@ fn carry_out(request: Request, streams: Vec<OwnedFd>, socket: &Rc<OwnedFd>) -> R
             let pid = container.pid().ok_or("the container has no process")?;
             Ok(Report::Created { pid: pid.as_raw() })
         }
-        Action::Exec { process, terminal } => {
-            let pid = builder(&request, terminal, streams, socket)?
-                .as_tenant()
-                .with_process(Some(process))
-                .with_detach(true)
-                .build()
-                .map_err(describe)?;
-            Ok(Report::Created { pid: pid.as_raw() })
+        Action::Join { joining, terminal } => {
+            let pid = join::join(joining, terminal, streams, socket)?;
+            Ok(Report::Created { pid })
         }
         Action::Start => load(&request)?.start().map(|()| Report::Done).map_err(describe),
         Action::Delete => load(&request)?.delete(true).map(|()| Report::Done).map_err(describe),

@@ -1,7 +1,7 @@
-//! The last steps of a container's process: is the command there, is it executable, become it.
+//! The last steps of a process: is the command there, is it executable, become it.
 //!
-//! Runs inside the container, with the user's rights, as libcontainer's workload. It reports over the creator's socket what
-//! a caller must be able to tell apart, because libcontainer turns errors into text.
+//! Runs inside the container, with the user's rights; for a container's first process as libcontainer's workload. It reports
+//! over the creator's socket what a caller must be able to tell apart.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
 use rustix::io::Errno;
@@ -36,28 +36,35 @@ impl Executor for CommandExecutor {
         if let Some(size) = self.size {
             set_size(size);
         }
-        match find(spec) {
+        match process_of(spec).and_then(find) {
             Ok(_) => Ok(()),
-            Err(refusal) => Err(ExecutorValidationError::ArgValidationError(self.tell(refusal))),
+            Err(refusal) => Err(ExecutorValidationError::ArgValidationError(tell(&self.report, refusal))),
         }
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        match find(spec).and_then(|command| become_command(&command, spec)) {
+        let environment = || std::env::vars_os().map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat());
+        match process_of(spec).and_then(|process| become_command(process, environment().collect())) {
             Ok(never) => match never {},
-            Err(refusal) => Err(ExecutorError::Other(self.tell(refusal))),
+            Err(refusal) => Err(ExecutorError::Other(tell(&self.report, refusal))),
         }
     }
 }
 
-impl CommandExecutor {
-    /// Reports the refusal; returns its message.
-    fn tell(&self, refusal: Refusal) -> String {
-        let Refusal { failure, message } = refusal;
-        // If the agent is gone, so is the guest.
-        let _ = send_report(&*self.report, &Report::CommandFailed { failure, message: message.clone() });
-        message
+/// Becomes the command of `process`; returns only when that failed and `report` was told why.
+pub(crate) fn execute(process: &Process, environment: Vec<Vec<u8>>, report: &OwnedFd) {
+    match become_command(process, environment) {
+        Ok(never) => match never {},
+        Err(refusal) => drop(tell(report, refusal)),
     }
+}
+
+/// Reports the refusal; returns its message.
+fn tell(report: &OwnedFd, refusal: Refusal) -> String {
+    let Refusal { failure, message } = refusal;
+    // If the agent is gone, so is the guest.
+    let _ = send_report(report, &Report::CommandFailed { failure, message: message.clone() });
+    message
 }
 
 /// Why the command does not run.
@@ -84,20 +91,23 @@ impl Refusal {
         Self { failure, message: format!("exec: {name:?}: {reason}") }
     }
 
+    fn no_command() -> Self {
+        Self { failure: CommandFailure::NotFound, message: "exec: no command given".to_owned() }
+    }
+
     fn not_in_path(name: &str) -> Self {
         let message = format!("exec: {name:?}: executable file not found in $PATH");
         Self { failure: CommandFailure::NotFound, message }
     }
 }
 
-fn find(spec: &Spec) -> Result<PathBuf, Refusal> {
-    let process = spec.process().as_ref();
-    let name = process.and_then(|process| process.args().as_ref()).and_then(|args| args.first());
-    let Some(name) = name else {
-        return Err(Refusal { failure: CommandFailure::NotFound, message: "exec: no command given".to_owned() });
-    };
-    let environment = process.and_then(|process| process.env().as_ref());
-    let path = environment.and_then(|entries| entries.iter().find_map(|entry| entry.strip_prefix("PATH=")));
+fn process_of(spec: &Spec) -> Result<&Process, Refusal> {
+    spec.process().as_ref().ok_or_else(Refusal::no_command)
+}
+
+fn find(process: &Process) -> Result<PathBuf, Refusal> {
+    let name = process.args().as_ref().and_then(|args| args.first()).ok_or_else(Refusal::no_command)?;
+    let path = process.env().iter().flatten().find_map(|entry| entry.strip_prefix("PATH="));
     locate(name, path.unwrap_or(DEFAULT_PATH))
 }
 
@@ -130,8 +140,9 @@ fn executable(path: &Path) -> Result<(), Errno> {
 }
 
 /// Replaces this process by the command; returns only to say why not.
-fn become_command(path: &Path, spec: &Spec) -> Result<Infallible, Refusal> {
-    let args = spec.process().as_ref().and_then(|process| process.args().clone()).unwrap_or_default();
+fn become_command(process: &Process, environment: Vec<Vec<u8>>) -> Result<Infallible, Refusal> {
+    let path = find(process)?;
+    let args = process.args().clone().unwrap_or_default();
     let name = args.first().cloned().unwrap_or_default();
     let refuse = |cause| Refusal::new(&name, cause);
     let strings = |words: Vec<Vec<u8>>| -> Result<Vec<CString>, Refusal> {
@@ -139,8 +150,7 @@ fn become_command(path: &Path, spec: &Spec) -> Result<Infallible, Refusal> {
     };
     let file = CString::new(path.as_os_str().as_bytes()).map_err(|_| refuse(Errno::INVAL))?;
     let arguments = strings(args.into_iter().map(String::into_bytes).collect())?;
-    let environment =
-        strings(std::env::vars_os().map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat()).collect())?;
+    let environment = strings(environment)?;
     syscalls::restore_default_pipe();
     // Not execvp(3): that would hand a file of unknown format to /bin/sh, which no other OCI runtime does.
     match syscalls::execute(&file, &arguments, &environment) {
@@ -149,7 +159,8 @@ fn become_command(path: &Path, spec: &Spec) -> Result<Infallible, Refusal> {
     }
 }
 
-fn set_size(size: Size) {
+/// Sets the size of the terminal on standard input; zero rows or columns leave it as it is.
+pub(crate) fn set_size(size: Size) {
     if size.rows > 0 && size.columns > 0 {
         let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
         // A terminal of the wrong size is better than no process.

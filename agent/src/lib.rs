@@ -2,32 +2,38 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | `boot`, `mounts`, `loopback`, `kmsg`, `clock` | from the kernel's first call of `/init` to listening sockets |
+//! | `boot`, `mounts`, `loopback`, `kmsg`, `clock`, `entropy` | from the kernel's first call of `/init` to listening sockets |
 //! | `transport`, `server`, `service` | the control channel and the stdio streams, as they come in |
 //! | `sandbox`, `container`, `process` | what exists: containers, their processes, their states |
-//! | `cgroup`, `limits`, `stats`, `events` | what a container may use, and what it uses |
+//! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
 //! | `storage` | the file systems that are mounted for a container |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
-//! | `launch`, `wire`, `creator`, `executor` | making one: libcontainer in a re-executed, single-threaded child |
+//! | `launch`, `wire`, `zygote`, `creator`, `join`, `priority`, `rights`, `executor` | making one: libcontainer in a forked, single-threaded child |
 //!
 //! It does not know images, registries or anything of the host: paths in specifications are guest paths.
 
 mod boot;
+mod bpf;
 mod cgroup;
 mod clock;
 mod container;
 mod creator;
+mod devices;
+mod entropy;
 mod error;
 mod events;
 mod executor;
+mod join;
 mod kmsg;
 mod launch;
 mod limits;
 mod loopback;
 mod mounts;
+mod priority;
 mod process;
 mod pump;
 mod reaper;
+mod rights;
 mod sandbox;
 mod server;
 mod service;
@@ -37,11 +43,11 @@ mod storage;
 mod syscalls;
 mod transport;
 mod wire;
+mod zygote;
 
 pub use boot::boot;
 pub use cgroup::enable_controllers;
-pub use creator::main as creator_main;
 pub use sandbox::Sandbox;
 pub use server::{Server, Shutdown};
 pub use transport::Listener;
-pub use wire::CREATOR_NAME;
+pub use zygote::Zygote;

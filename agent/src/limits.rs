@@ -1,10 +1,12 @@
 //! The specification's `linux.resources` as settings of cgroup version 2, or as a refusal: nothing is left out in silence.
 //!
-//! Pure: it says what to write into which file of the group; `cgroup` writes. Device rules are in `devices`.
+//! Pure: it says what to write into which file of the group; `cgroup` writes. `devices` knows what rules about devices mean.
 
 use libcontainer::oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxNetwork, LinuxResources, LinuxThrottleDevice,
 };
+
+use crate::devices::{self, Rule};
 
 /// The number of processes, which is set last: a container's own making takes more than one for a moment.
 pub(crate) const PIDS_MAX: &str = "pids.max";
@@ -24,6 +26,8 @@ pub(crate) struct Plan {
     pub(crate) settings: Vec<Setting>,
     /// A new period of `cpu.max`, in microseconds, under the quota that it has.
     pub(crate) period: Option<u64>,
+    /// Rules about devices; none: nothing is said about them.
+    pub(crate) devices: Vec<Rule>,
     /// Refuse if more memory than this, in bytes, is in use already.
     pub(crate) usage_at_most: Option<u64>,
     /// Weights of input and output are wanted, which the kernel follows only on devices told so.
@@ -66,6 +70,9 @@ pub(crate) fn plan(resources: &LinuxResources) -> Result<Plan, Unsupported> {
         // Zero tasks would not even let it start; the others of the field take it for one as well.
         let limit = if pids.limit() < 0 { "max".to_owned() } else { pids.limit().max(1).to_string() };
         plan.set(PIDS_MAX, limit);
+    }
+    if let Some(list) = resources.devices() {
+        plan.devices = devices::rules(list).map_err(|reason| unsupported("devices", &reason))?;
     }
     let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
     unified.sort();

@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::mount::{MountFlags, mount, mount_move};
 
@@ -11,8 +12,6 @@ use crate::cgroup;
 
 /// Where the host's shared folder appears; a container's root is `<id>/rootfs` in it.
 const SHARED: &str = "/run/tatami/shared";
-/// The virtio-fs tag that the VMM gives the shared folder.
-const SHARED_TAG: &str = "shared";
 /// Where the new root is assembled before it takes the initramfs's place.
 const NEW_ROOT: &str = "/mnt";
 
@@ -57,12 +56,20 @@ pub(crate) fn set_up() -> Result<(), MountError> {
     cgroup::enable_controllers().map_err(step("delegate controllers in", cgroup::ROOT))
 }
 
-/// Mounts the host's shared folder.
+/// Mounts the host's shared folder, the virtio-fs device with this `tag`, unless it is there.
+///
+/// Not when the guest starts: a machine that is kept to go on from later must not have agreed with a host about files.
 ///
 /// # Errors
 /// [`MountError`], when the VMM has no such device.
-pub(crate) fn share() -> Result<(), MountError> {
-    add("virtiofs", SHARED_TAG, SHARED, MountFlags::NODEV, c"")
+pub(crate) fn share(tag: &str) -> Result<(), MountError> {
+    static MOUNTED: Mutex<bool> = Mutex::new(false);
+    let mut mounted = MOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*mounted {
+        add("virtiofs", tag, SHARED, MountFlags::NODEV, c"")?;
+        *mounted = true;
+    }
+    Ok(())
 }
 
 /// An initramfs cannot be the old root of pivot_root(2), which every container needs: a tmpfs takes its place.

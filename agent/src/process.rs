@@ -12,7 +12,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::error::Error;
-use crate::launch::{self, Launched};
+use crate::launch::{Launched, Launcher};
 use crate::pump::{pump_input, pump_output};
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::{Attachments, End, Ends, TerminalSocket, pipes};
@@ -61,7 +61,7 @@ impl Process {
     /// Why it could not be made.
     pub(crate) async fn launch(
         &self,
-        reaper: &Reaper,
+        launcher: &Launcher,
         owner: (u32, u32),
         describe: impl FnOnce(Option<Terminal>) -> Request,
     ) -> Result<Launched, Error> {
@@ -69,11 +69,11 @@ impl Process {
         if !self.stdio.terminal {
             let (ends, streams) = pipes(&self.stdio, owner).map_err(Error::internal(failed))?;
             self.lock().ends = ends;
-            return self.create(reaper, &describe(None), &streams).await;
+            return self.create(launcher, &describe(None), &streams).await;
         }
         let socket = TerminalSocket::new().map_err(Error::internal(failed))?;
         let terminal = Terminal { socket: socket.path().to_path_buf(), size: self.lock().size };
-        let launched = self.create(reaper, &describe(Some(terminal.clone())), &[]).await?;
+        let launched = self.create(launcher, &describe(Some(terminal.clone())), &[]).await?;
         let master = socket.receive().map_err(Error::internal("receive the process's terminal"))?;
         let mut state = self.lock();
         if state.size != terminal.size {
@@ -85,8 +85,8 @@ impl Process {
         Ok(launched)
     }
 
-    async fn create(&self, reaper: &Reaper, request: &Request, streams: &[OwnedFd]) -> Result<Launched, Error> {
-        let launched = launch::create(reaper, request, streams).await?;
+    async fn create(&self, launcher: &Launcher, request: &Request, streams: &[OwnedFd]) -> Result<Launched, Error> {
+        let launched = launcher.create(request, streams).await?;
         self.lock().pid = Some(launched.pid);
         Ok(launched)
     }
@@ -202,6 +202,11 @@ impl Process {
     /// Its process id, once it has one.
     pub(crate) fn pid(&self) -> Option<i32> {
         self.lock().pid
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        *self.ended.borrow()
     }
 
     /// Whether it is there to be deleted: never started, or ended.

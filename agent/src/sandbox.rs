@@ -8,17 +8,17 @@ use tatami_protocol::stream::{Kind, StreamHeader};
 
 use crate::container::Container;
 use crate::error::Error;
+use crate::launch::Launcher;
 use crate::process::Process;
-use crate::reaper::Reaper;
 use crate::storage::Storages;
+use crate::zygote::Zygote;
 
 /// The longest id, in bytes: it becomes a file name.
 const MAX_ID: usize = 128;
 
 /// The sandbox's containers. One for the agent's life.
-#[derive(Default)]
 pub struct Sandbox {
-    pub(crate) reaper: Reaper,
+    pub(crate) launcher: Launcher,
     containers: Mutex<HashMap<String, Slot>>,
     /// What is mounted for each container.
     storages: Mutex<HashMap<String, Storages>>,
@@ -31,9 +31,10 @@ enum Slot {
 }
 
 impl Sandbox {
-    /// A sandbox without containers.
-    pub fn new() -> Arc<Self> {
-        Arc::default()
+    /// A sandbox without containers, whose processes descend from `zygote`.
+    pub fn new(zygote: Zygote) -> Arc<Self> {
+        let launcher = Launcher::new(zygote);
+        Arc::new(Self { launcher, containers: Mutex::default(), storages: Mutex::default() })
     }
 
     /// Mounts the storages asked for, makes a container and returns its first process's id.
@@ -46,7 +47,7 @@ impl Sandbox {
         let claim = self.claim(id)?;
         let mut mounted = Storages::mount(&request).await?;
         let stdio = request.stdio.clone().into_option().unwrap_or_default();
-        let container = match Container::create(&self.reaper, id, &request.spec_json, stdio).await {
+        let container = match Container::create(&self.launcher, id, &request.spec_json, stdio).await {
             Ok(container) => container,
             Err(error) => {
                 mounted.unmount().await.unwrap_or_else(|rest| log::warn!("{rest}"));

@@ -35,7 +35,7 @@ impl Server {
         started_ms: f64,
         shutdown: Shutdown,
     ) -> io::Result<Self> {
-        tokio::spawn(sandbox.reaper.clone().run(Reaper::subscribe()?));
+        tokio::spawn(sandbox.launcher.reaper.clone().run(Reaper::subscribe()?));
         let service = Service::new(Arc::clone(&sandbox), BootTimes::ready_now(started_ms), shutdown);
         let mut control = ttrpc::r#async::Server::new()
             .add_listener(ControlListener::new(Incoming(control)))

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::process::Process;
 use crate::sandbox::{Sandbox, check_id};
 use crate::server::Shutdown;
-use crate::{cgroup, clock};
+use crate::{cgroup, clock, entropy, mounts};
 
 /// The answer to a shutdown must be on its way before the machine restarts; no one waits longer than this for it.
 const FAREWELL: Duration = Duration::from_millis(5);
@@ -65,6 +65,11 @@ impl Agent for Service {
             && let Err(cause) = clock::set_ns(request.host_time_ns)
         {
             log::warn!("set the clock: {cause}");
+        }
+        // Before anything else draws random numbers.
+        entropy::add(&request.entropy).map_err(|cause| internal("reseed the random generator", &cause))?;
+        if !request.shared_tag.is_empty() {
+            mounts::share(&request.shared_tag).map_err(|cause| internal("share files", &cause))?;
         }
         Ok(HelloResponse {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -171,6 +176,11 @@ impl Agent for Service {
         });
         Ok(Empty::default())
     }
+}
+
+/// A step that should not fail in a guest of ours.
+fn internal(step: &str, cause: &dyn std::fmt::Display) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, format!("{step}: {cause}")))
 }
 
 fn status(error: Error) -> ttrpc::Error {

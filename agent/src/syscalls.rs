@@ -1,17 +1,20 @@
 //! The few calls that have no safe wrapper with the meaning needed here.
 #![allow(
     unsafe_code,
-    reason = "kill(2) with real-time signals, resetting a disposition, execve(2) without a shell's fallback, epoll on any fd"
+    reason = "kill(2) with real-time signals, dispositions, fork and clone3, execve(2) without a shell's fallback, epoll on any fd"
 )]
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// From the kernel's sched.h; libc's constant is too narrow.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// Sends signal `number` to `pid`.
 ///
@@ -60,4 +63,47 @@ pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 pub(crate) fn watched_for(file: File, interest: Interest) -> io::Result<AsyncFd<File>> {
     // SAFETY: a File moved in here stays the same open descriptor until the AsyncFd closes it.
     Ok(unsafe { AsyncFd::register_with_interest(file, interest) }?)
+}
+
+/// Forks. Zero in the child.
+///
+/// The caller has one thread, or the child would find locks that nobody will ever release.
+///
+/// # Errors
+/// `EAGAIN` or `ENOMEM`.
+pub(crate) fn fork() -> io::Result<i32> {
+    // SAFETY: fork copies the process; with one thread, as the contract says, the copy is as sound as the original.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid),
+    }
+}
+
+/// Forks into the control group that `cgroup` is the folder of. Zero in the child. The caller has one thread.
+///
+/// # Errors
+/// `EAGAIN` when the group may not have more processes.
+pub(crate) fn fork_into(cgroup: &OwnedFd) -> io::Result<i32> {
+    // SAFETY: clone_args is plain data for which all zeroes is a valid value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.cgroup = cgroup.as_raw_fd() as u64;
+    // SAFETY: without CLONE_VM and a stack of its own, clone3 is fork; the argument lives across the call.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid as i32),
+    }
+}
+
+/// Has the kernel reap this process's children.
+pub(crate) fn ignore_children() {
+    // SAFETY: SIG_IGN installs no handler, so no code of ours can run in signal context.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// Lets this process reap its children again.
+pub(crate) fn notice_children() {
+    // SAFETY: SIG_DFL installs no handler, so no code of ours can run in signal context.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }

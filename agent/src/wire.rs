@@ -1,8 +1,8 @@
-//! What the agent and its creator child say to each other, over a SEQPACKET socket pair: one JSON message a packet.
+//! What the agent and its creators say to each other, over SEQPACKET socket pairs: one JSON message a packet.
 //!
-//! The first packet is the request, with the process's standard streams as passed descriptors. Then the creator reports, and
-//! so does the container's process itself until it executes the command, which closes the last copy of the socket: that end
-//! of file is the proof that the command runs.
+//! A request goes to whichever creator waits, with the socket for its reports and the process's standard streams as passed
+//! descriptors. Then the creator reports, and so does the process it makes until it executes the command, which closes the
+//! last copy of the socket: that end of file is the proof that the command runs.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -16,13 +16,12 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The name (argument 0) under which the agent's binary is the creator.
-pub const CREATOR_NAME: &str = "tatami-agent-create";
-
 /// No message is longer, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// Standard input, output and error.
 pub(crate) const STREAMS: usize = 3;
+/// With a request: the socket for reports, then the streams.
+const MAX_FDS: usize = 1 + STREAMS;
 
 /// What the creator shall do, on the container `id` whose state libcontainer keeps below `state`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -37,8 +36,8 @@ pub(crate) struct Request {
 pub(crate) enum Action {
     /// Make the container of a bundle.
     Create { bundle: PathBuf, terminal: Option<Terminal> },
-    /// Start a process, described by a file, in the container.
-    Exec { process: PathBuf, terminal: Option<Terminal> },
+    /// Have a process join the container; a file holds a [`crate::join::Joining`].
+    Join { joining: PathBuf, terminal: Option<Terminal> },
     /// Start a created container whose specification has hooks to run then.
     Start,
     /// Delete a stopped container whose specification has hooks to run then.
@@ -83,10 +82,10 @@ pub(crate) enum CommandFailure {
     NotExecutable,
 }
 
-/// Sends the request with the streams `fds`.
+/// Sends the request with `fds`: where to report, and the streams.
 pub(crate) fn send_request(socket: &OwnedFd, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = serde_json::to_vec(request)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "more descriptors than a request carries"));
@@ -95,16 +94,16 @@ pub(crate) fn send_request(socket: &OwnedFd, request: &Request, fds: &[BorrowedF
     Ok(())
 }
 
-/// Receives the request and the streams that came with it.
-pub(crate) fn receive_request(socket: impl AsFd) -> io::Result<(Request, Vec<OwnedFd>)> {
+/// Receives a request and the descriptors that came with it; none when nobody is left to ask.
+pub(crate) fn receive_request(socket: impl AsFd) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let (length, fds) = receive_with_fds(socket, &mut bytes)?;
-    Ok((parse(&bytes[..length])?, fds))
+    if length == 0 { Ok(None) } else { Ok(Some((parse(&bytes[..length])?, fds))) }
 }
 
 /// Receives one message and the descriptors that came with it.
 pub(crate) fn receive_with_fds(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
@@ -114,6 +113,16 @@ pub(crate) fn receive_with_fds(socket: impl AsFd, bytes: &mut [u8]) -> io::Resul
         }
     }
     Ok((received.bytes, fds))
+}
+
+/// Sends one descriptor, with a byte to carry it.
+pub(crate) fn send_fd(socket: impl AsFd, fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(socket, &[IoSlice::new(b"+")], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 /// Sends a report.
@@ -155,10 +164,12 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let request = Request { state: "/s".into(), id: "c".into(), action: Action::Start };
         send_request(&ours, &request, &[writer.as_fd(), writer.as_fd(), writer.as_fd()]).unwrap();
-        let (received, fds) = receive_request(&theirs).unwrap();
+        let (received, fds) = receive_request(&theirs).unwrap().unwrap();
         assert_eq!((received.id.as_str(), fds.len()), ("c", 3));
         rustix::io::write(&fds[2], b"x").unwrap();
         assert_eq!(rustix::io::read(&reader, &mut [0; 8]).unwrap(), 1);
+        drop(ours);
+        assert!(receive_request(&theirs).unwrap().is_none());
     }
 
     #[test]

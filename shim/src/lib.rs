@@ -1,10 +1,12 @@
 //! The host side of Tatami: the sandbox server and the front ends that stand on it.
 //!
 //! [`sandbox`] is the one state machine: a VM, the agent in it, its containers and everything on the host that belongs
-//! to them. [`run`] is a front end of it, for a person at a terminal. Nothing here parses what a guest wrote into device
+//! to them. [`run`] is a front end of it for a person at a
+//! terminal, [`containerd`] one for containerd and what stands on it. Nothing here parses what a guest wrote into device
 //! memory: that is the VMM's, in a process of its own.
 
 pub mod check;
+pub mod containerd;
 pub mod guest_files;
 pub mod image;
 pub mod logging;

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use tatami_shim::check::CheckArguments;
 use tatami_shim::run::options::RunArguments;
 use tatami_shim::run::{self, TATAMI_FAILED};
-use tatami_shim::{check, logging};
+use tatami_shim::{check, containerd, logging};
 
 /// The command line.
 #[derive(Parser)]
@@ -31,9 +31,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let mut words = std::env::args_os();
-    if words.next().is_some_and(|name| name == "tatami-vmm") {
+    let name = std::env::args_os().next().unwrap_or_default();
+    if name == "tatami-vmm" {
         tatami_vmm::process::main()
+    }
+    if containerd::is_shim(&name) {
+        return containerd::main();
     }
     logging::start();
     match CommandLine::try_parse() {

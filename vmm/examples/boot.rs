@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use tatami_devices::virtio::{Fs, FsConfig, HostPorts, Rng, Threads, VirtioDevice, Vsock};
-use tatami_vmm::boot::{BuiltVm, Parts};
+use tatami_vmm::boot::{BuiltVm, Origin, Parts};
 use tatami_vmm::{StopReason, VmConfig, VmmThreads};
 use vmm_sys_util::poll::PollContext;
 
@@ -31,8 +31,10 @@ fn main() -> anyhow::Result<()> {
     let open = |path: &PathBuf| File::open(path).with_context(|| format!("cannot open {}", path.display()));
     let parts = Parts {
         kvm: File::options().read(true).write(true).open("/dev/kvm").context("cannot open /dev/kvm")?.into(),
-        kernel: open(&arguments.kernel)?,
-        initrd: arguments.initrd.as_ref().map(open).transpose()?,
+        origin: Origin::Kernel {
+            kernel: open(&arguments.kernel)?,
+            initrd: arguments.initrd.as_ref().map(open).transpose()?,
+        },
         devices: devices(&arguments)?,
         serial: Box::new(Console),
     };

@@ -1,15 +1,15 @@
-//! From a configuration and open files to a running guest; to be read from top to bottom.
+//! From a configuration and open files to a running guest, and to files again; to be read from top to bottom.
 //!
 //! Knows the order of things. What they are is in the modules it calls.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tatami_arch::{BootInputs, CommandLine, CommandLineError, DeviceSlot, Host, Machine};
+use tatami_arch::{BootInputs, CommandLine, CommandLineError, DeviceSlot, Host, Machine, Region};
 use tatami_devices::virtio::mmio::NOTIFY_OFFSET;
-use tatami_devices::virtio::{GuestMemory, MmioTransport, VirtioDevice};
+use tatami_devices::virtio::{GuestMemory, MmioTransport, RestoreError, VirtioDevice};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::{Bus, BusDevice};
@@ -18,6 +18,7 @@ use crate::kernel::{self, LoadError, LoadedKernel};
 use crate::kvm::{Kvm, KvmError, Processors, Vcpu, Vm};
 use crate::memory::{self, MemoryError};
 use crate::ports::{ResetPort, SerialPort};
+use crate::snapshot::{Snapshot, SnapshotError, State};
 use crate::stop::{StopReason, StopSignal};
 use crate::vcpu::{ExitCounts, RunningVcpu};
 
@@ -39,6 +40,12 @@ pub enum BootError {
     /// The kernel's command line.
     #[error(transparent)]
     CommandLine(#[from] CommandLineError),
+    /// A saved machine.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A device of a saved machine.
+    #[error("device {0} of the saved machine: {1}")]
+    Device(usize, RestoreError),
     /// More devices than the machine has places.
     #[error("the machine has places for {0} devices, no more: attach fewer disks")]
     TooManyDevices(usize),
@@ -54,64 +61,109 @@ pub enum BootError {
 pub struct Parts {
     /// An open `/dev/kvm`.
     pub kvm: OwnedFd,
-    /// The kernel, an ELF file.
-    pub kernel: File,
-    /// The initrd.
-    pub initrd: Option<File>,
-    /// Devices, in the order in which the guest shall find them.
+    /// What the guest begins as.
+    pub origin: Origin,
+    /// Devices, in the order in which the guest shall find them, or has found them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Where the guest's serial output goes; called on vCPU threads, so it must not block for long.
     pub serial: Box<dyn Write + Send>,
 }
 
-/// A machine whose parts are all in place and whose vCPUs have not run yet.
+/// What a guest begins as.
+#[derive(Debug)]
+pub enum Origin {
+    /// A kernel, which boots.
+    Kernel {
+        /// The kernel, an ELF file.
+        kernel: File,
+        /// The initrd.
+        initrd: Option<File>,
+    },
+    /// A machine of the same configuration that was saved, and goes on.
+    Snapshot(Snapshot),
+}
+
+/// A machine whose parts are all in place and whose vCPUs do not run yet, or do not run just now.
 pub struct BuiltVm {
     // In this order: vCPUs and the bus go before the machine, the machine before nothing else.
     vcpus: Vec<Vcpu>,
-    bus: Bus,
+    devices: Devices,
     stop: StopSignal,
     vm: Vm,
+    processors: Processors,
+    config: VmConfig,
+    counts: ExitCounts,
 }
 
 /// A running guest. Dropping it stops it.
 pub struct RunningVm {
     vcpus: Vec<RunningVcpu>,
-    stop: StopSignal,
-    // Kept for as long as vCPUs may run; on `wait` the devices go with the bus.
+    // All but the vCPUs, which are in use. The devices go with it, after the vCPUs.
+    rest: BuiltVm,
+}
+
+/// What answers at addresses; the virtio devices among them, in the order of their places.
+#[derive(Default)]
+struct Devices {
     bus: Arc<Bus>,
-    vm: Vm,
+    virtio: Vec<Arc<VirtioRegisters>>,
 }
 
 impl BuiltVm {
-    /// Builds the machine: memory, processors, devices, and the kernel where it will start.
+    /// Builds the machine: memory, processors, devices, and the kernel where it will start, or all as it was saved.
     ///
     /// # Errors
     /// Says which part could not be had, and why.
-    pub fn new(config: &VmConfig, mut parts: Parts) -> Result<BuiltVm, BootError> {
+    pub fn new(config: &VmConfig, parts: Parts) -> Result<BuiltVm, BootError> {
         config.validate()?;
-        let kvm = Kvm::new(parts.kvm)?;
+        let Parts { kvm, origin, devices, serial } = parts;
+        let kvm = Kvm::new(kvm)?;
         let processors = Processors::new(&kvm, config.max_vcpus)?;
         let ram = Host::ram(config.memory_bytes());
-        let vm = kvm.create_vm(memory::create(&ram)?)?;
+        let saved = match &origin {
+            Origin::Kernel { .. } => None,
+            Origin::Snapshot(snapshot) => Some(snapshot.read(config)?),
+        };
+        let memory = match (&origin, &saved) {
+            (Origin::Snapshot(snapshot), Some(state)) => snapshot.map(state, &ram)?,
+            _ => memory::create(&ram)?,
+        };
+        let vm = kvm.create_vm(memory)?;
         let stop = StopSignal::new()?;
+        let (devices, slots) = Devices::new(&vm, serial, devices, &stop)?;
+        let (vcpus, counts) = (Vec::with_capacity(config.max_vcpus.into()), ExitCounts::default());
+        let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config: config.clone(), counts };
+        match (origin, saved) {
+            (_, Some(state)) => machine.restore(&state)?,
+            (Origin::Kernel { kernel, initrd }, None) => machine.load(kernel, initrd, &ram, &slots)?,
+            (Origin::Snapshot(_), None) => unreachable!("a snapshot was read above"),
+        }
+        Ok(machine)
+    }
 
+    /// Puts kernel and initrd into memory, and the boot vCPU before the kernel's first instruction.
+    fn load(
+        &mut self,
+        mut kernel: File,
+        initrd: Option<File>,
+        ram: &[Region],
+        slots: &[DeviceSlot],
+    ) -> Result<(), BootError> {
+        let config = &self.config;
+        let memory = self.vm.memory();
         let mut command_line = CommandLine::new::<Host>(config.vcpus, config.console.then_some(Host::CONSOLE))?;
-        let mut bus = Bus::default();
-        add_fixed_devices(&mut bus, &vm, parts.serial, &stop)?;
-        for (index, device) in parts.devices.into_iter().enumerate() {
-            let slot = Host::device_slot(index).ok_or(BootError::TooManyDevices(index))?;
-            add_device(&mut bus, &vm, slot, device)?;
-            command_line.add_device(slot)?;
+        for slot in slots {
+            command_line.add_device(*slot)?;
         }
         command_line.add(&config.command_line_extra)?;
 
-        let LoadedKernel { entry, extent } = kernel::load_kernel(vm.memory(), &mut parts.kernel)?;
-        let initrd = match &mut parts.initrd {
-            Some(file) => Some(kernel::load_initrd(vm.memory(), &ram, extent, file)?),
+        let LoadedKernel { entry, extent } = kernel::load_kernel(memory, &mut kernel)?;
+        let initrd = match initrd {
+            Some(mut file) => Some(kernel::load_initrd(memory, ram, extent, &mut file)?),
             None => None,
         };
         let image = Host::boot_image(&BootInputs {
-            ram: &ram,
+            ram,
             max_vcpus: config.max_vcpus,
             command_line: &command_line.finish()?,
             entry,
@@ -119,60 +171,125 @@ impl BuiltVm {
             seed: seed()?,
         })?;
         for blob in &image.blobs {
-            write_blob(vm.memory(), blob.address, &blob.bytes)?;
+            write_blob(memory, blob.address, &blob.bytes)?;
         }
-
-        let mut vcpus = Vec::with_capacity(config.max_vcpus.into());
         for id in 0..config.max_vcpus {
-            let mut vcpu = vm.create_vcpu(id)?;
-            processors.set_up(&mut vcpu, id, (id == 0).then_some(&image.registers))?;
-            vcpus.push(vcpu);
+            let mut vcpu = self.vm.create_vcpu(id)?;
+            self.processors.set_up(&mut vcpu, id, (id == 0).then_some(&image.registers))?;
+            self.vcpus.push(vcpu);
         }
-        Ok(BuiltVm { vcpus, bus, stop, vm })
+        Ok(())
+    }
+
+    /// Makes everything but memory what it was.
+    fn restore(&mut self, state: &State) -> Result<(), BootError> {
+        for id in 0..self.config.max_vcpus {
+            self.vcpus.push(self.vm.create_vcpu(id)?);
+        }
+        self.vm.restore(&state.machine)?;
+        for (id, (vcpu, saved)) in (0..).zip(self.vcpus.iter_mut().zip(&state.vcpus)) {
+            self.processors.restore(vcpu, id, saved)?;
+        }
+        if state.devices.len() != self.devices.virtio.len() {
+            let (found, expected) = (state.devices.len(), self.devices.virtio.len());
+            return Err(SnapshotError::Damaged(format!("it has {found} devices instead of {expected}")).into());
+        }
+        for (index, (registers, saved)) in self.devices.virtio.iter().zip(&state.devices).enumerate() {
+            registers.lock().restore(saved).map_err(|error| BootError::Device(index, error))?;
+        }
+        Ok(())
     }
 
     /// Lets the guest run.
     ///
     /// # Errors
     /// When a vCPU's thread could not be had.
-    pub fn start(self) -> Result<RunningVm, BootError> {
-        let BuiltVm { vcpus, bus, stop, vm } = self;
-        let bus = Arc::new(bus);
+    pub fn start(mut self) -> Result<RunningVm, BootError> {
+        for registers in &self.devices.virtio {
+            registers.lock().transport_mut().resume();
+        }
+        let vcpus = std::mem::take(&mut self.vcpus);
         let mut running = Vec::with_capacity(vcpus.len());
         for (id, vcpu) in vcpus.into_iter().enumerate() {
-            running.push(RunningVcpu::start(vcpu, id as u8, Arc::clone(&bus), stop.clone())?);
+            running.push(RunningVcpu::start(vcpu, id as u8, Arc::clone(&self.devices.bus), self.stop.clone())?);
         }
-        Ok(RunningVm { vcpus: running, stop, bus, vm })
+        Ok(RunningVm { vcpus: running, rest: self })
+    }
+
+    /// Writes the machine, which [`BuiltVm::start`] lets go on.
+    ///
+    /// # Errors
+    /// When KVM does not give its part, or the files take no more.
+    pub fn save(&self, files: &Snapshot) -> Result<(), BootError> {
+        let vcpus = self.vcpus.iter().map(|vcpu| self.processors.save(vcpu)).collect::<Result<_, _>>()?;
+        let devices = self.devices.virtio.iter().map(|registers| registers.lock().save()).collect();
+        let state = State::new(self.config.clone(), self.vm.save()?, vcpus, devices);
+        Ok(files.write(self.vm.memory(), state)?)
     }
 }
 
 impl RunningVm {
     /// Readable once the guest has stopped by itself.
     pub fn stopped(&self) -> &vmm_sys_util::eventfd::EventFd {
-        self.stop.event()
+        self.rest.stop.event()
     }
 
     /// Why it has stopped, once it has.
     pub fn stop_reason(&self) -> Option<StopReason> {
-        self.stop.reason()
+        self.rest.stop.reason()
     }
 
     /// Guest RAM in bytes.
     pub fn memory_bytes(&self) -> u64 {
         use vm_memory::{GuestMemory as _, GuestMemoryRegion};
-        self.vm.memory().iter().map(GuestMemoryRegion::len).sum()
+        self.rest.vm.memory().iter().map(GuestMemoryRegion::len).sum()
+    }
+
+    /// Has vCPUs and devices stand still, between two instructions and two requests.
+    ///
+    /// # Errors
+    /// When a vCPU's thread has died.
+    pub fn pause(self) -> Result<BuiltVm, BootError> {
+        let RunningVm { vcpus, rest: mut machine } = self;
+        for vcpu in vcpus {
+            let (vcpu, needed) = vcpu.stop().ok_or_else(|| io::Error::other("a vCPU's thread panicked"))?;
+            machine.counts += needed;
+            machine.vcpus.push(vcpu);
+        }
+        for registers in &machine.devices.virtio {
+            registers.lock().transport_mut().pause();
+        }
+        Ok(machine)
     }
 
     /// Stops the vCPUs and then the devices; tells what the guest needed of this process.
     pub fn stop(self) -> ExitCounts {
-        let mut counts = ExitCounts::default();
+        let mut counts = self.rest.counts;
         for vcpu in self.vcpus {
             if let Some((_, needed)) = vcpu.stop() {
                 counts += needed;
             }
         }
-        drop(self.bus);
         counts
+    }
+}
+
+impl Devices {
+    /// Puts all devices in their places, which are returned as far as the guest has to be told of them.
+    fn new(
+        vm: &Vm,
+        serial: Box<dyn Write + Send>,
+        devices: Vec<Box<dyn VirtioDevice>>,
+        stop: &StopSignal,
+    ) -> Result<(Devices, Vec<DeviceSlot>), BootError> {
+        let (mut bus, mut virtio, mut slots) = (Bus::default(), Vec::new(), Vec::new());
+        add_fixed_devices(&mut bus, vm, serial, stop)?;
+        for (index, device) in devices.into_iter().enumerate() {
+            let slot = Host::device_slot(index).ok_or(BootError::TooManyDevices(index))?;
+            virtio.push(add_device(&mut bus, vm, slot, device)?);
+            slots.push(slot);
+        }
+        Ok((Devices { bus: Arc::new(bus), virtio }, slots))
     }
 }
 
@@ -189,30 +306,39 @@ fn add_fixed_devices(bus: &mut Bus, vm: &Vm, out: Box<dyn Write + Send>, stop: &
 }
 
 /// Puts a virtio device into its slot: registers on the bus, interrupt and kicks past it.
-fn add_device(bus: &mut Bus, vm: &Vm, slot: DeviceSlot, device: Box<dyn VirtioDevice>) -> Result<(), BootError> {
+fn add_device(
+    bus: &mut Bus,
+    vm: &Vm,
+    slot: DeviceSlot,
+    device: Box<dyn VirtioDevice>,
+) -> Result<Arc<VirtioRegisters>, BootError> {
     let transport = MmioTransport::new(device, vm.memory().clone())?;
     vm.connect_interrupt(transport.transport().interrupt().line(), slot.irq)?;
     for (index, kick) in transport.transport().kicks().iter().enumerate() {
         vm.connect_kick(kick, slot.address + NOTIFY_OFFSET, index as u32)?;
     }
-    bus.add(
-        tatami_arch::Space::Memory,
-        slot.address..slot.address + slot.size,
-        Box::new(VirtioRegisters(Mutex::new(transport))),
-    );
-    Ok(())
+    let registers = Arc::new(VirtioRegisters(Mutex::new(transport)));
+    let range = slot.address..slot.address + slot.size;
+    bus.add(tatami_arch::Space::Memory, range, Box::new(Arc::clone(&registers)));
+    Ok(registers)
 }
 
 /// A transport on the bus.
 struct VirtioRegisters(Mutex<MmioTransport>);
 
-impl BusDevice for VirtioRegisters {
+impl VirtioRegisters {
+    fn lock(&self) -> MutexGuard<'_, MmioTransport> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BusDevice for Arc<VirtioRegisters> {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+        self.lock().read(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+        self.lock().write(offset, data);
     }
 }
 

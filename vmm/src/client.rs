@@ -2,7 +2,6 @@
 //!
 //! Knows nothing of what goes on in the guest; reads nothing that a guest wrote, except console bytes, which it passes on.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,9 +11,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use tatami_devices::virtio::DiskPart;
 
+use crate::boot::Origin;
 use crate::config::{ConfigError, VmConfig};
-use crate::control::{Channel, ControlError, LogLevel, Notice, Order, Part, Received, Start, What, parse};
-use crate::process::{NAME, descriptors};
+use crate::control::{Channel, ControlError, LogLevel, Notice, Order, OriginKind, Part, Received, Start, What, parse};
+use crate::process::NAME;
+use crate::snapshot::Snapshot;
 use crate::stop::StopReason;
 
 /// What a machine is given; every descriptor passes to the VMM, none stays open here.
@@ -22,10 +23,8 @@ use crate::stop::StopReason;
 pub struct Resources {
     /// An open `/dev/kvm` ([`crate::probe::open`]).
     pub kvm: OwnedFd,
-    /// The kernel, an ELF file.
-    pub kernel: File,
-    /// The initrd.
-    pub initrd: Option<File>,
+    /// What the guest begins as.
+    pub origin: Origin,
     /// The folder that the guest sees under the tag `shared`; a mount point, whose mount is shared if what is mounted below
     /// it later is to arrive.
     pub shared_dir: PathBuf,
@@ -71,7 +70,7 @@ pub enum Event {
     Console(Vec<u8>),
     /// An order has been carried out, or not.
     Answer {
-        /// As [`VmmProcess::attach_disk`] and [`VmmProcess::detach_disk`] gave it.
+        /// As [`VmmProcess::attach_disk`], [`VmmProcess::detach_disk`] or [`VmmProcess::save`] gave it.
         order: u64,
         /// Why not.
         result: Result<(), String>,
@@ -108,7 +107,7 @@ impl VmmProcess {
     /// As [`VmmProcess::spawn`].
     pub fn spawn_binary(binary: &Path, config: &VmConfig, resources: Resources) -> Result<VmmProcess, SpawnError> {
         config.validate()?;
-        let Resources { kvm, kernel, initrd, shared_dir, vsock_listener } = resources;
+        let Resources { kvm, origin, shared_dir, vsock_listener } = resources;
         let (channel, theirs) = Channel::pair().map_err(SpawnError::Process)?;
         let child = Command::new(binary)
             .arg0(NAME)
@@ -122,8 +121,14 @@ impl VmmProcess {
             .spawn()
             .map_err(SpawnError::Process)?;
         let process = VmmProcess { child, channel, stopped: false, orders: 0 };
-        let start = Start { config: config.clone(), shared_dir, initrd: initrd.is_some() };
-        let sent = descriptors(&kvm, &kernel, initrd.as_ref(), &vsock_listener);
+        let (kind, files) = match &origin {
+            Origin::Kernel { kernel, initrd: None } => (OriginKind::Kernel, vec![kernel]),
+            Origin::Kernel { kernel, initrd: Some(initrd) } => (OriginKind::KernelAndInitrd, vec![kernel, initrd]),
+            Origin::Snapshot(Snapshot { memory, state }) => (OriginKind::Snapshot, vec![memory, state]),
+        };
+        let start = Start { config: config.clone(), shared_dir, origin: kind };
+        let mut sent = vec![kvm.as_fd(), vsock_listener.as_fd()];
+        sent.extend(files.into_iter().map(AsFd::as_fd));
         process.channel.send(&start, &sent, true)?;
         Ok(process)
     }
@@ -185,6 +190,15 @@ impl VmmProcess {
     /// As there.
     pub fn detach_disk(&mut self, slot: u8) -> Result<u64, ControlError> {
         self.order(What::DetachDisk(slot), &[])
+    }
+
+    /// Asks for the machine to be written to `files`, both empty and open for writing. It goes on afterwards. Answered like
+    /// [`VmmProcess::attach_disk`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn save(&mut self, files: &Snapshot) -> Result<u64, ControlError> {
+        self.order(What::Save, &[files.memory.as_fd(), files.state.as_fd()])
     }
 
     fn order(&mut self, what: What, descriptors: &[BorrowedFd<'_>]) -> Result<u64, ControlError> {

@@ -34,7 +34,7 @@ const ANCILLARY_SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT));
 const TAG_JSON: u8 = b'J';
 const TAG_CONSOLE: u8 = b'C';
 
-/// What the server sends first. Descriptors come with it, in the order KVM, kernel, initrd if there is one, listening socket.
+/// What the server sends first. Descriptors come with it, in the order KVM, listening socket, and what `origin` says.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Start {
@@ -42,8 +42,20 @@ pub(crate) struct Start {
     pub(crate) config: VmConfig,
     /// The folder that becomes the root; a mount point.
     pub(crate) shared_dir: PathBuf,
-    /// An initrd's descriptor is among those sent.
-    pub(crate) initrd: bool,
+    /// What the guest begins as.
+    pub(crate) origin: OriginKind,
+}
+
+/// What the guest begins as, without the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) enum OriginKind {
+    /// A kernel's descriptor is sent.
+    Kernel,
+    /// A kernel's and an initrd's.
+    KernelAndInitrd,
+    /// Those of a saved machine: memory, state.
+    Snapshot,
 }
 
 /// What the server sends later. Each is answered with [`Notice::Answer`], which names its number.
@@ -64,6 +76,8 @@ pub(crate) enum What {
     AttachDisk(u8, Vec<Part>),
     /// Empty a slot.
     DetachDisk(u8),
+    /// Write the machine to two files, memory and state, which come as descriptors; then let it go on.
+    Save,
 }
 
 /// A part of a disk, without its image; in bytes.
@@ -279,7 +293,7 @@ mod tests {
     fn a_message_arrives_with_its_descriptors() {
         let (server, vmm) = pair();
         let (mut reader, writer) = io::pipe().unwrap();
-        let start = Start { config: VmConfig::default(), shared_dir: "/x".into(), initrd: true };
+        let start = Start { config: VmConfig::default(), shared_dir: "/x".into(), origin: OriginKind::KernelAndInitrd };
         server.send(&start, &[writer.as_fd()], true).unwrap();
         drop(writer);
         let Some(Received::Json(body, mut descriptors)) = vmm.receive(true).unwrap() else { panic!() };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tatami_devices::virtio::{Blk, DiskError, DiskPart, Slot, Threads, VirtioDevice};
 
 use crate::config::slot_serial;
-use crate::control::{Part, What};
+use crate::control::Part;
 
 /// Why an order was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -48,28 +48,31 @@ impl DiskSlots {
         self.0.iter().map(|slot| Box::new(Blk::new(slot.clone(), Arc::clone(threads))) as _)
     }
 
-    /// Does what the server says.
+    /// Puts a disk of these parts into an empty slot.
     ///
     /// # Errors
     /// When that cannot be; the slot is then as before.
-    pub(crate) fn carry_out(&self, what: What, descriptors: Vec<OwnedFd>) -> Result<(), OrderError> {
-        match what {
-            What::AttachDisk(number, parts) => {
-                let slot = self.slot(number)?;
-                if slot.is_filled() {
-                    return Err(OrderError::Filled(number));
-                }
-                if parts.len() != descriptors.len() {
-                    return Err(OrderError::Images { described: parts.len(), sent: descriptors.len() });
-                }
-                let whole = |(Part { start, length, read_only }, image)| {
-                    let image = File::from(image);
-                    DiskPart { image, start, length, read_only }
-                };
-                slot.insert(parts.into_iter().zip(descriptors).map(whole).collect())?;
-            }
-            What::DetachDisk(number) => self.slot(number)?.eject(),
+    pub(crate) fn attach(&self, number: u8, parts: Vec<Part>, images: Vec<OwnedFd>) -> Result<(), OrderError> {
+        let slot = self.slot(number)?;
+        if slot.is_filled() {
+            return Err(OrderError::Filled(number));
         }
+        if parts.len() != images.len() {
+            return Err(OrderError::Images { described: parts.len(), sent: images.len() });
+        }
+        let whole = |(Part { start, length, read_only }, image)| {
+            let image = File::from(image);
+            DiskPart { image, start, length, read_only }
+        };
+        Ok(slot.insert(parts.into_iter().zip(images).map(whole).collect())?)
+    }
+
+    /// Empties a slot.
+    ///
+    /// # Errors
+    /// When there is no such slot.
+    pub(crate) fn detach(&self, number: u8) -> Result<(), OrderError> {
+        self.slot(number)?.eject();
         Ok(())
     }
 
@@ -96,30 +99,30 @@ mod tests {
     fn slots_are_filled_once_and_emptied_at_will() {
         let slots = DiskSlots::new(2);
         for _ in 0..2 {
-            slots.carry_out(What::AttachDisk(1, vec![part(512)]), vec![image(512)]).unwrap();
-            let twice = slots.carry_out(What::AttachDisk(1, vec![part(512)]), vec![image(512)]);
+            slots.attach(1, vec![part(512)], vec![image(512)]).unwrap();
+            let twice = slots.attach(1, vec![part(512)], vec![image(512)]);
             assert!(matches!(twice, Err(OrderError::Filled(1))));
-            slots.carry_out(What::AttachDisk(0, vec![part(512)]), vec![image(512)]).unwrap();
-            slots.carry_out(What::DetachDisk(0), vec![]).unwrap();
-            slots.carry_out(What::DetachDisk(1), vec![]).unwrap();
-            slots.carry_out(What::DetachDisk(1), vec![]).unwrap();
+            slots.attach(0, vec![part(512)], vec![image(512)]).unwrap();
+            slots.detach(0).unwrap();
+            slots.detach(1).unwrap();
+            slots.detach(1).unwrap();
         }
     }
 
     #[test]
     fn orders_that_cannot_be_leave_the_slot_empty() {
         let slots = DiskSlots::new(1);
-        let error = |what, images| slots.carry_out(what, images).unwrap_err().to_string();
-        assert_eq!(error(What::DetachDisk(1), vec![]), "the machine has no disk slot 1");
+        let error = |result: Result<(), OrderError>| result.unwrap_err().to_string();
+        assert_eq!(error(slots.detach(1)), "the machine has no disk slot 1");
         assert_eq!(
-            error(What::AttachDisk(0, vec![part(512)]), vec![]),
+            error(slots.attach(0, vec![part(512)], vec![])),
             "1 parts of a disk are described, 0 images were sent"
         );
-        assert_eq!(error(What::AttachDisk(0, vec![]), vec![]), "a disk needs at least one image");
+        assert_eq!(error(slots.attach(0, vec![], vec![])), "a disk needs at least one image");
         assert_eq!(
-            error(What::AttachDisk(0, vec![part(1024)]), vec![image(1000)]),
+            error(slots.attach(0, vec![part(1024)], vec![image(1000)])),
             "image 0 has 1000 bytes, fewer than the 1024 that the disk shall have of it"
         );
-        slots.carry_out(What::AttachDisk(0, vec![part(512)]), vec![image(512)]).unwrap();
+        slots.attach(0, vec![part(512)], vec![image(512)]).unwrap();
     }
 }

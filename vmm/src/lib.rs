@@ -18,6 +18,7 @@ mod memory;
 mod ports;
 pub mod probe;
 pub mod process;
+pub mod snapshot;
 mod stop;
 mod threads;
 mod vcpu;

@@ -6,11 +6,13 @@
 //! Memory in a file (memfd) gets no huge pages on a host with the usual settings, and cannot be merged between sandboxes, so
 //! it is for what needs it: sharing with other processes. Knows regions, not what is in them.
 
-#![allow(unsafe_code, reason = "advice on the use of memory takes addresses")]
+#![allow(unsafe_code, reason = "advice on memory, and files mapped over it, take addresses")]
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 
-use tatami_arch::Region;
+use tatami_arch::{Extent, Region};
 use tatami_devices::virtio::GuestMemory;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
@@ -49,6 +51,52 @@ pub(crate) fn create(regions: &[Region]) -> Result<GuestMemory, MemoryError> {
         mapped.push(placed.ok_or_else(|| refused(io::ErrorKind::InvalidInput.into()))?);
     }
     GuestMemoryMmap::from_regions(mapped).map_err(|error| refused(io::Error::other(error)))
+}
+
+/// As [`create`], but what lies in `stretches` of `file` (offsets in bytes, as if all regions lay one after the other; page by
+/// page, ascending) is in memory to begin with. The file stays as it is.
+///
+/// # Errors
+/// As [`create`].
+pub(crate) fn create_from(regions: &[Region], file: &File, stretches: &[Extent]) -> Result<GuestMemory, MemoryError> {
+    check_host(regions)?;
+    let refused = |error: io::Error| MemoryError::Refused(total(regions) >> 20, error);
+    let mut mapped = Vec::with_capacity(regions.len());
+    let mut start = 0;
+    for region in regions {
+        let mapping = map_aligned(region.size as usize).map_err(refused)?;
+        for stretch in stretches.iter().filter_map(|stretch| within(*stretch, start, region.size)) {
+            map_over(&mapping, file, start, stretch).map_err(refused)?;
+        }
+        start += region.size;
+        let placed = GuestRegionMmap::new(mapping, GuestAddress(region.start));
+        mapped.push(placed.ok_or_else(|| refused(io::ErrorKind::InvalidInput.into()))?);
+    }
+    GuestMemoryMmap::from_regions(mapped).map_err(|error| refused(io::Error::other(error)))
+}
+
+/// The part of `stretch` that lies in the `size` bytes from `start`.
+fn within(stretch: Extent, start: u64, size: u64) -> Option<Extent> {
+    let from = stretch.start.max(start);
+    let to = stretch.end().min(start + size);
+    (from < to).then(|| Extent { start: from, size: to - from })
+}
+
+/// Puts a stretch of `file` in the place that it has in `mapping`, which begins at `start` of the file.
+fn map_over(mapping: &MmapRegion, file: &File, start: u64, stretch: Extent) -> io::Result<()> {
+    let offset = stretch.start - start;
+    // SAFETY: the range lies within the mapping, which nothing uses yet; it is unmapped with it.
+    let placed = unsafe {
+        libc::mmap(
+            mapping.as_ptr().add(offset as usize).cast(),
+            stretch.size as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+            file.as_raw_fd(),
+            stretch.start as libc::off_t,
+        )
+    };
+    if placed == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Maps `size` bytes at a multiple of [`HUGE_PAGE`], where the kernel lets itself be led to.

@@ -13,11 +13,14 @@ use std::time::Instant;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use tatami_devices::virtio::{Fs, FsConfig, FsError, HostPorts, Rng, Threads, VirtioDevice, Vsock, VsockError};
 
-use crate::boot::{BootError, BuiltVm, Parts, RunningVm};
+use crate::boot::{BootError, BuiltVm, Origin, Parts, RunningVm};
 use crate::console::ConsoleOutput;
-use crate::control::{Channel, ControlError, LogLevel, Notice, Order, Received, Start, bounded, parse};
+use crate::control::{
+    Channel, ControlError, LogLevel, Notice, Order, OriginKind, Received, Start, What, bounded, parse,
+};
 use crate::disks::DiskSlots;
 use crate::jail::{self, Jail, JailError};
+use crate::snapshot::Snapshot;
 use crate::stop::StopReason;
 use crate::threads::VmmThreads;
 
@@ -25,7 +28,7 @@ use crate::threads::VmmThreads;
 pub const NAME: &str = "tatami-vmm";
 
 /// The name under which the guest mounts the shared folder.
-const SHARED_TAG: &str = "shared";
+pub const SHARED_TAG: &str = "shared";
 
 /// Why the process ends before the guest has run.
 #[derive(Debug, thiserror::Error)]
@@ -88,14 +91,18 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
     }
     let mut next = || sent.next().ok_or_else(|| ControlError::Malformed("a descriptor is missing".to_owned()));
     let kvm = next()?;
-    let kernel = File::from(next()?);
-    let initrd = if start.initrd { Some(File::from(next()?)) } else { None };
     let listener = UnixListener::from(next()?);
+    let mut file = || next().map(File::from);
+    let origin = match start.origin {
+        OriginKind::Kernel => Origin::Kernel { kernel: file()?, initrd: None },
+        OriginKind::KernelAndInitrd => Origin::Kernel { kernel: file()?, initrd: Some(file()?) },
+        OriginKind::Snapshot => Origin::Snapshot(Snapshot { memory: file()?, state: file()? }),
+    };
 
     let slots = DiskSlots::new(start.config.disk_slots);
     let devices = devices(&start, jail, listener, &slots, channel)?;
     let serial = Box::new(ConsoleOutput::new(Arc::clone(channel)));
-    let vm = BuiltVm::new(&start.config, Parts { kvm, kernel, initrd, devices, serial })?;
+    let vm = BuiltVm::new(&start.config, Parts { kvm, origin, devices, serial })?;
     let elapsed = || began.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
     channel.send(&Notice::Created(elapsed()), &[], true)?;
     let vm = vm.start()?;
@@ -160,18 +167,41 @@ const TOKEN_CONTROL: u32 = 1;
 
 impl Supervisor {
     /// Carries out what the server has ordered.
-    fn obey(&self) -> Result<(), ControlError> {
+    fn obey(&mut self) -> Result<(), ProcessError> {
         match self.channel.receive(false)? {
             Some(Received::Json(body, descriptors)) => {
                 let Order { number, what } = parse(&body)?;
-                let result = self.slots.carry_out(what, descriptors).map_err(|error| bounded(error.to_string()));
-                self.channel.send(&Notice::Answer(number, result), &[], true)
+                let result = match what {
+                    What::Save => self.save(descriptors)?,
+                    What::AttachDisk(slot, parts) => told(self.slots.attach(slot, parts, descriptors)),
+                    What::DetachDisk(slot) => told(self.slots.detach(slot)),
+                };
+                Ok(self.channel.send(&Notice::Answer(number, result.map_err(bounded)), &[], true)?)
             }
             None => Ok(()),
             Some(Received::Closed) => std::process::exit(1),
-            Some(Received::Console(_)) => Err(ControlError::Malformed("the server sends console bytes".to_owned())),
+            Some(Received::Console(_)) => {
+                Err(ControlError::Malformed("the server sends console bytes".to_owned()).into())
+            }
         }
     }
+
+    /// Writes the machine to the files sent, and lets it go on whether or not that could be done.
+    fn save(&mut self, files: Vec<OwnedFd>) -> Result<Result<(), String>, ProcessError> {
+        let Ok([memory, state]) = <[OwnedFd; 2]>::try_from(files) else {
+            return Ok(Err("two files are needed to save a machine".to_owned()));
+        };
+        let Some(vm) = self.vm.take() else { return Ok(Err("the machine has stopped".to_owned())) };
+        let vm = vm.pause()?;
+        let saved = vm.save(&Snapshot { memory: memory.into(), state: state.into() });
+        self.vm = Some(vm.start()?);
+        Ok(told(saved))
+    }
+}
+
+/// A failure as the server is told of it.
+fn told<E: std::error::Error>(result: Result<(), E>) -> Result<(), String> {
+    result.map_err(|error| error.to_string())
 }
 
 impl MutEventSubscriber for Supervisor {
@@ -200,7 +230,7 @@ impl MutEventSubscriber for Supervisor {
             }
             _ => {
                 if let Err(error) = self.obey() {
-                    self.end = Some(Err(error.into()));
+                    self.end = Some(Err(error));
                 }
             }
         }
@@ -242,17 +272,4 @@ fn report_to(channel: &Arc<Channel>) {
     std::panic::set_hook(Box::new(move |panic| {
         let _ = channel.send(&Notice::Log(LogLevel::Error, bounded(panic.to_string())), &[], false);
     }));
-}
-
-/// The descriptors that a machine is started with, in the order in which [`live`] takes them.
-pub(crate) fn descriptors<'a>(
-    kvm: &'a OwnedFd,
-    kernel: &'a File,
-    initrd: Option<&'a File>,
-    listener: &'a UnixListener,
-) -> Vec<std::os::fd::BorrowedFd<'a>> {
-    let mut list = vec![kvm.as_fd(), kernel.as_fd()];
-    list.extend(initrd.map(AsFd::as_fd));
-    list.push(listener.as_fd());
-    list
 }

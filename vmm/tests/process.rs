@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tatami_vmm::boot::Origin;
 use tatami_vmm::{DiskPart, Event, Resources, StopReason, VmConfig, VmmProcess, probe, process};
 
 type Case = (&'static str, fn() -> Result<()>);
@@ -82,8 +83,10 @@ impl Sandbox {
         let _ = fs::remove_file(&socket);
         let resources = Resources {
             kvm: probe::open()?,
-            kernel: File::open(kernel).with_context(|| format!("cannot open {}", kernel.display()))?,
-            initrd: initrd.map(File::open).transpose()?,
+            origin: Origin::Kernel {
+                kernel: File::open(kernel).with_context(|| format!("cannot open {}", kernel.display()))?,
+                initrd: initrd.map(File::open).transpose()?,
+            },
             shared_dir: self.shared(),
             vsock_listener: UnixListener::bind(socket)?,
         };

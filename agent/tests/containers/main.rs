@@ -1,22 +1,20 @@
 //! The agent's service, whole, without a VM: PID 1 of namespaces of its own, reached over unix sockets, on a busybox root.
 //!
-//! One binary plays three parts: the test run, the agent, and the agent's creator. Needs root and a static busybox; where
+//! One binary plays two parts: the test run, and the agent. Needs root and a static busybox; where
 //! they are missing it fails, because a test that did not run has not passed.
 
 mod cases;
 mod limits;
 mod rig;
+mod specification;
 
-use std::ffi::OsStr;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::time::Instant;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
-    if arguments.next().as_deref() == Some(OsStr::new(tatami_agent::CREATOR_NAME)) {
-        return tatami_agent::creator_main();
-    }
+    arguments.next();
     let words: Vec<String> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
     if let [word, folder] = words.as_slice()
         && word == rig::SERVE
@@ -24,7 +22,7 @@ fn main() -> ExitCode {
         rig::serve(folder.as_ref());
         return ExitCode::FAILURE;
     }
-    let all: Vec<_> = cases::ALL.iter().chain(limits::ALL).collect();
+    let all: Vec<_> = cases::ALL.iter().chain(limits::ALL).chain(specification::ALL).collect();
     if words.iter().any(|word| word == "--list") {
         all.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tatami_agent::{Listener, Sandbox, Server};
+use tatami_agent::{Listener, Sandbox, Server, Zygote};
 use tatami_protocol::agent::{
     ContainerRequest, CreateContainerRequest, CreateExecRequest, OomRequest, ProcessRequest, ShutdownRequest,
     SignalRequest, Stats, Stdio, UpdateRequest,
@@ -27,8 +27,8 @@ pub(crate) const SERVE: &str = "--serve";
 const PATIENCE: Duration = Duration::from_secs(20);
 const CAPABILITIES: &[&str] = &["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"];
 const APPLETS: &[&str] = &[
-    "cat", "dd", "echo", "env", "false", "grep", "head", "id", "ls", "mkdir", "ps", "seq", "sh", "sleep", "stty",
-    "tail", "test", "true", "yes",
+    "cat", "chmod", "dd", "echo", "env", "false", "grep", "head", "id", "ls", "mkdir", "ps", "pwd", "seq", "sh",
+    "sleep", "stty", "tail", "test", "touch", "tr", "true", "yes",
 ];
 
 /// The agent's part: serves on sockets in `folder`; ends by a shutdown request.
@@ -39,6 +39,7 @@ pub(crate) fn serve(folder: &Path) {
     mount(&["-t", "tmpfs", "run", "/run"]);
     mount(&["-t", "cgroup2", "cgroup", "/sys/fs/cgroup"]);
     tatami_agent::enable_controllers().unwrap();
+    let zygote = Zygote::start().unwrap();
     let listen = |name: &str| Listener::Unix(UnixListener::bind(folder.join(name)).unwrap());
     runtime().block_on(async {
         let (control, streams) = (listen("control"), listen("streams"));
@@ -48,7 +49,7 @@ pub(crate) fn serve(folder: &Path) {
             let _ = fs::remove_dir("/sys/fs/cgroup/tatami");
             std::process::exit(0)
         });
-        let server = Server::start(Sandbox::new(), control, streams, 0.0, shutdown).await.unwrap();
+        let server = Server::start(Sandbox::new(zygote), control, streams, 0.0, shutdown).await.unwrap();
         fs::write(folder.join("ready"), "").unwrap();
         server.run().await.unwrap();
     });
@@ -172,8 +173,22 @@ impl Container<'_> {
     }
 
     pub(crate) fn create_exec(&self, exec_id: &str, command: &[&str], stdio: Stdio) -> ttrpc::Result<()> {
+        self.create_exec_with(exec_id, command, stdio, json!({}))
+    }
+
+    /// A process whose description differs from the first's in `changes`.
+    pub(crate) fn create_exec_with(
+        &self,
+        exec_id: &str,
+        command: &[&str],
+        stdio: Stdio,
+        changes: Value,
+    ) -> ttrpc::Result<()> {
         let mut process = self.spec["process"].clone();
         process["args"] = json!(command);
+        for (key, value) in changes.as_object().unwrap() {
+            process[key] = value.clone();
+        }
         let request = CreateExecRequest {
             container_id: self.id.clone(),
             exec_id: exec_id.to_owned(),
@@ -277,6 +292,14 @@ impl Container<'_> {
 
     fn itself(&self) -> ContainerRequest {
         ContainerRequest { container_id: self.id.clone(), ..Default::default() }
+    }
+
+    /// Like [`Container::exec`], with changes to the description.
+    pub(crate) fn exec_with(&self, command: &[&str], changes: Value) -> Ended {
+        self.create_exec_with("e", command, output(), changes).unwrap();
+        let ended = self.finish("e");
+        self.delete_exec("e").unwrap();
+        ended
     }
 
     pub(crate) fn process(&self, exec_id: &str) -> ProcessRequest {

@@ -29,6 +29,7 @@ use crate::sandbox::disks::DiskImage;
 use crate::sandbox::folder::Places;
 use crate::sandbox::guest::Streams;
 use crate::sandbox::mounts::{HostPath, HostVolume, MountError};
+use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
 use crate::sandbox::{self, Ground, Sandbox, Settings};
 use compose::{Base, ComposeError, Recipe};
@@ -152,6 +153,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         initrd: files.initrd,
         live_console: options.console,
         boot_limit: options.boot_limit,
+        templates: Templates::from_environment(&Places::from_environment()),
     };
     let recipe = Recipe::new(base, volumes, &options);
     Ok(Prepared { options, recipe, settings })

@@ -2,14 +2,16 @@
 //!
 //! Knows the calls; nothing of when they are due, and nothing of VMs.
 
+use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
-    ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse, OomRequest, ProcessRequest,
-    ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest, WaitResponse,
+    ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse, OomRequest,
+    ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{Kind, StreamHeader};
+use tatami_vmm::process::SHARED_TAG;
 use tokio::net::UnixStream;
 use ttrpc::Code;
 use ttrpc::asynchronous::Client;
@@ -20,6 +22,9 @@ use super::door::{Door, DoorError};
 
 /// How long the agent may take to answer a call that does not wait for a process.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Random bytes for the guest: as many as its generator's key has, at most 256, of which there is never a part only.
+const ENTROPY: usize = 32;
 
 /// A connection to the agent. Cloning is cheap, and clones may call at the same time.
 #[derive(Clone)]
@@ -34,6 +39,9 @@ pub enum AgentError {
     /// There is no connection.
     #[error("cannot reach the agent: {0}")]
     Door(#[from] DoorError),
+    /// This host has no random numbers.
+    #[error("no random numbers for the guest: {0}")]
+    Random(#[from] io::Error),
     /// The agent answered that it cannot.
     #[error("{message}")]
     Refused {
@@ -70,13 +78,20 @@ impl Agent {
         Ok(Agent { client: AgentClient::new(Client::new(Socket::new(stream))), door })
     }
 
-    /// Greets it, which sets the guest's clock.
+    /// Greets it: sets the guest's clock, gives its random generator a new start, and has it mount the shared folder.
     ///
     /// # Errors
     /// [`AgentError`], as from every call.
     pub async fn hello(&self) -> Result<HelloResponse, AgentError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let request = HelloRequest { host_time_ns: now.as_nanos() as i64, ..Default::default() };
+        let mut entropy = vec![0; ENTROPY];
+        rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty()).map_err(io::Error::from)?;
+        let request = HelloRequest {
+            host_time_ns: now.as_nanos() as i64,
+            entropy,
+            shared_tag: SHARED_TAG.to_owned(),
+            ..Default::default()
+        };
         answer("Hello", self.client.hello(Context::default(), &request)).await
     }
 

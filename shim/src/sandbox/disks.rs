@@ -17,7 +17,7 @@ use super::Error;
 use super::agent::AgentError;
 use super::guest::Guest;
 use super::mounts::Root;
-use super::vm::{DiskOrder, VmError, VmWatch};
+use super::vm::{VmError, VmOrder, VmWatch};
 
 /// Bytes of a sector, the unit of a disk's size.
 const SECTOR: u64 = 512;
@@ -198,7 +198,7 @@ impl Disks {
             PartMessage { start, length, read_only, ..PartMessage::default() }
         };
         let disk = Disk { slot, parts: parts.iter().map(describe).collect(), disks: self.clone() };
-        match self.vm.order(DiskOrder::Attach(slot as u8, parts)).await {
+        match self.vm.order(VmOrder::Attach(slot as u8, parts)).await {
             Ok(()) => Ok(disk),
             Err(error) => {
                 self.taken()[slot] = false;
@@ -230,7 +230,7 @@ impl Disk {
     /// # Errors
     /// [`DiskError::Vm`].
     pub async fn detach(self) -> Result<(), DiskError> {
-        self.disks.vm.order(DiskOrder::Detach(self.slot as u8)).await?;
+        self.disks.vm.order(VmOrder::Detach(self.slot as u8)).await?;
         self.disks.taken()[self.slot] = false;
         Ok(())
     }

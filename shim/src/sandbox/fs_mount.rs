@@ -50,7 +50,8 @@ impl FsMount {
                 "rbind" => (sorted.bind, sorted.recursive) = (true, true),
                 "" | "defaults" | "suid" | "nosuid" | "dev" | "nodev" | "exec" | "noexec" | "atime" | "noatime"
                 | "diratime" | "nodiratime" | "relatime" | "norelatime" | "strictatime" | "nostrictatime" | "async"
-                | "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" | "unbindable" | "runbindable" => {}
+                | "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" | "unbindable" | "runbindable" => {
+                }
                 _ => sorted.data.push(option.clone()),
             }
         }
@@ -124,8 +125,9 @@ mod tests {
 
     #[test]
     fn many_layers_are_named_from_where_they_lie() {
-        let layers: Vec<String> =
-            (0..120).map(|n| format!("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/{n}/fs")).collect();
+        let layers: Vec<String> = (0..120)
+            .map(|n| format!("/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/{n}/fs"))
+            .collect();
         let lower = format!("lowerdir={}", layers.join(":"));
         assert!(lower.len() > MAX_DATA);
         let (folder, data) = shortened(&["upperdir=/u".to_owned(), lower]).unwrap();

@@ -15,6 +15,7 @@ pub mod fs_mount;
 pub mod guest;
 pub mod mounts;
 mod remove;
+pub mod template;
 pub mod timings;
 mod undertaker;
 pub mod vm;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use nix::sys::termios::Termios;
 use tatami_protocol::agent::{CreateContainerRequest, Stdio};
+use tatami_vmm::boot::Origin;
 use tatami_vmm::probe::{self, ProbeError};
 use tatami_vmm::{Resources, VmConfig};
 
@@ -38,9 +40,10 @@ use door::Door;
 use folder::{Folder, FolderError, Lot, Places};
 use guest::{Guest, Streams};
 use mounts::{MountError, Root, SharedFolder};
+use template::{Key, Templates};
 use timings::{Mark, Timings};
 use undertaker::Undertaker;
-use vm::{Vm, VmError, VmWatch};
+use vm::{Vm, VmError, VmOrder, VmWatch};
 
 /// How long an orderly shutdown may take before the VM is ended without one.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
@@ -117,6 +120,8 @@ pub struct Settings {
     pub live_console: bool,
     /// How long the guest may take until the agent announces itself.
     pub boot_limit: Duration,
+    /// Where to find a machine like this one that has booted already, and to leave one.
+    pub templates: Option<Templates>,
 }
 
 /// What lies ready on the host before there is a VM. Fields are dropped in this order: mounts before folders.
@@ -136,6 +141,16 @@ pub struct Sandbox {
     ground: Ground,
     timings: Timings,
     settings: Settings,
+    /// The template that this is to become, or went on from.
+    template: Option<Template>,
+}
+
+/// What a template has to do with a sandbox.
+enum Template {
+    /// It went on from this one.
+    Used(Key),
+    /// It boots, and can be kept as this one.
+    Wanted(Key),
 }
 
 impl Ground {
@@ -183,17 +198,13 @@ impl Sandbox {
     pub fn start(ground: Ground, settings: Settings, mut timings: Timings) -> Result<Sandbox, Error> {
         let (door, listener) = Door::create(ground.folder.state())
             .map_err(|source| Error::System { action: "create the VMM's socket", source })?;
-        let resources = Resources {
-            kvm: probe::open()?,
-            kernel: open("the guest kernel", &settings.kernel)?,
-            initrd: Some(open("the initrd", &settings.initrd)?),
-            shared_dir: ground.shared.path().to_owned(),
-            vsock_listener: listener,
-        };
+        let (origin, template) = settings.origin()?;
+        let shared_dir = ground.shared.path().to_owned();
+        let resources = Resources { kvm: probe::open()?, origin, shared_dir, vsock_listener: listener };
         let vm = Vm::start(&settings.vm, resources, settings.live_console)?;
         timings.pass(Mark::VmmSpawned);
         let disks = Disks::new(vm.watch().clone(), settings.vm.disk_slots);
-        Ok(Sandbox { vm, agent: None, door, disks, ground, timings, settings })
+        Ok(Sandbox { vm, agent: None, door, disks, ground, timings, settings, template })
     }
 
     /// Its id: twelve hexadecimal digits.
@@ -233,8 +244,10 @@ impl Sandbox {
             self.timings.pass_at(Mark::Booting, booting);
         }
         if let Err(error) = announced {
+            self.distrust_template();
             return Err(if progress.created.is_some() { error.into() } else { self.creation_failed(error) });
         }
+        self.leave_template(&watch).await;
         let connect = async {
             let agent = Agent::connect(self.door.clone()).await?;
             let hello = agent.hello().await?;
@@ -243,18 +256,46 @@ impl Sandbox {
         let (agent, hello) = match watch.while_alive(connect).await? {
             Ok(greeted) => greeted,
             Err(error @ AgentError::Refused { .. }) => return Err(Error::Agent(error)),
-            Err(error) => return Err(watch.verdict().await.map_or(Error::Agent(error), Error::Vm)),
+            Err(error) => {
+                self.distrust_template();
+                return Err(watch.verdict().await.map_or(Error::Agent(error), Error::Vm));
+            }
         };
         log::debug!("agent {} on Linux {}", hello.agent_version, hello.kernel_release);
         if let (Some(booting), Some(announced)) = (progress.booting, progress.ready) {
             // The guest's own clock says how much of the time until the announcement was the agent's.
-            let agents = Duration::try_from_secs_f64((hello.agent_ready_ms - hello.agent_started_ms) / 1e3);
+            let agents = match self.template {
+                Some(Template::Used(_)) => Ok(Duration::ZERO),
+                _ => Duration::try_from_secs_f64((hello.agent_ready_ms - hello.agent_started_ms) / 1e3),
+            };
             let started = announced.checked_sub(agents.unwrap_or_default()).unwrap_or(announced);
             self.timings.pass_at(Mark::AgentStarted, started.max(booting));
         }
         self.timings.pass(Mark::AgentReady);
         self.agent = Some(agent);
         Ok(())
+    }
+
+    /// Keeps the machine as it is now, if it is to become a template. A sandbox can do without.
+    async fn leave_template(&mut self, vm: &VmWatch) {
+        let (Some(Template::Wanted(key)), Some(templates)) = (&self.template, &self.settings.templates) else { return };
+        let kept = async {
+            let (draft, files) = templates.draft(key).map_err(VmError::Watch)?;
+            vm.order(VmOrder::Save(files)).await?;
+            draft.publish();
+            Ok::<_, VmError>(())
+        };
+        if let Err(error) = kept.await {
+            log::warn!("the machine is not kept for later sandboxes: {error}");
+        }
+    }
+
+    /// A machine that went on from a template and does not answer: the next one boots.
+    fn distrust_template(&self) {
+        if let (Some(Template::Used(key)), Some(templates)) = (&self.template, &self.settings.templates) {
+            log::warn!("the template of this machine is removed");
+            templates.remove(key);
+        }
     }
 
     /// The guest, once its agent is [`ready`](Sandbox::ready).
@@ -309,6 +350,23 @@ impl Sandbox {
         ground.clear()?;
         timings.pass(Mark::Removed);
         Ok(timings)
+    }
+}
+
+impl Settings {
+    /// What the guest begins as: a machine kept earlier, or a kernel that boots.
+    fn origin(&self) -> Result<(Origin, Option<Template>), Error> {
+        // A guest whose console somebody watches is to be seen booting.
+        let templates = self.templates.as_ref().filter(|_| !self.vm.console);
+        let key = templates.and_then(|templates| templates.key(&self.vm, &self.kernel, &self.initrd).ok());
+        if let (Some(templates), Some(key)) = (templates, &key)
+            && let Some(snapshot) = templates.find(key)
+        {
+            return Ok((Origin::Snapshot(snapshot), Some(Template::Used(key.clone()))));
+        }
+        let kernel = open("the guest kernel", &self.kernel)?;
+        let initrd = Some(open("the initrd", &self.initrd)?);
+        Ok((Origin::Kernel { kernel, initrd }, key.map(Template::Wanted)))
     }
 }
 

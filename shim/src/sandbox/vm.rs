@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tatami_protocol::READY_PORT;
+use tatami_vmm::boot::Origin;
+use tatami_vmm::snapshot::Snapshot;
 use tatami_vmm::{ControlError, DiskPart, Event, Resources, SpawnError, StopReason, VmConfig, VmmProcess};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -102,17 +104,19 @@ pub struct VmWatch {
 
 /// What the VMM is to do while it runs, and who wants to know.
 struct Order {
-    what: DiskOrder,
+    what: VmOrder,
     answer: oneshot::Sender<Result<(), String>>,
 }
 
-/// A change of what is in a slot for disks.
+/// What the VMM is asked while its guest runs.
 #[derive(Debug)]
-pub(super) enum DiskOrder {
+pub(super) enum VmOrder {
     /// Put a disk of these parts into this slot.
     Attach(u8, Vec<DiskPart>),
     /// Empty this slot.
     Detach(u8),
+    /// Write the machine to these files, and let it go on.
+    Save(Snapshot),
 }
 
 /// The VM. Dropping it inside a runtime ends it soon; [`Vm::end`] says when.
@@ -128,6 +132,7 @@ impl Vm {
     /// # Errors
     /// [`VmError::Spawn`] when there is no process to be had.
     pub fn start(config: &VmConfig, resources: Resources, live: bool) -> Result<Vm, VmError> {
+        let restored = matches!(resources.origin, Origin::Snapshot(_));
         let process = VmmProcess::spawn(config, resources)?;
         let control = process.control_fd().try_clone_to_owned()?;
         // SAFETY: an owned descriptor stays open until the registration is dropped with it.
@@ -137,8 +142,14 @@ impl Vm {
         let (sender, progress) = watch::channel(Progress::default());
         let (end, ended) = oneshot::channel();
         let (orders, given) = mpsc::unbounded_channel();
-        let observer =
-            Observer { process, progress: sender, console: console.clone(), live, unanswered: HashMap::new() };
+        let observer = Observer {
+            process,
+            progress: sender,
+            console: console.clone(),
+            live,
+            restored,
+            unanswered: HashMap::new(),
+        };
         let task = tokio::spawn(observer.watch_until(control, given, ended));
         Ok(Vm { watch: VmWatch { progress, console, orders }, end: Some(end), task })
     }
@@ -189,11 +200,11 @@ impl VmWatch {
         }
     }
 
-    /// Has the VMM change what is in a slot for disks.
+    /// Has the VMM carry out an order.
     ///
     /// # Errors
     /// [`VmError::Stopped`] when it ends before, [`VmError::Refused`] with its reason.
-    pub(super) async fn order(&self, what: DiskOrder) -> Result<(), VmError> {
+    pub(super) async fn order(&self, what: VmOrder) -> Result<(), VmError> {
         let (answer, answered) = oneshot::channel();
         // Neither fails unless the task is gone, which is at the VM's end.
         let _ = self.orders.send(Order { what, answer });
@@ -253,6 +264,8 @@ struct Observer {
     progress: watch::Sender<Progress>,
     console: Arc<Mutex<ConsoleRing>>,
     live: bool,
+    /// The guest goes on from where its agent listened already.
+    restored: bool,
     /// Who waits for which order's answer.
     unanswered: HashMap<u64, oneshot::Sender<Result<(), String>>>,
 }
@@ -307,8 +320,9 @@ impl Observer {
 
     fn give(&mut self, order: Order) {
         let given = match order.what {
-            DiskOrder::Attach(slot, parts) => self.process.attach_disk(slot, &parts),
-            DiskOrder::Detach(slot) => self.process.detach_disk(slot),
+            VmOrder::Attach(slot, parts) => self.process.attach_disk(slot, &parts),
+            VmOrder::Detach(slot) => self.process.detach_disk(slot),
+            VmOrder::Save(files) => self.process.save(&files),
         };
         match given {
             Ok(number) => {
@@ -328,7 +342,10 @@ impl Observer {
         let now = Instant::now();
         match event {
             Event::Created { .. } => self.progress.send_modify(|progress| progress.created = Some(now)),
-            Event::Booting { .. } => self.progress.send_modify(|progress| progress.booting = Some(now)),
+            Event::Booting { .. } => self.progress.send_modify(|progress| {
+                progress.booting = Some(now);
+                progress.ready = self.restored.then_some(now);
+            }),
             Event::GuestConnected { port: READY_PORT, .. } => {
                 self.progress.send_modify(|progress| progress.ready = progress.ready.or(Some(now)));
             }
@@ -405,7 +422,7 @@ pub(super) mod tests {
     fn an_order_to_a_vm_that_is_gone_does_not_hang() {
         let (sender, vm) = vm();
         sender.send_modify(|progress| progress.stopped = Some(StopReason::Error("it broke".to_owned())));
-        let error = block_on(vm.order(DiskOrder::Detach(0))).unwrap_err();
+        let error = block_on(vm.order(VmOrder::Detach(0))).unwrap_err();
         assert_eq!(error.to_string(), "it broke");
     }
 

@@ -22,7 +22,7 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as platform;
 
-pub(crate) use platform::{KernelFormat, Processors, probe_instructions};
+pub(crate) use platform::{KernelFormat, MachineState, Processors, VcpuState, probe_instructions};
 
 /// The API version that has been the only one since Linux 2.6.22.
 const API_VERSION: i32 = 12;
@@ -136,6 +136,22 @@ impl Vm {
     /// Whatever KVM says.
     pub(crate) fn create_vcpu(&self, id: u8) -> Result<Vcpu, KvmError> {
         Ok(Vcpu { fd: self.fd.create_vcpu(id.into()).map_err(failed("create a vCPU"))? })
+    }
+
+    /// What its vCPUs share, memory apart; none of them may run.
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn save(&self) -> Result<MachineState, KvmError> {
+        MachineState::save(&self.fd)
+    }
+
+    /// Makes that what it was when it was saved.
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn restore(&self, state: &MachineState) -> Result<(), KvmError> {
+        state.restore(&self.fd)
     }
 
     /// Lets each write to `event` raise interrupt line `irq` once (edge).

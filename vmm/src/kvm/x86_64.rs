@@ -3,6 +3,8 @@
 //!
 //! Register values and CPUID leaves come from `tatami-arch`; here they are only put into KVM's structures.
 
+mod state;
+
 use std::os::fd::OwnedFd;
 
 use kvm_bindings::{
@@ -16,6 +18,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
+
+pub(crate) use state::{MachineState, VcpuState};
 
 /// The kind of kernel image that this architecture boots.
 pub(crate) use linux_loader::loader::Elf as KernelFormat;
@@ -40,6 +44,8 @@ pub(super) fn create_interrupt_controller(vm: &VmFd) -> Result<(), KvmError> {
 pub(crate) struct Processors {
     supported: Vec<cpuid::Leaf>,
     topology: cpuid::Topology,
+    /// The model-specific registers that are part of a vCPU's state.
+    saved_msrs: Vec<u32>,
 }
 
 impl Processors {
@@ -54,7 +60,9 @@ impl Processors {
         }
         let leaves = kvm.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("list CPUID leaves"))?;
         let tsc_deadline = kvm.fd.check_extension(Cap::TscDeadlineTimer);
+        let saved_msrs = kvm.fd.get_msr_index_list().map_err(failed("list model-specific registers"))?;
         Ok(Processors {
+            saved_msrs: saved_msrs.as_slice().to_vec(),
             supported: leaves.as_slice().iter().map(leaf).collect(),
             topology: cpuid::Topology { max_vcpus, tsc_deadline },
         })
@@ -65,11 +73,8 @@ impl Processors {
     /// # Errors
     /// Whatever KVM says.
     pub(crate) fn set_up(&self, vcpu: &mut Vcpu, id: u8, boot: Option<&Registers>) -> Result<(), KvmError> {
-        let leaves: Vec<_> = cpuid::leaves(&self.supported, self.topology, id).iter().map(entry).collect();
-        let leaves = CpuId::from_entries(&leaves)
-            .map_err(|_| KvmError::Call { what: "take so many CPUID leaves", source: libc_error(libc::E2BIG) })?;
         let fd = &vcpu.fd;
-        fd.set_cpuid2(&leaves).map_err(failed("set CPUID leaves"))?;
+        self.set_cpuid(fd, id)?;
         set_msrs(fd)?;
         set_local_interrupts(fd)?;
         let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
@@ -78,6 +83,30 @@ impl Processors {
             Some(registers) => set_registers(fd, registers),
             None => Ok(()),
         }
+    }
+
+    /// What vCPU `vcpu` is at this moment; it must not run.
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn save(&self, vcpu: &Vcpu) -> Result<VcpuState, KvmError> {
+        VcpuState::save(&vcpu.fd, &self.saved_msrs)
+    }
+
+    /// Makes vCPU `id` what it was when it was saved, on a host like this one.
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn restore(&self, vcpu: &mut Vcpu, id: u8, state: &VcpuState) -> Result<(), KvmError> {
+        self.set_cpuid(&vcpu.fd, id)?;
+        state.restore(&vcpu.fd)
+    }
+
+    fn set_cpuid(&self, vcpu: &VcpuFd, id: u8) -> Result<(), KvmError> {
+        let leaves: Vec<_> = cpuid::leaves(&self.supported, self.topology, id).iter().map(entry).collect();
+        let leaves = CpuId::from_entries(&leaves)
+            .map_err(|_| KvmError::Call { what: "take so many CPUID leaves", source: libc_error(libc::E2BIG) })?;
+        vcpu.set_cpuid2(&leaves).map_err(failed("set CPUID leaves"))
     }
 }
 

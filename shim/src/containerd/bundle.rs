@@ -1,0 +1,167 @@
+//! A bundle as containerd makes it: whose sandbox its container belongs to, and how large a machine it needs.
+//!
+//! Reads the specification; knows nothing of how it is carried out.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use tatami_vmm::VmConfig;
+
+/// The guest's own share of memory, in MiB, beside what its containers may use.
+const OWN_MEMORY_MIB: u32 = 256;
+
+/// The annotations that tell whose sandbox a container belongs to: containerd's CRI plug-in, CRI-O, dockershim. Type,
+/// sandbox id.
+const POD_ANNOTATIONS: [(&str, &str); 3] = [
+    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
+    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
+    ("io.kubernetes.docker.type", "io.kubernetes.sandbox.id"),
+];
+
+/// A bundle that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BundleError {
+    /// Not there, or not readable.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Not a specification.
+    #[error("{} is not a valid OCI specification: {source}", path.display())]
+    Malformed {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: serde_json::Error,
+    },
+}
+
+/// Where a container's server joins a network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Network {
+    /// The host's.
+    Host,
+    /// One of its own, that nobody has made yet.
+    Own,
+    /// One that somebody has made.
+    Given(PathBuf),
+}
+
+/// Reads `bundle`'s specification.
+///
+/// # Errors
+/// [`BundleError`] says what is wrong with which file.
+pub(super) fn read(bundle: &Path) -> Result<Spec, BundleError> {
+    let path = bundle.join("config.json");
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(BundleError::Read { path, source }),
+    };
+    serde_json::from_slice(&text).map_err(|source| BundleError::Malformed { path, source })
+}
+
+/// The id of the sandbox that container `id` belongs to; its own if it is none of a pod's further containers.
+pub(super) fn sandbox_of<'a>(id: &'a str, spec: &'a Spec) -> &'a str {
+    let Some(annotations) = spec.annotations() else { return id };
+    let member = POD_ANNOTATIONS.iter().find_map(|(kind, sandbox)| {
+        // dockershim calls a pod's first container `podsandbox`, the others `sandbox`.
+        let further = annotations.get(*kind).is_some_and(|kind| kind == "container");
+        annotations.get(*sandbox).filter(|_| further)
+    });
+    member.map_or(id, String::as_str)
+}
+
+/// The network namespace that a container's sandbox belongs in.
+pub(super) fn network(spec: &Spec) -> Network {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let network = namespaces.into_iter().flatten().find(|ns| ns.typ() == LinuxNamespaceType::Network);
+    match network.map(|network| network.path()) {
+        None => Network::Host,
+        Some(None) => Network::Own,
+        Some(Some(path)) => Network::Given(path.clone()),
+    }
+}
+
+/// A machine for the container of `spec`: what it may use, and the guest's own share.
+pub(super) fn machine(spec: Option<&Spec>) -> VmConfig {
+    let resources = spec.and_then(|spec| spec.linux().as_ref()).and_then(|linux| linux.resources().as_ref());
+    let limit = resources.and_then(|resources| resources.memory().as_ref()).and_then(|memory| memory.limit());
+    let limit_mib = limit.filter(|limit| *limit > 0).map_or(0, |limit| (limit as u64).div_ceil(1 << 20));
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let quota = cpu.and_then(|cpu| cpu.quota()).filter(|quota| *quota > 0).unwrap_or(0) as u64;
+    let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(100_000);
+    let host = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let vcpus = quota.div_ceil(period).clamp(1, host.min(64)) as u8;
+    VmConfig {
+        vcpus,
+        max_vcpus: vcpus,
+        memory_mib: OWN_MEMORY_MIB.saturating_add(limit_mib.min(host_memory_mib()) as u32),
+        ..VmConfig::default()
+    }
+}
+
+/// The host's memory: a guest with more would be a promise that cannot be kept.
+fn host_memory_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) >> 20
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn pods_of_every_kind_are_known() {
+        for (kind, sandbox) in POD_ANNOTATIONS {
+            let member =
+                spec(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{"{kind}":"container","{sandbox}":"pod1"}}}}"#));
+            assert_eq!(sandbox_of("c1", &member), "pod1");
+            let first =
+                spec(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{"{kind}":"sandbox","{sandbox}":"pod1"}}}}"#));
+            assert_eq!(sandbox_of("pod1", &first), "pod1");
+        }
+        assert_eq!(sandbox_of("c1", &spec(r#"{"ociVersion":"1.0.2"}"#)), "c1");
+    }
+
+    #[test]
+    fn the_network_namespace_is_the_specifications() {
+        let with = |namespaces: &str| {
+            network(&spec(&format!(r#"{{"ociVersion":"1.0.2","linux":{{"namespaces":[{namespaces}]}}}}"#)))
+        };
+        assert_eq!(with(r#"{"type":"pid"}"#), Network::Host);
+        assert_eq!(with(r#"{"type":"network"}"#), Network::Own);
+        assert_eq!(with(r#"{"type":"network","path":"/run/netns/a"}"#), Network::Given("/run/netns/a".into()));
+    }
+
+    #[test]
+    fn a_machine_holds_what_its_container_may_use() {
+        assert_eq!(machine(None).memory_mib, 256);
+        let limited =
+            |json: &str| machine(Some(&spec(&format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{json}}}}}"#))));
+        assert_eq!(limited(r#"{"memory":{"limit":67108864}}"#).memory_mib, 256 + 64);
+        assert_eq!(limited(r#"{"memory":{"limit":-1}}"#).memory_mib, 256);
+        assert_eq!(limited(r#"{"cpu":{"quota":50000,"period":100000}}"#).vcpus, 1);
+        let host = std::thread::available_parallelism().unwrap().get().min(64) as u8;
+        assert_eq!(limited(r#"{"cpu":{"quota":100000000,"period":100000}}"#).vcpus, host);
+        let huge = limited(r#"{"memory":{"limit":9223372036854771712}}"#);
+        assert!(u64::from(huge.memory_mib) <= 256 + host_memory_mib());
+        huge.validate().unwrap();
+    }
+
+    #[test]
+    fn a_bundle_without_specification_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("config.json"), "{error}");
+        std::fs::write(dir.path().join("config.json"), "{").unwrap();
+        assert!(matches!(read(dir.path()), Err(BundleError::Malformed { .. })));
+    }
+}

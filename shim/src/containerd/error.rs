@@ -1,0 +1,95 @@
+//! Why a call was not carried out, in the terms that containerd's clients tell apart.
+
+use ttrpc::Code;
+
+use crate::sandbox;
+use crate::sandbox::agent::AgentError;
+
+/// A refusal, each with what to tell.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum TaskError {
+    /// No such container or process, or none any more.
+    #[error("{0}")]
+    NotFound(String),
+    /// The id is taken.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// Not in this state.
+    #[error("{0}")]
+    FailedPrecondition(String),
+    /// Not understood, or not possible.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// Not to be had from this runtime.
+    #[error("{0}")]
+    Unimplemented(String),
+    /// It should have worked.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl TaskError {
+    /// For `map_err`: a failure with what was attempted before the reason.
+    pub(super) fn failed<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> TaskError {
+        move |error| TaskError::Failed(format!("{what}: {error}"))
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            TaskError::NotFound(_) => Code::NOT_FOUND,
+            TaskError::AlreadyExists(_) => Code::ALREADY_EXISTS,
+            TaskError::FailedPrecondition(_) => Code::FAILED_PRECONDITION,
+            TaskError::InvalidArgument(_) => Code::INVALID_ARGUMENT,
+            TaskError::Unimplemented(_) => Code::UNIMPLEMENTED,
+            TaskError::Failed(_) => Code::UNKNOWN,
+        }
+    }
+}
+
+impl From<TaskError> for ttrpc::Error {
+    fn from(error: TaskError) -> ttrpc::Error {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.to_string()))
+    }
+}
+
+impl From<sandbox::Error> for TaskError {
+    fn from(error: sandbox::Error) -> TaskError {
+        let text = error.to_string();
+        match error {
+            sandbox::Error::Agent(AgentError::Refused { code, .. }) => match code {
+                Code::NOT_FOUND => TaskError::NotFound(text),
+                Code::ALREADY_EXISTS => TaskError::AlreadyExists(text),
+                Code::FAILED_PRECONDITION => TaskError::FailedPrecondition(text),
+                Code::INVALID_ARGUMENT => TaskError::InvalidArgument(text),
+                Code::UNIMPLEMENTED => TaskError::Unimplemented(text),
+                _ => TaskError::Failed(text),
+            },
+            // What clients look for in the text decides whether it is 126 or 127 to them.
+            sandbox::Error::Command { .. } => TaskError::Failed(format!("OCI runtime exec failed: {text}")),
+            _ => TaskError::Failed(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_refusals_keep_their_kind() {
+        let refused = |code| {
+            sandbox::Error::Agent(AgentError::Refused { call: "SignalProcess", code, message: "why".to_owned() })
+        };
+        assert_eq!(TaskError::from(refused(Code::NOT_FOUND)), TaskError::NotFound("why".into()));
+        assert_eq!(TaskError::from(refused(Code::INVALID_ARGUMENT)), TaskError::InvalidArgument("why".into()));
+        assert_eq!(TaskError::from(refused(Code::INTERNAL)), TaskError::Failed("why".into()));
+    }
+
+    #[test]
+    fn a_command_that_is_missing_reads_as_oci_runtimes_say_it() {
+        let error = sandbox::Error::Command { message: "exec: \"x\": not found".into(), missing: true };
+        let ttrpc::Error::RpcStatus(status) = ttrpc::Error::from(TaskError::from(error)) else { panic!("a status") };
+        assert_eq!(status.code(), Code::UNKNOWN);
+        assert_eq!(status.message(), "OCI runtime exec failed: exec: \"x\": not found");
+    }
+}

@@ -1,0 +1,147 @@
+//! A process as containerd sees it: a container's first, or one that joined it.
+//!
+//! Its end is told once, after its output is written and after its start was told; and as 137 when its machine is gone.
+//! Knows nothing of the other processes.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use containerd_shim_protos::events::task::TaskExit;
+use tokio::sync::{MutexGuard as OrderGuard, watch};
+
+use super::events::{Events, Topic};
+use super::lifecycle::{Exit, KILLED, Lifecycle, Phase};
+use super::pump::Io;
+use super::stdio::StdioPaths;
+use crate::sandbox;
+use crate::sandbox::guest::Guest;
+
+/// A process, shared by the calls about it.
+pub(super) struct Process {
+    container: String,
+    /// Empty for the container's first process.
+    exec: String,
+    stdio: StdioPaths,
+    life: Mutex<Lifecycle>,
+    exit: watch::Sender<Option<Exit>>,
+    /// Held while it is being started, so that its end is told afterwards.
+    order: tokio::sync::Mutex<()>,
+    io: Mutex<Option<Io>>,
+}
+
+impl Process {
+    /// A process that is created.
+    pub(super) fn new(container: &str, exec: &str, stdio: StdioPaths) -> Arc<Process> {
+        Arc::new(Process {
+            container: container.to_owned(),
+            exec: exec.to_owned(),
+            stdio,
+            life: Mutex::new(Lifecycle::new()),
+            exit: watch::Sender::new(None),
+            order: tokio::sync::Mutex::default(),
+            io: Mutex::default(),
+        })
+    }
+
+    /// Its id among the processes that joined; empty for the first.
+    pub(super) fn exec(&self) -> &str {
+        &self.exec
+    }
+
+    /// What the client named for its streams.
+    pub(super) fn stdio(&self) -> &StdioPaths {
+        &self.stdio
+    }
+
+    /// Its life. Not to be held across an await.
+    pub(super) fn life(&self) -> MutexGuard<'_, Lifecycle> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it is in its life.
+    pub(super) fn phase(&self) -> Phase {
+        self.life().phase()
+    }
+
+    /// Its streams move from here on.
+    pub(super) fn connect(&self, io: Io) {
+        *self.io() = Some(io);
+    }
+
+    /// Claims the time in which it is started.
+    pub(super) async fn starting(&self) -> OrderGuard<'_, ()> {
+        self.order.lock().await
+    }
+
+    /// Gives up our part in keeping its standard input open.
+    pub(super) fn close_stdin(&self) {
+        if let Some(io) = self.io().as_mut() {
+            io.close_stdin();
+        }
+    }
+
+    /// It is being killed: nobody can hold it up by not reading its output.
+    pub(super) fn relieve(&self) {
+        if let Some(io) = self.io().as_ref() {
+            io.relieve();
+        }
+    }
+
+    /// Returns when it has ended and all was told.
+    pub(super) async fn wait(&self) -> Exit {
+        let mut exits = self.exit.subscribe();
+        // The sender is in `self`, so it cannot be gone.
+        let exit = exits.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
+        exit.unwrap_or_else(|| Exit::now(KILLED))
+    }
+
+    /// Follows it, in a task, to its end; `pid` is what events call it.
+    pub(super) fn follow(self: &Arc<Process>, guest: Guest, events: Events, pid: u32) {
+        let process = Arc::clone(self);
+        tokio::spawn(async move {
+            let result = guest.call(guest.agent().wait(&process.container, &process.exec)).await;
+            let exit = process.explain(result.map(|response| Exit::now(response.exit_status)));
+            let rest = process.io().as_mut().map(Io::end);
+            if let Some(rest) = rest {
+                rest.written().await;
+            }
+            let _started = process.order.lock().await;
+            if process.life().ended(exit) {
+                events.publish(Topic::Exit, &process.told(exit, pid));
+                process.exit.send_replace(Some(exit));
+            }
+        });
+    }
+
+    /// It could not be started, and never will be: who waits for it is told, but nobody else.
+    pub(super) fn never_ran(&self, status: u32) {
+        let exit = Exit::now(status);
+        if self.life().ended(exit) {
+            *self.io() = None;
+            self.exit.send_replace(Some(exit));
+        }
+    }
+
+    fn explain(&self, result: Result<Exit, sandbox::Error>) -> Exit {
+        result.unwrap_or_else(|error| {
+            log::error!("process {:?} of container {} is lost: {error}", self.exec, self.container);
+            self.relieve();
+            Exit::now(KILLED)
+        })
+    }
+
+    fn told(&self, exit: Exit, pid: u32) -> TaskExit {
+        TaskExit {
+            container_id: self.container.clone(),
+            // containerd calls the first process as its container.
+            id: if self.exec.is_empty() { self.container.clone() } else { self.exec.clone() },
+            pid,
+            exit_status: exit.status,
+            exited_at: Some(exit.at.into()).into(),
+            ..Default::default()
+        }
+    }
+
+    fn io(&self) -> MutexGuard<'_, Option<Io>> {
+        self.io.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,165 @@
+//! The server of one sandbox: boots the guest at once, serves containerd's calls, and ends when the last container is gone.
+//!
+//! Reads as the story of its life. Knows nothing of what the calls do.
+
+#![allow(unsafe_code, reason = "handing the listening socket to the ttrpc server")]
+
+use std::os::fd::IntoRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::bundle::{self, Network};
+use super::events::Events;
+use super::hooks::HostNamespaces;
+use super::start::Start;
+use super::tasks::{Booted, Tasks};
+use super::{log_file, sandbox_service, task_service};
+use crate::guest_files::GuestFiles;
+use crate::sandbox::template::Templates;
+use crate::sandbox::timings::{Mark, Timings};
+use crate::sandbox::{Ground, Sandbox, Settings};
+
+/// How long the guest may take until its agent announces itself.
+const BOOT_LIMIT: Duration = Duration::from_secs(30);
+/// How long containerd may take at the end for the last events.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long containers may take at the end, when the server is told to end while there are some.
+const EVICTION: Duration = Duration::from_secs(3);
+
+/// What there is before the runtime.
+struct Prepared {
+    ground: Ground,
+    settings: Settings,
+}
+
+/// Serves until the sandbox is over; the process's exit status.
+pub(super) fn main(start: Start) -> i32 {
+    let started = Instant::now();
+    let _ = nix::sys::prctl::set_name(c"tatami-shim");
+    log_file::start(&start.bundle, &start.invocation.id, start.invocation.debug);
+    let host = match HostNamespaces::current() {
+        Ok(host) => host,
+        Err(error) => return give_up(&start, &format!("the host's namespaces: {error}")),
+    };
+    // Before the process has threads. What goes wrong is told to whoever creates a container.
+    let prepared = prepare(&start).map_err(|error| format!("{error:#}"));
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return give_up(&start, &format!("no runtime: {error}")),
+    };
+    let result = runtime.block_on(serve(start, prepared, host, Timings::starting_at(started)));
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            log::error!("{error:#}");
+            1
+        }
+    }
+}
+
+fn give_up(start: &Start, reason: &str) -> i32 {
+    log::error!("{reason}");
+    start.address.remove();
+    1
+}
+
+fn prepare(start: &Start) -> anyhow::Result<Prepared> {
+    let files = GuestFiles::find(None, None)?;
+    let settings = Settings {
+        vm: bundle::machine(start.spec.as_ref()),
+        kernel: files.kernel,
+        initrd: files.initrd,
+        live_console: false,
+        boot_limit: BOOT_LIMIT,
+        templates: Templates::from_environment(&start.places),
+    };
+    let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
+    enter_network(&start.spec.as_ref().map_or(Network::Own, bundle::network))?;
+    Ok(Prepared { ground, settings })
+}
+
+/// Joins the sandbox's network namespace: who looks for it looks at this process.
+fn enter_network(network: &Network) -> anyhow::Result<()> {
+    use anyhow::Context;
+    use nix::sched::{CloneFlags, setns, unshare};
+    match network {
+        Network::Host => Ok(()),
+        Network::Own => unshare(CloneFlags::CLONE_NEWNET).context("a network namespace"),
+        Network::Given(path) => {
+            let namespace =
+                std::fs::File::open(path).with_context(|| format!("the network namespace {}", path.display()))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET)
+                .with_context(|| format!("the network namespace {}", path.display()))
+        }
+    }
+}
+
+async fn serve(
+    start: Start,
+    prepared: Result<Prepared, String>,
+    host: HostNamespaces,
+    timings: Timings,
+) -> anyhow::Result<()> {
+    let sandbox = prepared.and_then(|Prepared { ground, settings }| {
+        Sandbox::start(ground, settings, timings).map_err(|error| error.to_string())
+    });
+    let (booted, guest) = watch::channel::<Booted>(None);
+    let shared = sandbox.as_ref().ok().map(Sandbox::shared);
+    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
+    let events = Events::start(&start.invocation.namespace, &address);
+    let tasks = Tasks::new(&start.invocation.namespace, guest, shared, host, events.clone());
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    // SAFETY: the descriptor is a listening unix socket, and nobody else has it.
+    let server = unsafe { ttrpc::r#async::Server::new().add_unix_listener(start.listener.into_raw_fd()) }?;
+    let mut server = server
+        .register_service(task_service::services(&tasks))
+        .register_service(sandbox_service::services(&tasks, &start.invocation.id));
+    server.start().await?;
+
+    let sandbox = match sandbox {
+        Ok(sandbox) => boot(sandbox, &booted, &tasks).await,
+        Err(reason) => {
+            log::error!("{reason}");
+            booted.send_replace(Some(Err(reason)));
+            None
+        }
+    };
+    tokio::select! {
+        () = tasks.over() => {}
+        _ = terminate.recv() => tasks.evict(EVICTION).await,
+        _ = interrupt.recv() => tasks.evict(EVICTION).await,
+    }
+    // Nobody new finds the way from here on.
+    start.address.remove();
+    if let Some(sandbox) = sandbox {
+        sandbox.end().await?;
+    }
+    events.delivered(FAREWELL).await;
+    Ok(())
+}
+
+/// Waits for the guest, and tells those who wait for it; none if it does not come, or the end comes first.
+async fn boot(mut sandbox: Sandbox, booted: &watch::Sender<Booted>, tasks: &Arc<Tasks>) -> Option<Sandbox> {
+    let result = tokio::select! {
+        result = sandbox.ready() => result.map_err(|error| error.to_string()),
+        () = tasks.over() => {
+            // The loop that follows is to see it as well.
+            tasks.shut_down(true);
+            Err("the sandbox is ending".to_owned())
+        }
+    };
+    sandbox.timings().pass(Mark::ContainerPrepared);
+    if let Err(reason) = &result {
+        log::error!("{reason}");
+    }
+    let guest = result.and_then(|()| sandbox.guest().ok_or_else(|| "the agent is gone".to_owned()));
+    let guest = guest.map(|guest| (guest, sandbox.disks().clone()));
+    booted.send_replace(Some(guest));
+    Some(sandbox)
+}

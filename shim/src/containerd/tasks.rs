@@ -1,0 +1,638 @@
+//! What happens to the sandbox's containers: every call of the Task service, without its wire.
+//!
+//! The guest boots while the first container is laid out; whoever needs the guest waits for it here. Knows nothing of
+//! ttrpc, nor of how the server came to be.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use containerd_shim_protos::api::{CreateTaskRequest, ExecProcessRequest};
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+};
+use oci_spec::runtime::Process as ProcessSpec;
+use protobuf::Message;
+use tatami_protocol::agent::{CreateContainerRequest, Stats};
+use tokio::sync::{Notify, watch};
+
+use super::arguments::is_id;
+use super::bundle;
+use super::container::{Container, Exec};
+use super::error::TaskError;
+use super::events::{Events, Topic};
+use super::hooks::{self, HostNamespaces};
+use super::lifecycle::{Exit, KILLED, Phase};
+use super::process::Process;
+use super::pump::Io;
+use super::rootfs;
+use super::stdio::StdioPaths;
+use super::translate::{Pids, Plan, translate_process};
+use crate::sandbox;
+use crate::sandbox::disks::Disks;
+use crate::sandbox::guest::Guest;
+use crate::sandbox::mounts::{Layout, SharedFolder};
+
+/// The guest, when it is known what became of it: the reason if there is none.
+pub(super) type Booted = Option<Result<(Guest, Disks), String>>;
+
+/// The sandbox's containers.
+pub(super) struct Tasks {
+    namespace: String,
+    guest: watch::Receiver<Booted>,
+    /// None where the ground could not be prepared; then there is no guest either.
+    shared: Option<Arc<SharedFolder>>,
+    host: HostNamespaces,
+    events: Events,
+    containers: Mutex<HashMap<String, Slot>>,
+    /// The guest's process id of the first container's first process.
+    first: Mutex<Option<u32>>,
+    serial: AtomicU32,
+    /// Somebody asked for the end, and nothing is against it.
+    over: Notify,
+}
+
+enum Slot {
+    /// Being created: the id is taken, and there is nothing to talk to.
+    Busy,
+    Ready(Arc<Container>),
+}
+
+impl Tasks {
+    /// None yet.
+    pub(super) fn new(
+        namespace: &str,
+        guest: watch::Receiver<Booted>,
+        shared: Option<Arc<SharedFolder>>,
+        host: HostNamespaces,
+        events: Events,
+    ) -> Arc<Tasks> {
+        Arc::new(Tasks {
+            namespace: namespace.to_owned(),
+            guest,
+            shared,
+            host,
+            events,
+            containers: Mutex::default(),
+            first: Mutex::default(),
+            serial: AtomicU32::new(1),
+            over: Notify::new(),
+        })
+    }
+
+    /// The process on the host that stands for every process of the guest: this one.
+    pub(super) fn pid() -> u32 {
+        std::process::id()
+    }
+
+    /// Returns when the sandbox is to end.
+    pub(super) async fn over(&self) {
+        self.over.notified().await;
+    }
+
+    /// Asks for the sandbox's end; it comes when no container is left, or at once with `now`.
+    pub(super) fn shut_down(&self, now: bool) {
+        if now || self.lock().is_empty() {
+            self.over.notify_one();
+        }
+    }
+
+    /// Waits for the guest.
+    ///
+    /// # Errors
+    /// [`TaskError::Failed`] says why there is none.
+    pub(super) async fn guest(&self) -> Result<Guest, TaskError> {
+        self.machine().await.map(|(guest, _)| guest)
+    }
+
+    async fn machine(&self) -> Result<(Guest, Disks), TaskError> {
+        let mut booted = self.guest.clone();
+        let booted = booted.wait_for(Option::is_some).await.ok().and_then(|booted| booted.clone());
+        let gone = || Err("the sandbox is ending".to_owned());
+        booted.unwrap_or_else(gone).map_err(TaskError::Failed)
+    }
+
+    /// The container `id`.
+    ///
+    /// # Errors
+    /// [`TaskError::NotFound`].
+    pub(super) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
+        match self.lock().get(id) {
+            Some(Slot::Ready(container)) => Ok(container.clone()),
+            _ => Err(TaskError::NotFound(format!("container {id} does not exist"))),
+        }
+    }
+
+    /// A process of a container.
+    ///
+    /// # Errors
+    /// [`TaskError::NotFound`].
+    pub(super) fn process(&self, id: &str, exec: &str) -> Result<Arc<Process>, TaskError> {
+        self.container(id)?.process(exec)
+    }
+
+    /// Makes a container up to, but not including, its process.
+    ///
+    /// # Errors
+    /// Why there is none; nothing is left of it.
+    pub(super) async fn create(&self, request: &CreateTaskRequest) -> Result<(), TaskError> {
+        check_create(request)?;
+        let claim = self.claim(&request.id)?;
+        let shared = match &self.shared {
+            Some(shared) => shared.clone(),
+            // Without ground there is no guest, and that tells why.
+            None => return self.guest().await.map(drop),
+        };
+        let place = self.serial.fetch_add(1, Ordering::Relaxed).to_string();
+        let created = self.create_in(request, &shared, &place).await;
+        if created.is_err()
+            && let Err(error) = shared.clear(&place)
+        {
+            log::warn!("what was laid out for container {} remains: {error}", request.id);
+        }
+        let (container, pid) = created?;
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(pid);
+        let container = Arc::new(container);
+        self.events.publish(Topic::Create, &created_event(request));
+        claim.settle(container.clone());
+        let guest = self.guest().await?;
+        container.init().follow(guest.clone(), self.events.clone(), Tasks::pid());
+        self.watch_memory(guest, &container);
+        Ok(())
+    }
+
+    async fn create_in(
+        &self,
+        request: &CreateTaskRequest,
+        shared: &SharedFolder,
+        place: &str,
+    ) -> Result<(Container, u32), TaskError> {
+        let bundle_path = Path::new(&request.bundle);
+        let spec = bundle::read(bundle_path).map_err(|error| TaskError::InvalidArgument(error.to_string()))?;
+        let root = rootfs::root(&request.rootfs, &spec, bundle_path)?;
+        let mut plan = Plan::new(spec, self.known_pids())?;
+        let stdio = StdioPaths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let opened = stdio.open(&request.id, &self.namespace).await?;
+        let layout: Layout =
+            shared.lay_out(place, &root, &plan.volumes).map_err(|error| TaskError::Failed(error.to_string()))?;
+        let init = Process::new(&request.id, "", stdio);
+        let mut container =
+            Container::new(&request.id, bundle_path, place.to_owned(), plan.version().to_owned(), init.clone());
+        container.hooks = std::mem::take(&mut plan.hooks);
+        let state = hooks::state(&container.version, &request.id, "creating", bundle_path);
+        self.host.run(&container.hooks.create, &state).await.map_err(|error| TaskError::Failed(error.to_string()))?;
+        let wanted = init.stdio().wanted(plan.console_size());
+        let spec = plan.finish(&layout)?;
+        let (guest, disks) = self.machine().await?;
+        let message = CreateContainerRequest {
+            container_id: request.id.clone(),
+            spec_json: spec,
+            stdio: Some(wanted.clone()).into(),
+            ..Default::default()
+        };
+        let created = disks.create_container(&guest, message, &root, place).await;
+        let (pid, disk) = created.map_err(|error| oci_failure("create", error))?;
+        container.keep_disk(disk);
+        match guest.attach(&request.id, "", &wanted).await {
+            Ok(streams) => init.connect(Io::connect(opened, streams)),
+            Err(error) => {
+                let removed = guest.call(guest.agent().delete_container(&request.id)).await;
+                match removed {
+                    Ok(()) => release(&container).await,
+                    Err(error) => log::warn!("container {} remains in the guest: {error}", request.id),
+                }
+                return Err(error.into());
+            }
+        }
+        Ok((container, pid))
+    }
+
+    /// Starts a process that was created.
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub(super) async fn start(&self, id: &str, exec: &str) -> Result<(), TaskError> {
+        let container = self.container(id)?;
+        if !exec.is_empty() {
+            return self.start_exec(&container, exec).await;
+        }
+        let guest = self.guest().await?;
+        let process = container.init();
+        let starting = process.starting().await;
+        process.life().may_start()?;
+        guest.call(guest.agent().start(id, "")).await.map_err(|error| oci_failure("start", error))?;
+        process.life().started();
+        let event = TaskStart { container_id: id.to_owned(), pid: Tasks::pid(), ..Default::default() };
+        self.events.publish(Topic::Start, &event);
+        drop(starting);
+        let state = hooks::state(&container.version, id, "running", container.bundle());
+        if let Err(error) = self.host.run(&container.hooks.poststart, &state).await {
+            log::warn!("{error}");
+        }
+        Ok(())
+    }
+
+    /// Adds a process that will join a container.
+    ///
+    /// # Errors
+    /// [`TaskError::InvalidArgument`] for what is not understood, [`TaskError::AlreadyExists`],
+    /// [`TaskError::FailedPrecondition`] when the container has ended.
+    pub(super) fn add_exec(&self, request: &ExecProcessRequest) -> Result<(), TaskError> {
+        let container = self.container(&request.id)?;
+        if !is_id(&request.exec_id) {
+            return Err(TaskError::InvalidArgument(format!("the process id {:?} is invalid", request.exec_id)));
+        }
+        container.init().life().may_change("exec in")?;
+        let mut spec: ProcessSpec = serde_json::from_slice(&request.spec.value)
+            .map_err(|error| TaskError::InvalidArgument(format!("the process is not a valid description: {error}")))?;
+        translate_process(&mut spec);
+        let size = spec.console_size().map_or((0, 0), |size| (size.height() as u32, size.width() as u32));
+        let json = serde_json::to_vec(&spec).map_err(TaskError::failed("the process's description"))?;
+        let stdio = StdioPaths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let process = Process::new(&request.id, &request.exec_id, stdio);
+        container.add(Exec { process, spec: Arc::new(json), size })?;
+        let event =
+            TaskExecAdded { container_id: request.id.clone(), exec_id: request.exec_id.clone(), ..Default::default() };
+        self.events.publish(Topic::ExecAdded, &event);
+        Ok(())
+    }
+
+    async fn start_exec(&self, container: &Container, exec_id: &str) -> Result<(), TaskError> {
+        let exec = container.exec(exec_id)?;
+        let guest = self.guest().await?;
+        let process = &exec.process;
+        let _starting = process.starting().await;
+        process.life().may_start()?;
+        if let Err(error) = self.run_exec(container.id(), &exec, &guest).await {
+            process.never_ran(255);
+            return Err(error);
+        }
+        process.life().started();
+        let event = TaskExecStarted {
+            container_id: container.id().to_owned(),
+            exec_id: exec_id.to_owned(),
+            pid: Tasks::pid(),
+            ..Default::default()
+        };
+        self.events.publish(Topic::ExecStarted, &event);
+        process.follow(guest, self.events.clone(), Tasks::pid());
+        Ok(())
+    }
+
+    /// Makes the process in the guest, joins its streams and starts it; nothing is left in the guest if that fails.
+    async fn run_exec(&self, id: &str, exec: &Exec, guest: &Guest) -> Result<(), TaskError> {
+        let process = &exec.process;
+        let opened = process.stdio().open(id, &self.namespace).await?;
+        let wanted = process.stdio().wanted(exec.size);
+        let agent = guest.agent();
+        guest.call(agent.create_exec(id, process.exec(), exec.spec.to_vec(), wanted.clone())).await?;
+        let run = async {
+            let streams = guest.attach(id, process.exec(), &wanted).await?;
+            process.connect(Io::connect(opened, streams));
+            guest.call(agent.start(id, process.exec())).await.map_err(|error| oci_failure("exec", error))
+        };
+        if let Err(error) = run.await {
+            let removed = guest.call(agent.delete_exec(id, process.exec())).await;
+            removed.unwrap_or_else(|error| log::debug!("process {} remains in the guest: {error}", process.exec()));
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to a process, or with `all` to all of a container.
+    ///
+    /// # Errors
+    /// [`TaskError::NotFound`] when it has ended.
+    pub(super) async fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<(), TaskError> {
+        let container = self.container(id)?;
+        let process = container.process(exec)?;
+        if !all {
+            process.life().may_signal()?;
+        }
+        if signal == libc::SIGKILL as u32 {
+            let first = exec.is_empty();
+            container.processes().iter().filter(|each| first || each.exec() == exec).for_each(|each| each.relieve());
+        }
+        let guest = self.guest().await?;
+        match guest.call(guest.agent().signal(id, exec, signal, all)).await.map_err(TaskError::from) {
+            // It has ended in the guest; that is not told yet, because its output is on the way.
+            Err(TaskError::NotFound(_)) if process.life().exit().is_none() => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Removes a process that has ended or was never started, or a container with all that belongs to it.
+    ///
+    /// # Errors
+    /// [`TaskError::FailedPrecondition`] while it runs.
+    pub(super) async fn delete(&self, id: &str, exec: &str) -> Result<Exit, TaskError> {
+        let container = self.container(id)?;
+        let process = container.process(exec)?;
+        process.life().delete()?;
+        let removed = match exec.is_empty() {
+            true => self.remove_container(&container).await,
+            false => self.remove_exec(&container, &process).await,
+        };
+        if let Err(error) = removed {
+            process.life().not_deleted();
+            return Err(error);
+        }
+        let exit = process.life().exit().unwrap_or_else(|| Exit::now(if exec.is_empty() { KILLED } else { 0 }));
+        if exec.is_empty() {
+            self.events.publish(Topic::Delete, &deleted_event(id, exit));
+            self.lock().remove(id);
+        }
+        Ok(exit)
+    }
+
+    async fn remove_container(&self, container: &Container) -> Result<(), TaskError> {
+        let guest = self.guest().await?;
+        match guest.call(guest.agent().delete_container(container.id())).await {
+            // Where there is no guest any more, there is nothing of it to remove.
+            Ok(()) | Err(sandbox::Error::Vm(_)) => {}
+            Err(error) => match TaskError::from(error) {
+                TaskError::NotFound(_) => {}
+                error => return Err(error),
+            },
+        }
+        release(container).await;
+        if let Some(shared) = &self.shared
+            && let Err(error) = shared.clear(container.place())
+        {
+            // It goes with the sandbox.
+            log::warn!("what was laid out for container {} remains: {error}", container.id());
+        }
+        let state = hooks::state(&container.version, container.id(), "stopped", container.bundle());
+        if let Err(error) = self.host.run(&container.hooks.poststop, &state).await {
+            log::warn!("{error}");
+        }
+        Ok(())
+    }
+
+    async fn remove_exec(&self, container: &Container, process: &Process) -> Result<(), TaskError> {
+        if process.phase() != Phase::Created {
+            let guest = self.guest().await?;
+            match guest.call(guest.agent().delete_exec(container.id(), process.exec())).await {
+                Ok(()) | Err(sandbox::Error::Vm(_)) => {}
+                Err(error) => match TaskError::from(error) {
+                    TaskError::NotFound(_) => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        container.remove(process.exec());
+        Ok(())
+    }
+
+    /// Kills every container and waits, at most `limit`, until their ends are told.
+    pub(super) async fn evict(&self, limit: std::time::Duration) {
+        let containers: Vec<Arc<Container>> = self
+            .lock()
+            .values()
+            .filter_map(|slot| match slot {
+                Slot::Ready(container) => Some(container.clone()),
+                Slot::Busy => None,
+            })
+            .collect();
+        let all = async {
+            for container in &containers {
+                if let Err(error) = self.kill(container.id(), "", libc::SIGKILL as u32, true).await {
+                    log::debug!("container {}: {error}", container.id());
+                }
+            }
+            for container in &containers {
+                container.init().wait().await;
+            }
+        };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            log::warn!("containers did not end within {} s", limit.as_secs());
+        }
+    }
+
+    /// Has all processes of a container stand still.
+    ///
+    /// # Errors
+    /// [`TaskError::FailedPrecondition`] if it does not run.
+    pub(super) async fn pause(&self, id: &str) -> Result<(), TaskError> {
+        let container = self.container(id)?;
+        container.init().life().may_pause()?;
+        let guest = self.guest().await?;
+        guest.call(guest.agent().pause(id)).await?;
+        container.init().life().paused();
+        let event = TaskPaused { container_id: id.to_owned(), ..Default::default() };
+        self.events.publish(Topic::Paused, &event);
+        Ok(())
+    }
+
+    /// Has them go on.
+    ///
+    /// # Errors
+    /// [`TaskError::FailedPrecondition`] if it does not stand still.
+    pub(super) async fn resume(&self, id: &str) -> Result<(), TaskError> {
+        let container = self.container(id)?;
+        container.init().life().may_resume()?;
+        let guest = self.guest().await?;
+        guest.call(guest.agent().resume(id)).await?;
+        container.init().life().resumed();
+        let event = TaskResumed { container_id: id.to_owned(), ..Default::default() };
+        self.events.publish(Topic::Resumed, &event);
+        Ok(())
+    }
+
+    /// Gives a process's terminal another size, in characters.
+    ///
+    /// # Errors
+    /// [`TaskError::InvalidArgument`] if it has none.
+    pub(super) async fn resize(&self, id: &str, exec: &str, rows: u32, columns: u32) -> Result<(), TaskError> {
+        let process = self.process(id, exec)?;
+        process.life().may_change("resize the terminal of")?;
+        let limit = |value: u32| value.min(u16::MAX.into()) as u16;
+        if !exec.is_empty() && process.phase() == Phase::Created {
+            // The guest does not know it yet; clients say it again after the start.
+            return Ok(());
+        }
+        let guest = self.guest().await?;
+        Ok(guest.call(guest.agent().resize(id, exec, limit(rows), limit(columns))).await?)
+    }
+
+    /// Gives a container other limits.
+    ///
+    /// # Errors
+    /// [`TaskError::InvalidArgument`] for limits that are not understood.
+    pub(super) async fn update(&self, id: &str, resources_json: &[u8]) -> Result<(), TaskError> {
+        let container = self.container(id)?;
+        container.init().life().may_change("update")?;
+        serde_json::from_slice::<oci_spec::runtime::LinuxResources>(resources_json)
+            .map_err(|error| TaskError::InvalidArgument(format!("the limits are not understood: {error}")))?;
+        let guest = self.guest().await?;
+        Ok(guest.call(guest.agent().update(id, resources_json.to_vec())).await?)
+    }
+
+    /// The processes of a container, by their ids in the guest.
+    ///
+    /// # Errors
+    /// [`TaskError::NotFound`].
+    pub(super) async fn pids(&self, id: &str) -> Result<Vec<u32>, TaskError> {
+        let container = self.container(id)?;
+        if matches!(container.init().phase(), Phase::Stopped(_)) {
+            return Ok(Vec::new());
+        }
+        let guest = self.guest().await?;
+        Ok(guest.call(guest.agent().processes(id)).await?)
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// [`TaskError::NotFound`], [`TaskError::FailedPrecondition`] when it has ended.
+    pub(super) async fn stats(&self, id: &str) -> Result<Stats, TaskError> {
+        let container = self.container(id)?;
+        container.init().life().may_change("measure")?;
+        let guest = self.guest().await?;
+        Ok(guest.call(guest.agent().stats(id)).await?)
+    }
+
+    /// Tells of processes that the guest's kernel kills for want of memory, in a task, as long as the container exists.
+    fn watch_memory(&self, guest: Guest, container: &Arc<Container>) {
+        let (events, container) = (self.events.clone(), container.clone());
+        tokio::spawn(async move {
+            let mut seen = 0;
+            loop {
+                match guest.call(guest.agent().wait_oom(container.id(), seen)).await {
+                    Ok(killed) => {
+                        seen = killed.max(seen + 1);
+                        log::warn!("container {} is out of memory", container.id());
+                        // Where CRI-O, which takes no events, looks for it.
+                        let _ = std::fs::write(container.bundle().join("oom"), "");
+                        let event = TaskOOM { container_id: container.id().to_owned(), ..Default::default() };
+                        events.publish(Topic::Oom, &event);
+                    }
+                    // It is deleted, or the guest is gone.
+                    Err(error) => return log::debug!("container {}'s memory: {error}", container.id()),
+                }
+            }
+        });
+    }
+
+    fn known_pids(&self) -> Pids {
+        Pids { host: Tasks::pid(), guest: *self.first.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn claim<'a>(&'a self, id: &'a str) -> Result<Claim<'a>, TaskError> {
+        let mut containers = self.lock();
+        if containers.contains_key(id) {
+            return Err(TaskError::AlreadyExists(format!("container {id} exists already")));
+        }
+        containers.insert(id.to_owned(), Slot::Busy);
+        Ok(Claim { tasks: self, id })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes out the disk of a container that is gone from the guest.
+async fn release(container: &Container) {
+    if let Some(disk) = container.take_disk()
+        && let Err(error) = disk.detach().await
+    {
+        log::debug!("the disk of container {}: {error}", container.id());
+    }
+}
+
+/// Holds an id; lets it go when dropped.
+struct Claim<'a> {
+    tasks: &'a Tasks,
+    id: &'a str,
+}
+
+impl Claim<'_> {
+    fn settle(self, container: Arc<Container>) {
+        self.tasks.lock().insert(self.id.to_owned(), Slot::Ready(container));
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.tasks.lock().remove(self.id);
+    }
+}
+
+/// What of a request can be refused without looking further.
+fn check_create(request: &CreateTaskRequest) -> Result<(), TaskError> {
+    if !is_id(&request.id) {
+        return Err(TaskError::InvalidArgument(format!("the container id {:?} is invalid", request.id)));
+    }
+    if !request.checkpoint.is_empty() {
+        return Err(TaskError::Unimplemented("restoring a container from a checkpoint is not supported".to_owned()));
+    }
+    let Some(options) = request.options.as_ref() else { return Ok(()) };
+    let name = options.type_url.rsplit('/').next().unwrap_or_default();
+    let known = ["", "runtimeoptions.v1.Options", "containerd.runc.v1.Options"];
+    if !known.contains(&name) {
+        return Err(TaskError::InvalidArgument(format!("runtime options of the type {name:?} are not understood")));
+    }
+    // Any message shows whether these are the bytes of one.
+    let parsed = protobuf::well_known_types::empty::Empty::parse_from_bytes(&options.value);
+    parsed.map(drop).map_err(|error| TaskError::InvalidArgument(format!("malformed runtime options: {error}")))
+}
+
+/// A failure in the words in which clients look for its reason.
+fn oci_failure(what: &str, error: sandbox::Error) -> TaskError {
+    match error {
+        sandbox::Error::Command { message, .. } => TaskError::Failed(format!("OCI runtime {what} failed: {message}")),
+        error => error.into(),
+    }
+}
+
+fn created_event(request: &CreateTaskRequest) -> TaskCreate {
+    let io = TaskIO {
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+        terminal: request.terminal,
+        ..Default::default()
+    };
+    let mut event = TaskCreate {
+        container_id: request.id.clone(),
+        bundle: request.bundle.clone(),
+        io: Some(io).into(),
+        checkpoint: request.checkpoint.clone(),
+        pid: Tasks::pid(),
+        ..Default::default()
+    };
+    for mount in &request.rootfs {
+        // The same message, generated a second time.
+        let mut copy = Vec::new();
+        if mount.write_to_vec(&mut copy).is_ok()
+            && let Ok(mount) = Message::parse_from_bytes(&copy)
+        {
+            event.rootfs.push(mount);
+        }
+    }
+    event
+}
+
+fn deleted_event(id: &str, exit: Exit) -> TaskDelete {
+    TaskDelete {
+        container_id: id.to_owned(),
+        id: id.to_owned(),
+        pid: Tasks::pid(),
+        exit_status: exit.status,
+        exited_at: Some(exit.at.into()).into(),
+        ..Default::default()
+    }
+}

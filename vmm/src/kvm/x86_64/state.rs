@@ -1,0 +1,134 @@
+//! What a machine's interrupt controllers, clock and vCPUs are at a moment: taken out of KVM, put into another machine.
+//!
+//! The order of the calls is KVM's (Documentation/virt/kvm/api.rst): a local APIC before the registers that arm its timer,
+//! pending events last. Knows nothing of memory, devices or files.
+
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_clock_data, kvm_debugregs,
+    kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    kvm_xsave,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+
+use super::{KvmError, failed, libc_error};
+
+/// Armed by its value, which counts only once the local APIC's timer is in the mode for it: restored last.
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// Hyper-V's synthetic registers: not offered to the guest, and some change by themselves.
+const HYPER_V: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
+
+/// What all vCPUs share.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct MachineState {
+    clock: kvm_clock_data,
+    chips: Vec<kvm_irqchip>,
+}
+
+/// One vCPU that does not run.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct VcpuState {
+    running: kvm_mp_state,
+    registers: kvm_regs,
+    system: kvm_sregs,
+    extended: Box<kvm_xsave>,
+    extended_control: kvm_xcrs,
+    debug: kvm_debugregs,
+    local_apic: Box<kvm_lapic_state>,
+    events: kvm_vcpu_events,
+    model_specific: Vec<kvm_msr_entry>,
+}
+
+impl MachineState {
+    pub(in crate::kvm) fn save(vm: &VmFd) -> Result<MachineState, KvmError> {
+        let mut clock = vm.get_clock().map_err(failed("read the guest's clock"))?;
+        // Flags say how exact the reading is; setting takes none, and the guest's clock goes on from where it was.
+        clock.flags = 0;
+        let chips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC].into_iter().map(|chip_id| {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            vm.get_irqchip(&mut chip).map_err(failed("read an interrupt controller"))?;
+            Ok(chip)
+        });
+        Ok(MachineState { clock, chips: chips.collect::<Result<_, KvmError>>()? })
+    }
+
+    pub(in crate::kvm) fn restore(&self, vm: &VmFd) -> Result<(), KvmError> {
+        for chip in &self.chips {
+            vm.set_irqchip(chip).map_err(failed("set an interrupt controller"))?;
+        }
+        vm.set_clock(&self.clock).map_err(failed("set the guest's clock"))
+    }
+}
+
+impl VcpuState {
+    /// `indices` are those of the model-specific registers that this KVM keeps.
+    pub(in crate::kvm) fn save(vcpu: &VcpuFd, indices: &[u32]) -> Result<VcpuState, KvmError> {
+        Ok(VcpuState {
+            // First: it settles what is about to change the rest.
+            running: vcpu.get_mp_state().map_err(failed("read a vCPU's state"))?,
+            registers: vcpu.get_regs().map_err(failed("read registers"))?,
+            system: vcpu.get_sregs().map_err(failed("read system registers"))?,
+            extended: Box::new(vcpu.get_xsave().map_err(failed("read extended registers"))?),
+            extended_control: vcpu.get_xcrs().map_err(failed("read extended control registers"))?,
+            debug: vcpu.get_debug_regs().map_err(failed("read debug registers"))?,
+            local_apic: Box::new(vcpu.get_lapic().map_err(failed("read a local APIC"))?),
+            model_specific: read_msrs(vcpu, indices)?,
+            events: vcpu.get_vcpu_events().map_err(failed("read pending events"))?,
+        })
+    }
+
+    pub(in crate::kvm) fn restore(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        vcpu.set_mp_state(self.running).map_err(failed("set a vCPU's state"))?;
+        vcpu.set_regs(&self.registers).map_err(failed("set registers"))?;
+        vcpu.set_sregs(&self.system).map_err(failed("set system registers"))?;
+        // SAFETY: the kernel reads as many bytes as the guest's features need, which is the whole structure at most: features
+        // that need more are switched on by a call that nothing here makes (arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM).
+        unsafe { vcpu.set_xsave(&self.extended) }.map_err(failed("set extended registers"))?;
+        vcpu.set_xcrs(&self.extended_control).map_err(failed("set extended control registers"))?;
+        vcpu.set_debug_regs(&self.debug).map_err(failed("set debug registers"))?;
+        vcpu.set_lapic(&self.local_apic).map_err(failed("set a local APIC"))?;
+        write_msrs(vcpu, &self.model_specific)?;
+        vcpu.set_vcpu_events(&self.events).map_err(failed("set pending events"))
+    }
+}
+
+/// Reads what can be read: the list names registers of features that this vCPU was not given.
+fn read_msrs(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmError> {
+    let wanted = indices.iter().copied().filter(|index| !HYPER_V.contains(index));
+    let mut left: Vec<_> = wanted.map(|index| kvm_msr_entry { index, ..Default::default() }).collect();
+    left.sort_by_key(|entry| entry.index == IA32_TSC_DEADLINE);
+    let mut entries = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let mut batch = msrs(&left)?;
+        // KVM stops at the first that it refuses, and says how many came before.
+        let read = vcpu.get_msrs(&mut batch).map_err(failed("read model-specific registers"))?;
+        entries.extend_from_slice(&batch.as_slice()[..read]);
+        left.drain(..(read + 1).min(left.len()));
+    }
+    Ok(entries)
+}
+
+/// Writes them; one that cannot be written must have the value it had.
+fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), KvmError> {
+    const WHAT: &str = "set model-specific registers";
+    let mut left = entries;
+    while !left.is_empty() {
+        let written = vcpu.set_msrs(&msrs(left)?).map_err(failed(WHAT))?;
+        left = &left[written..];
+        if let Some((refused, rest)) = left.split_first() {
+            let mut present = msrs(&[kvm_msr_entry { data: 0, ..*refused }])?;
+            let read = vcpu.get_msrs(&mut present).map_err(failed(WHAT))?;
+            if read != 1 || present.as_slice()[0].data != refused.data {
+                log::error!("model-specific register {:#x} cannot be set to {:#x}", refused.index, refused.data);
+                return Err(KvmError::Call { what: WHAT, source: libc_error(libc::EINVAL) });
+            }
+            left = rest;
+        }
+    }
+    Ok(())
+}
+
+fn msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, KvmError> {
+    Msrs::from_entries(entries)
+        .map_err(|_| KvmError::Call { what: "take so many model-specific registers", source: libc_error(libc::E2BIG) })
+}

@@ -1,0 +1,234 @@
+//! A machine on files: its memory in one, everything else in the other, and the way back.
+//!
+//! The memory file is as long as the guest's RAM, region after region, with holes where the guest never wrote. Any number of
+//! machines may start from it at once: each sees it as it is and keeps what it changes to itself, and what none of them
+//! changes is in the host's memory once. Whoever keeps the files keeps them unchanged for as long as that.
+//!
+//! The guest must not have mounted the shared folder, nor have anything in a disk slot: what host and guest agreed about files
+//! is not part of it. Open vsock connections end. Does not know who may use a snapshot, or when it is too old.
+
+#![allow(unsafe_code, reason = "which pages were touched is asked by address")]
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+
+use serde::{Deserialize, Serialize};
+use tatami_arch::{Extent, Region};
+use tatami_devices::virtio::{GuestMemory, TransportState};
+use vm_memory::{GuestMemory as _, GuestMemoryRegion};
+
+use crate::config::VmConfig;
+use crate::kvm::{MachineState, VcpuState};
+use crate::memory::{self, MemoryError};
+
+/// Raised whenever the meaning of the state changes.
+const VERSION: u32 = 1;
+/// The unit in which memory is kept or left out, in bytes: a page of the host.
+const PAGE: usize = 4096;
+/// Fewer zero pages than this between two written ones are written as well: every stretch costs a mapping.
+const NEGLIGIBLE: u64 = 16 * PAGE as u64;
+
+/// Why a machine cannot be saved, or not come back.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A file cannot be read or written.
+    #[error("cannot {0} the machine's {1}: {2}")]
+    File(&'static str, &'static str, io::Error),
+    /// The state is not JSON, or not ours.
+    #[error("the saved machine's state cannot be understood: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Another version's.
+    #[error("the machine was saved by another version (format {0}, this one has {VERSION})")]
+    Version(u32),
+    /// Another machine's.
+    #[error("the saved machine was configured differently: {0}")]
+    Configuration(String),
+    /// The memory file's length is not the machine's, or a stretch lies outside.
+    #[error("the saved machine's memory is damaged: {0}")]
+    Damaged(String),
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// Everything but memory.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct State {
+    version: u32,
+    pub(crate) config: VmConfig,
+    pub(crate) machine: MachineState,
+    pub(crate) vcpus: Vec<VcpuState>,
+    pub(crate) devices: Vec<TransportState>,
+    /// Where the memory file holds anything: offsets and lengths in bytes, ascending.
+    memory: Vec<(u64, u64)>,
+}
+
+/// A saved machine, as its two files.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The guest's RAM.
+    pub memory: File,
+    /// The rest.
+    pub state: File,
+}
+
+impl State {
+    /// What a machine of this configuration is.
+    pub(crate) fn new(
+        config: VmConfig,
+        machine: MachineState,
+        vcpus: Vec<VcpuState>,
+        devices: Vec<TransportState>,
+    ) -> State {
+        State { version: VERSION, config, machine, vcpus, devices, memory: Vec::new() }
+    }
+}
+
+impl Snapshot {
+    /// Writes a machine that stands still.
+    ///
+    /// # Errors
+    /// [`SnapshotError::File`]; the files are of no use then.
+    pub(crate) fn write(&self, memory: &GuestMemory, mut state: State) -> Result<(), SnapshotError> {
+        state.memory = write_memory(memory, &self.memory).map_err(|error| failed("write", "memory", error))?;
+        let mut out = BufWriter::new(&self.state);
+        serde_json::to_writer(&mut out, &state)?;
+        out.flush().map_err(|error| failed("write", "state", error))
+    }
+
+    /// Reads the state, which must be a machine's of this configuration.
+    ///
+    /// # Errors
+    /// Says what does not fit.
+    pub(crate) fn read(&self, config: &VmConfig) -> Result<State, SnapshotError> {
+        let state: State = serde_json::from_reader(BufReader::new(&self.state))?;
+        if state.version != VERSION {
+            return Err(SnapshotError::Version(state.version));
+        }
+        if state.config != *config {
+            return Err(SnapshotError::Configuration(format!("{:?} instead of {config:?}", state.config)));
+        }
+        if state.vcpus.len() != usize::from(config.max_vcpus) {
+            return Err(SnapshotError::Damaged(format!("it has {} vCPUs", state.vcpus.len())));
+        }
+        Ok(state)
+    }
+
+    /// Guest RAM for `ram` that begins as the file has it, and leaves the file as it is.
+    ///
+    /// # Errors
+    /// When file and RAM do not fit, or no memory is to be had.
+    pub(crate) fn map(&self, state: &State, ram: &[Region]) -> Result<GuestMemory, SnapshotError> {
+        let length = self.memory.metadata().map_err(|error| failed("read", "memory", error))?.len();
+        let wanted: u64 = ram.iter().map(|region| region.size).sum();
+        if length != wanted {
+            return Err(SnapshotError::Damaged(format!("{length} bytes instead of {wanted}")));
+        }
+        let fits = |&(start, size): &(u64, u64)| {
+            let aligned = (start | size).is_multiple_of(PAGE as u64) && size > 0;
+            aligned && start.checked_add(size).is_some_and(|end| end <= length)
+        };
+        if !state.memory.iter().all(fits) {
+            return Err(SnapshotError::Damaged("a stretch of it lies outside".to_owned()));
+        }
+        let stretches: Vec<_> = state.memory.iter().map(|&(start, size)| Extent { start, size }).collect();
+        Ok(memory::create_from(ram, &self.memory, &stretches)?)
+    }
+}
+
+fn failed(what: &'static str, part: &'static str, error: io::Error) -> SnapshotError {
+    SnapshotError::File(what, part, error)
+}
+
+/// Writes all that is not zero; says where that was.
+fn write_memory(memory: &GuestMemory, file: &File) -> io::Result<Vec<(u64, u64)>> {
+    let mut stretches: Vec<(u64, u64)> = Vec::new();
+    let mut start = 0;
+    for region in memory.iter() {
+        // SAFETY: the mapping lives as long as `memory`, and no vCPU or device runs that could write to it.
+        let bytes = unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len() as usize) };
+        let touched = touched_pages(bytes)?;
+        for (index, page) in bytes.chunks(PAGE).enumerate() {
+            if !touched.get(index).is_none_or(|&touched| touched) || is_zero(page) {
+                continue;
+            }
+            let at = start + (index * PAGE) as u64;
+            match stretches.last_mut() {
+                Some((last, size)) if *last >= start && at - (*last + *size) < NEGLIGIBLE => {
+                    *size = at + PAGE as u64 - *last
+                }
+                _ => stretches.push((at, PAGE as u64)),
+            }
+        }
+        for &(at, size) in stretches.iter().filter(|(at, _)| *at >= start) {
+            let from = (at - start) as usize;
+            file.write_all_at(&bytes[from..from + size as usize], at)?;
+        }
+        start += region.len();
+    }
+    file.set_len(start)?;
+    Ok(stretches)
+}
+
+/// Which pages the host has given so far; empty, for all, where it cannot be told. Looking at a page that was never touched is
+/// slow, and there are many.
+fn touched_pages(bytes: &[u8]) -> io::Result<Vec<bool>> {
+    // The call means "in memory", and a page that was swapped out is not.
+    if nix::sys::sysinfo::sysinfo()?.swap_total() > 0 {
+        return Ok(Vec::new());
+    }
+    let mut states = vec![0_u8; bytes.len().div_ceil(PAGE)];
+    // SAFETY: the range is mapped, and there is a byte for each of its pages.
+    if unsafe { libc::mincore(bytes.as_ptr().cast_mut().cast(), bytes.len(), states.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(states.into_iter().map(|state| state & 1 != 0).collect())
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    // Eight at a time: a machine's memory is a lot of zeros.
+    page.as_chunks::<8>().0.iter().all(|word| u64::from_ne_bytes(*word) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    const RAM: [Region; 2] = [Region { start: 0, size: 4 << 20 }, Region { start: 4 << 30, size: 2 << 20 }];
+    const WRITTEN: [u64; 5] = [0x1000, 0x3008, 0x20_0000, (4 << 30) + 0x5000, (4 << 30) + 0x1f_f000];
+
+    fn saved() -> (File, Vec<(u64, u64)>) {
+        let memory = memory::create(&RAM).unwrap();
+        for address in WRITTEN {
+            memory.write_obj(address, GuestAddress(address)).unwrap();
+        }
+        let file = tempfile::tempfile().unwrap();
+        let stretches = write_memory(&memory, &file).unwrap();
+        (file, stretches)
+    }
+
+    #[test]
+    fn memory_comes_back_and_changes_stay_private() {
+        let (file, stretches) = saved();
+        let extents: Vec<_> = stretches.iter().map(|&(start, size)| Extent { start, size }).collect();
+        let machines = [(); 2].map(|()| memory::create_from(&RAM, &file, &extents).unwrap());
+        for address in WRITTEN {
+            machines[0].write_obj(!address, GuestAddress(address)).unwrap();
+            assert_eq!(machines[1].read_obj::<u64>(GuestAddress(address)).unwrap(), address);
+        }
+        assert_eq!(machines[1].read_obj::<u64>(GuestAddress(0x10_0000)).unwrap(), 0);
+        let third = memory::create_from(&RAM, &file, &extents).unwrap();
+        assert_eq!(third.read_obj::<u64>(GuestAddress(0x3008)).unwrap(), 0x3008);
+    }
+
+    #[test]
+    fn what_was_never_written_is_left_out() {
+        let (file, stretches) = saved();
+        assert_eq!(file.metadata().unwrap().len(), 6 << 20);
+        // The first two are near enough to be one.
+        assert_eq!(stretches, [(0x1000, 0x3000), (0x20_0000, 0x1000), (0x40_5000, 0x1000), (0x5f_f000, 0x1000)]);
+    }
+}
