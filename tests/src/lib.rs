@@ -28,6 +28,9 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Seconds that a guest may take to boot, unless a test says otherwise: the default is made for real machines.
 const BOOT_SECONDS: &str = "120";
 
+/// Machines that have booted, for all tests of a host to go on from: each saves a boot. Tests of the boot itself say otherwise.
+const TEMPLATES: &str = "/var/tmp/tatami-test-templates";
+
 /// The checkout.
 pub fn checkout() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the checkout")
@@ -107,6 +110,7 @@ impl Tatami {
             .args(arguments)
             .env("TATAMI_KERNEL", kernel())
             .env("TATAMI_INITRD", initrd())
+            .env("TATAMI_TEMPLATES", TEMPLATES)
             .env("TATAMI_STATE", self.folder.path().join("run"))
             .env("TATAMI_ROOT", self.folder.path().join("lib"))
             .stdin(Stdio::null())
@@ -151,7 +155,8 @@ impl Tatami {
         leaks::assert_nothing_left(&self.cgroup, self.folder.path());
     }
 
-    fn run_arguments(options: &[&str], command: &[&str]) -> Vec<String> {
+    /// The arguments of `tatami run --rm` with the sample image.
+    pub fn run_arguments(options: &[&str], command: &[&str]) -> Vec<String> {
         let image = image().display().to_string();
         // Of equal options the last counts, so a test's own comes after this one.
         let first = ["run", "--rm", "--boot-timeout", BOOT_SECONDS];
