@@ -19,6 +19,10 @@ const POD_ANNOTATIONS: [(&str, &str); 3] = [
     ("io.kubernetes.docker.type", "io.kubernetes.sandbox.id"),
 ];
 
+/// Slots for disks in a pod's machine: so many of its containers can have their roots on disk images at once. Each costs the
+/// guest some 100 KiB, used or not.
+const POD_DISK_SLOTS: u8 = 4;
+
 /// A bundle that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BundleError {
@@ -100,8 +104,15 @@ pub(super) fn machine(spec: Option<&Spec>) -> VmConfig {
         vcpus,
         max_vcpus: vcpus,
         memory_mib: OWN_MEMORY_MIB.saturating_add(limit_mib.min(host_memory_mib()) as u32),
+        disk_slots: if spec.is_some_and(is_pod) { POD_DISK_SLOTS } else { 1 },
         ..VmConfig::default()
     }
+}
+
+/// Whether further containers will come into the sandbox of `spec`'s.
+fn is_pod(spec: &Spec) -> bool {
+    let annotations = spec.annotations().as_ref();
+    POD_ANNOTATIONS.iter().any(|(kind, _)| annotations.is_some_and(|annotations| annotations.contains_key(*kind)))
 }
 
 /// The host's memory: a guest with more would be a promise that cannot be kept.

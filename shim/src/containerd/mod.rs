@@ -10,6 +10,7 @@ mod arguments;
 mod bundle;
 mod container;
 mod delete;
+mod disk_rootfs;
 mod error;
 mod events;
 mod hooks;

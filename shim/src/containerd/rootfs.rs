@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::api::Mount;
 use oci_spec::runtime::Spec;
 
+use super::disk_rootfs::disk_root;
 use super::error::TaskError;
 use crate::sandbox::fs_mount::FsMount;
 use crate::sandbox::mounts::Root;
@@ -25,17 +26,24 @@ pub(super) fn root(mounts: &[Mount], spec: &Spec, bundle: &Path) -> Result<Root,
         }
         return Ok(Root::Plain(path));
     }
-    mounts.iter().map(fs_mount).collect::<Result<_, _>>().map(Root::Mounts)
+    let described = |mount: &Mount| FsMount {
+        kind: mount.type_.clone(),
+        source: PathBuf::from(&mount.source),
+        options: mount.options.clone(),
+    };
+    let mounts: Vec<FsMount> = mounts.iter().map(described).collect();
+    if let Some(disk) = disk_root(&mounts)? {
+        return Ok(Root::Disk(disk));
+    }
+    mounts.into_iter().map(of_the_host).collect::<Result<_, _>>().map(Root::Mounts)
 }
 
-fn fs_mount(mount: &Mount) -> Result<FsMount, TaskError> {
-    let mount =
-        FsMount { kind: mount.type_.clone(), source: PathBuf::from(&mount.source), options: mount.options.clone() };
+fn of_the_host(mount: FsMount) -> Result<FsMount, TaskError> {
     if mount.is_bind() || mount.kind == "overlay" {
         return Ok(mount);
     }
     Err(TaskError::InvalidArgument(format!(
-        "the root file system type {:?} (from {}) is not supported: overlay and bind are",
+        "the root file system type {:?} (from {}) is not supported: overlay, bind, ext4, xfs and erofs are",
         mount.kind,
         mount.source.display()
     )))

@@ -24,12 +24,15 @@ pub struct FsMount {
 
 /// Options, sorted by who understands them.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Sorted {
-    pub(super) bind: bool,
-    pub(super) recursive: bool,
-    pub(super) read_only: bool,
+pub struct Sorted {
+    /// It shows a folder.
+    pub bind: bool,
+    /// With what is mounted below it.
+    pub recursive: bool,
+    /// It is not to be written.
+    pub read_only: bool,
     /// For the file system.
-    pub(super) data: Vec<String>,
+    pub data: Vec<String>,
 }
 
 impl FsMount {
@@ -40,7 +43,7 @@ impl FsMount {
 
     /// The options, sorted. What a guest interprets for itself, and propagation, which a sandbox's mounts do not have, is
     /// left out.
-    pub(super) fn sorted(&self) -> Sorted {
+    pub fn sorted(&self) -> Sorted {
         let mut sorted = Sorted::default();
         for option in &self.options {
             match option.as_str() {

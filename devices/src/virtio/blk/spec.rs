@@ -42,8 +42,8 @@ pub(super) enum Status {
 
 /// Most buffers of one request: what a ring holds, without header and status.
 pub(super) const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Size of the one queue.
-pub(super) const QUEUE_SIZE: u16 = 256;
+/// Size of the one queue. The guest sets memory aside for as many requests, some 500 bytes each, whether the slot is used or not.
+pub(super) const QUEUE_SIZE: u16 = 128;
 /// Most ranges of one request to discard or to zero.
 pub(super) const RANGES_MAX: u32 = 16;
 /// Most sectors of one such range: 2 GiB.
