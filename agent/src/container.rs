@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::cgroup::Cgroup;
 use crate::creator::describe;
 use crate::error::Error;
+use crate::guest;
 use crate::join::{Joining, Shared};
 use crate::launch::{Launcher, Reports};
 use crate::limits::{self, Plan};
@@ -111,7 +112,7 @@ impl Container {
     pub(crate) fn add_exec(&self, exec_id: &str, spec: &[u8], stdio: Stdio) -> Result<(), Error> {
         let mut spec: ProcessSpec = serde_json::from_slice(spec)
             .map_err(|cause| Error::InvalidArgument(format!("malformed process description: {cause}")))?;
-        adapt_process(&mut spec, stdio.terminal);
+        adapt_process(&mut spec, stdio.terminal)?;
         let mut execs = self.execs();
         if execs.contains_key(exec_id) {
             return Err(Error::AlreadyExists(format!("process {exec_id} exists already in container {}", self.id)));
@@ -309,14 +310,16 @@ fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<Adapted, Error>
         return Err(Error::InvalidArgument(format!("root path {}: no such folder in the guest", root.display())));
     }
     let process = spec.process_mut().as_mut().ok_or_else(|| invalid("process"))?;
-    adapt_process(process, terminal);
+    adapt_process(process, terminal)?;
     let owner = owner(process);
     // The host's groups mean nothing here: one flat level, named like the container.
     let linux = spec.linux_mut().as_mut().ok_or_else(|| invalid("linux section"))?;
     linux.set_cgroups_path(Some(cgroup.path().to_path_buf()));
+    sysctl::apply_network(linux)?;
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
     let plan = plan_of(&resources)?;
+    guest::check(linux)?;
     let shared = Shared {
         namespaces: Shared::flags(linux.namespaces().as_deref().unwrap_or_default()),
         seccomp: linux.seccomp().clone(),
@@ -329,12 +332,16 @@ fn plan_of(resources: &LinuxResources) -> Result<Plan, Error> {
     limits::plan(resources).map_err(|refusal| Error::InvalidArgument(refusal.to_string()))
 }
 
-fn adapt_process(process: &mut ProcessSpec, terminal: bool) {
+fn adapt_process(process: &mut ProcessSpec, terminal: bool) -> Result<(), Error> {
     process.set_terminal(Some(terminal));
     // libcontainer takes an explicit "no" for a "yes" when it chooses the moment to load a seccomp profile.
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);
     }
+    if process.apparmor_profile().as_deref().is_some_and(|profile| ["", "unconfined"].contains(&profile)) {
+        process.set_apparmor_profile(None);
+    }
+    guest::check_process(process)
 }
 
 fn owner(process: &ProcessSpec) -> (u32, u32) {

@@ -115,10 +115,11 @@ pub(crate) fn join(
 fn member(pid: i32, cgroup: &Path) -> io::Result<OwnedFd> {
     let ended = || io::Error::from_raw_os_error(libc::ESRCH);
     let handle = pidfd_open(Pid::from_raw(pid).ok_or_else(ended)?, PidfdFlags::empty())?;
-    let group = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let group = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
-    let folder = Path::new(crate::cgroup::ROOT).join(group.trim_start_matches('/'));
-    if folder.starts_with(cgroup) { Ok(handle) } else { Err(ended()) }
+    let listing = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let group = listing.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    // The path in the hierarchy, which need not be mounted from its top.
+    let wanted = cgroup.strip_prefix(crate::cgroup::ROOT).unwrap_or(cgroup);
+    if format!("{group}/").contains(&format!("/{}/", wanted.display())) { Ok(handle) } else { Err(ended()) }
 }
 
 /// The forked process, until it becomes its command.

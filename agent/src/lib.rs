@@ -5,6 +5,7 @@
 //! | `boot`, `mounts`, `loopback`, `kmsg`, `clock`, `entropy` | from the kernel's first call of `/init` to listening sockets |
 //! | `transport`, `server`, `service` | the control channel and the stdio streams, as they come in |
 //! | `sandbox`, `container`, `process` | what exists: containers, their processes, their states |
+//! | `guest` | what of a specification no guest of this kind can do |
 //! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
 //! | `storage` | the file systems that are mounted for a container |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
@@ -23,6 +24,7 @@ mod entropy;
 mod error;
 mod events;
 mod executor;
+mod guest;
 mod join;
 mod kmsg;
 mod launch;
@@ -41,6 +43,7 @@ mod stats;
 mod stdio;
 mod storage;
 mod syscalls;
+mod sysctl;
 mod transport;
 mod wire;
 mod zygote;

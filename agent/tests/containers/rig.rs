@@ -21,14 +21,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
 use ttrpc::context::Context;
 
+/// Where the agent has its control groups.
+const GROUPS: &str = "/sys/fs/cgroup";
 /// The argument that makes this binary the agent.
 pub(crate) const SERVE: &str = "--serve";
 /// Nothing here takes longer, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 const CAPABILITIES: &[&str] = &["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"];
 const APPLETS: &[&str] = &[
-    "cat", "chmod", "dd", "echo", "env", "false", "grep", "head", "id", "ls", "mkdir", "ps", "pwd", "seq", "sh",
-    "sleep", "stty", "tail", "test", "touch", "tr", "true", "yes",
+    "cat", "chmod", "dd", "echo", "env", "false", "grep", "head", "id", "ls", "mkdir", "mknod", "ps", "pwd", "rm",
+    "seq", "sh", "sleep", "stty", "tail", "test", "touch", "tr", "true", "yes",
 ];
 
 /// The agent's part: serves on sockets in `folder`; ends by a shutdown request.
@@ -37,16 +39,26 @@ pub(crate) fn serve(folder: &Path) {
         assert!(Command::new("mount").args(arguments).status().unwrap().success(), "mount {arguments:?}");
     };
     mount(&["-t", "tmpfs", "run", "/run"]);
-    mount(&["-t", "cgroup2", "cgroup", "/sys/fs/cgroup"]);
+    mount(&["-t", "cgroup2", "cgroup", GROUPS]);
+    let own = Path::new(GROUPS).join(format!("tatami-test{}", folder.file_name().unwrap().display()));
+    for name in fs::read_to_string(format!("{GROUPS}/cgroup.controllers")).unwrap().split_whitespace() {
+        // What a machine does not hand down, `Rig::has` does not find.
+        let _ = fs::write(format!("{GROUPS}/cgroup.subtree_control"), format!("+{name}"));
+    }
+    fs::create_dir(&own).unwrap();
+    // The agent takes it for the whole hierarchy, so that it meets no other test's groups.
+    mount(&["--bind", own.to_str().unwrap(), GROUPS]);
     tatami_agent::enable_controllers().unwrap();
     let zygote = Zygote::start().unwrap();
     let listen = |name: &str| Listener::Unix(UnixListener::bind(folder.join(name)).unwrap());
     runtime().block_on(async {
         let (control, streams) = (listen("control"), listen("streams"));
 
-        let shutdown = Box::new(|| {
+        let shutdown = Box::new(move || {
             // The hierarchy outlives these namespaces.
-            let _ = fs::remove_dir("/sys/fs/cgroup/tatami");
+            let _ = fs::remove_dir(Path::new(GROUPS).join("tatami"));
+            let _ = Command::new("umount").args(["-l", GROUPS]).status();
+            let _ = fs::remove_dir(&own);
             std::process::exit(0)
         });
         let server = Server::start(Sandbox::new(zygote), control, streams, 0.0, shutdown).await.unwrap();

@@ -2,14 +2,18 @@
 
 use serde_json::json;
 use tatami_protocol::agent::Stdio;
+use ttrpc::Code;
 
-use crate::cases::{Case, ended};
+use crate::cases::{Case, code, ended};
 use crate::rig::{Container, Rig};
 
 pub(crate) const ALL: &[(&str, Case)] = &[
     ("a_process_that_joins_is_what_it_is_described_as", a_process_that_joins),
     ("a_process_that_joins_is_as_confined_as_the_first", as_confined_as_the_first),
     ("user_namespaces_hold_all_processes", user_namespaces_hold_all_processes),
+    ("devices_are_governed", devices_are_governed),
+    ("what_the_guest_does_not_have_is_refused", what_the_guest_does_not_have_is_refused),
+    ("hooks_of_the_container_run", hooks_of_the_container_run),
     ("time_namespaces_hold_all_processes", time_namespaces_hold_all_processes),
 ];
 
@@ -53,7 +57,7 @@ fn a_process_that_joins(rig: &Rig) {
     assert_eq!(result, ended(0, "0\n1\n2\n3\nagain\n", ""));
     assert_eq!(container.exec_with(&["pwd"], json!({ "cwd": "/bin" })), ended(0, "/bin\n", ""));
     container.create_exec_with("bad", &["true"], Stdio::default(), json!({ "cwd": "/no/such" })).unwrap();
-    let (_, message) = crate::cases::code(container.start("bad"));
+    let (_, message) = code(container.start("bad"));
     assert!(message.contains("/no/such"), "{message}");
     container.delete().unwrap();
 }
@@ -96,4 +100,86 @@ fn time_namespaces_hold_all_processes(rig: &Rig) {
     let result = container.exec(&["sh", "-c", "read up rest < /proc/uptime; test ${up%.*} -gt 1000000"]);
     assert_eq!(result, ended(0, "", ""));
     container.delete().unwrap();
+}
+
+fn devices_are_governed(rig: &Rig) {
+    let rules = json!([
+        { "allow": false, "access": "rwm" },
+        { "allow": true, "type": "c", "major": 10, "minor": 200, "access": "r" },
+    ]);
+    let mut container = rig.container(&["sleep", "1000"]);
+    container.spec["process"]["capabilities"]["bounding"].as_array_mut().unwrap().push(json!("CAP_MKNOD"));
+    for set in ["permitted", "effective"] {
+        container.spec["process"]["capabilities"][set] = container.spec["process"]["capabilities"]["bounding"].clone();
+    }
+    container.spec["linux"]["devices"] = json!([{ "path": "/dev/full2", "type": "c", "major": 1, "minor": 7 }]);
+    let container = running(container, |spec| spec["linux"]["resources"] = json!({ "devices": rules }));
+    // Whether these exist or not, what they say is not what a refusal says.
+    let script = "mknod /dev/k c 10 229 && cat /dev/k; echo x > /dev/null; mknod /dev/p c 10 200 && head -c 0 /dev/p; echo y > /dev/full2";
+    let result = container.exec(&["sh", "-c", script]);
+    let refused: Vec<&str> = result.stderr.lines().filter(|line| line.contains("not permitted")).collect();
+    assert!(matches!(refused.as_slice(), [line] if line.contains("/dev/k")), "{}", result.stderr);
+    assert!(result.stderr.contains("No space left"), "{}", result.stderr);
+    // Changed while it runs: the last word is the new list's.
+    let all = json!([{ "allow": false, "access": "rwm" }, { "allow": true, "access": "rwm" }]);
+    container.update(json!({ "devices": all })).unwrap();
+    let result = container.exec(&["sh", "-c", "head -c 0 /dev/k; : < /dev/k"]);
+    assert!(!result.stderr.contains("not permitted"), "{}", result.stderr);
+    container.update(json!({ "devices": rules })).unwrap();
+    assert!(container.exec(&["sh", "-c", ": < /dev/k"]).stderr.contains("not permitted"));
+    container.delete().unwrap();
+}
+
+fn what_the_guest_does_not_have_is_refused(rig: &Rig) {
+    let before = rig.left_over();
+    let refused = |change: &dyn Fn(&mut serde_json::Value), part: &str| {
+        let mut container = rig.container(&["true"]);
+        change(&mut container.spec);
+        let (kind, message) = code(container.create(Stdio::default()));
+        assert!(kind == Code::INVALID_ARGUMENT && message.contains(part), "{part}: {message}");
+    };
+    refused(&|spec| spec["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0"), "selinuxLabel");
+    refused(&|spec| spec["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0"), "mountLabel");
+    refused(&|spec| spec["linux"]["intelRdt"] = json!({ "closID": "x" }), "intelRdt");
+    refused(&|spec| spec["linux"]["resources"] = json!({ "devices": [{ "allow": true, "access": "z" }] }), "devices");
+    refused(
+        &|spec| {
+            spec["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "listenerPath": "/run/listener",
+                "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_NOTIFY" }],
+            });
+        },
+        "seccomp",
+    );
+    refused(
+        &|spec| {
+            let range = |id: u32| json!({ "containerID": id, "hostID": 100_000 + id, "size": 1 });
+            spec["linux"]["uidMappings"] = json!([range(0), range(1)]);
+            spec["linux"]["gidMappings"] = json!([range(0)]);
+            spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+        },
+        "uidMappings",
+    );
+    if !std::path::Path::new("/sys/module/apparmor").exists() {
+        refused(&|spec| spec["process"]["apparmorProfile"] = json!("docker-default"), "apparmorProfile");
+    }
+    assert_eq!(rig.left_over(), before);
+}
+
+fn hooks_of_the_container_run(rig: &Rig) {
+    let mut container = rig.container(&["sh", "-c", "cat /tmp/hooks; rm /tmp/hooks"]);
+    let root = rig.root.display().to_string();
+    let hook = |path: &str, words: &str| json!([{ "path": path, "args": ["sh", "-c", words] }]);
+    container.spec["hooks"] = json!({
+        // Before the root is entered: the path is the guest's, and so is what it writes.
+        "createContainer": hook("/bin/sh", &format!("read state; test \"$state\" && echo create > {root}/tmp/hooks")),
+        // After: the container's.
+        "startContainer": hook("/bin/sh", "echo start >> /tmp/hooks"),
+    });
+    assert_eq!(container.run(), ended(0, "create\nstart\n", ""));
+    let mut container = rig.container(&["true"]);
+    container.spec["hooks"] = json!({ "createContainer": hook("/bin/sh", "exit 3") });
+    let (_, message) = code(container.create(Stdio::default()));
+    assert!(message.contains("create container hooks") || message.contains("run hooks"), "{message}");
 }
