@@ -19,6 +19,7 @@ use crate::launch::{Launcher, Reports};
 use crate::limits::{self, Plan};
 use crate::process::Process;
 use crate::reaper::Exit;
+use crate::sysctl;
 use crate::wire::{Action, Request};
 
 /// Where bundles are: specification and process files of each container.
