@@ -11,12 +11,13 @@ use crate::stage::{Ctr, PATIENCE, SOON, error, error_or_ok};
 
 pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("an exec", an_exec),
-    Case::new("an exec on a terminal", terminal),
+    Case::new("an exec on a terminal", terminal).long(),
     Case::new("an exec of what is not there", missing),
-    Case::new("an exec that runs on", runs_on),
-    Case::new("execs, one after another", |ctr, notes| one_after_another(ctr, notes, 10)),
+    Case::new("an exec that runs on", runs_on).long(),
+    Case::new("execs, one after another", |ctr, notes| one_after_another(ctr, notes, 5)),
     Case::new("200 execs, one after another", |ctr, notes| one_after_another(ctr, notes, 200)).long(),
-    Case::new("execs at once", |ctr, notes| at_once(ctr, notes, 20)),
+    Case::new("execs at once", |ctr, notes| at_once(ctr, notes, 5)),
+    Case::new("20 execs at once", |ctr, notes| at_once(ctr, notes, 20)).long(),
 ];
 
 fn an_exec(ctr: &mut Ctr, notes: &mut Notes) {
@@ -29,10 +30,11 @@ fn an_exec(ctr: &mut Ctr, notes: &mut Notes) {
     notes.want("user and folder", finished.out(), "/tmp\n1000\n2000\n");
     let finished = ctr.exec("a", "e3", &[], &["sh", "-c", "grep -E '^(CapEff|Seccomp|NoNewPrivs)' /proc/self/status"]);
     notes.see("rights", finished.out());
-    let mut command = ctr.exec_command("a", "e4", &[], &["sh", "-c", "wc -c; echo after"]);
+    let mut command = ctr.exec_command("a", "e4", &[], &["sh", "-c", "echo up; wc -c; echo after"]);
     command.stdin(Stdio::piped());
-    let finished = Running::start(command).finish_with_input(vec![b'x'; 70_000]);
-    notes.want("input", finished.out(), "70000\nafter\n");
+    let running = Running::start(command);
+    running.wait_for("up");
+    notes.want("input", running.finish_with_input(vec![b'x'; 70_000]).out(), "up\n70000\nafter\n");
     notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
     let one = |exec: &str, status| format!("exec-added[{exec}] exec-started[{exec}] exit[{exec}]({status}) ");
     let wanted =

@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("containerd killed", |ctr, notes| restart(ctr, notes, Signal::SIGKILL)).long(),
     Case::new("the ground killed", |ctr, notes| at(ctr, notes, ground, Moment::Running)),
     Case::new("the runtime's server killed", |ctr, notes| at(ctr, notes, server, Moment::Running)),
-    Case::new("the guest's kernel dies", |ctr, notes| at(ctr, notes, guest, Moment::Running)),
+    Case::new("the guest's kernel dies", |ctr, notes| at(ctr, notes, guest, Moment::Running)).long(),
     Case::new("the workload killed, at every moment", |ctr, notes| at_every(ctr, notes, workload, &ALIVE)).long(),
     Case::new("the ground killed, at every moment", |ctr, notes| at_every(ctr, notes, ground, &ALIVE)).long(),
     Case::new("the server killed, at every moment", |ctr, notes| at_every(ctr, notes, server, &ALL)).long(),

@@ -8,7 +8,7 @@ use crate::stage::{Ctr, error_or_ok};
 
 pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("memory that runs out", out_of_memory),
-    Case::new("limits that the container sees", seen_inside),
+    Case::new("limits that the container sees", seen_inside).long(),
     Case::new("limits changed while it runs", update).long(),
 ];
 

@@ -12,7 +12,7 @@ pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: hello", hello),
     Case::new("docker: a life, step by step", step_by_step),
     Case::new("docker: exec", exec),
-    Case::new("docker: a terminal", terminal),
+    Case::new("docker: a terminal", terminal).long(),
     Case::new("docker: logs", logs),
     Case::new("docker: stop and kill", stop_and_kill),
     Case::new("docker: top, stats", top_and_stats),
@@ -43,16 +43,13 @@ fn step_by_step(cli: &mut Cli, notes: &mut Notes) {
     notes.want("kill", cli.on("a", &["kill"]), "ok");
     notes.want("wait", cli.docker(&["wait", &cli.id("a")]).out(), "137\n");
     notes.want("state when stopped", cli.inspect("a", state), "exited false false 137 false");
-    let until = format!("{}", since + 3600);
     let filter = format!("container={}", cli.id("a"));
-    let since = since.to_string();
-    let mut words = vec!["events", "--since", &since, "--until", "0s", "--filter", &filter];
-    words.extend(["--format", "{{.Action}}"]);
-    // "0s" is now; a time to come would wait for it.
-    let _ = until;
-    let told = cli.docker(&words).out();
+    let format = ["--format", "{{.Action}}"];
+    let words = ["events", "--since", &since.to_string(), "--until", "0s", "--filter", &filter];
+    let told = cli.docker(&[words.as_slice(), &format].concat()).out();
     // An exec of a paused container may or may not have come as far as its event.
-    notes.see("events", told.split_whitespace().filter(|word| !word.starts_with("exec")).collect::<Vec<_>>().join(" "));
+    let told: Vec<&str> = told.lines().filter(|line| !line.starts_with("exec")).collect();
+    notes.want("events", told.join(" "), "create start pause unpause kill die");
     notes.want("rm", cli.on("a", &["rm"]), "ok");
 }
 

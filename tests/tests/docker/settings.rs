@@ -9,7 +9,7 @@ use crate::stage::Cli;
 pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: -v and --tmpfs", volumes),
     Case::new("docker: --user, --env, --workdir, --hostname", identity),
-    Case::new("docker: --read-only", read_only),
+    Case::new("docker: --read-only", read_only).long(),
     Case::new("docker: --init", init),
     Case::new("docker: rights", rights),
 ];
