@@ -74,11 +74,13 @@ bench: build guest image ## boot time against QEMU's microvm, and a whole `tatam
 
 install: build guest ## install under $(PREFIX), or below $(DESTDIR)
 	install -D -m 755 target/release/tatami $(DESTDIR)$(PREFIX)/bin/tatami
+	ln -sf tatami $(DESTDIR)$(PREFIX)/bin/containerd-shim-kata-v2
+	ln -sf tatami $(DESTDIR)$(PREFIX)/bin/containerd-shim-tatami-v2
 	install -D -m 644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/share/tatami/vmlinux
 	install -D -m 644 $(GUEST)/initrd.img $(DESTDIR)$(PREFIX)/share/tatami/initrd.img
 
 uninstall: ## take back what install put there
-	rm -f $(DESTDIR)$(PREFIX)/bin/tatami
+	rm -f $(foreach name,tatami containerd-shim-kata-v2 containerd-shim-tatami-v2,$(DESTDIR)$(PREFIX)/bin/$(name))
 	rm -rf $(DESTDIR)$(PREFIX)/share/tatami
 
 clean: ## remove what was built in the checkout; the cache stays
