@@ -20,7 +20,8 @@ pub struct Notes {
     lines: Vec<(String, String)>,
     broken: Vec<String>,
     broken_off: bool,
-    reference: bool,
+    /// Whether what is wanted has to be seen.
+    strict: bool,
 }
 
 /// A story, for a client `S`.
@@ -48,10 +49,19 @@ pub trait Stage {
 pub struct Selection {
     /// The long ones too.
     pub full: bool,
-    /// With the reference alone, to try the cases themselves.
-    pub reference_only: bool,
+    /// With one of the two alone, to try a case or a runtime: what the reference must show, it must show.
+    pub alone: Option<Alone>,
     /// Parts of names; all where there are none.
     pub names: Vec<String>,
+}
+
+/// The only runtime to tell a story with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alone {
+    /// `TATAMI_CLIENTS=reference`.
+    Reference,
+    /// `TATAMI_CLIENTS=ours`.
+    Ours,
 }
 
 struct Told {
@@ -89,34 +99,35 @@ impl Notes {
     /// Notes what is seen; the case itself is wrong if the reference shows anything but `wanted`.
     pub fn want(&mut self, what: impl Into<String>, seen: impl Display, wanted: impl Display) {
         let (what, seen, wanted) = (what.into(), seen.to_string(), wanted.to_string());
-        if self.reference && seen != wanted {
-            self.broken.push(format!("{what}: the reference shows {seen:?}, not {wanted:?}"));
+        if self.strict && seen != wanted {
+            self.broken.push(format!("{what}: {seen:?}, not {wanted:?}"));
         }
         self.lines.push((what, seen));
     }
 }
 
 impl Selection {
-    /// From a test program's arguments (parts of names) and `TATAMI_CLIENTS` (`full`, `reference`, or unset).
+    /// From a test program's arguments (parts of names) and `TATAMI_CLIENTS` (`full`, `reference`, `ours`, or unset).
     ///
     /// # Panics
     /// When `TATAMI_CLIENTS` is something else.
     pub fn from_environment() -> Self {
-        let (full, reference_only) = match std::env::var("TATAMI_CLIENTS").unwrap_or_default().as_str() {
-            "" => (false, false),
-            "full" => (true, false),
-            "reference" => (false, true),
-            other => panic!("TATAMI_CLIENTS={other}: it is 'full', 'reference' or unset"),
+        let (full, alone) = match std::env::var("TATAMI_CLIENTS").unwrap_or_default().as_str() {
+            "" => (false, None),
+            "full" => (true, None),
+            "reference" => (false, Some(Alone::Reference)),
+            "ours" => (false, Some(Alone::Ours)),
+            other => panic!("TATAMI_CLIENTS={other}: it is 'full', 'reference', 'ours' or unset"),
         };
         // What cargo's own harness understands means nothing here.
-        Self { full, reference_only, names: std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect() }
+        Self { full, alone, names: std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect() }
     }
 
     /// The same way of telling, for the cases of these names alone.
     #[must_use]
     pub fn narrowed_to(&self, names: &[&str]) -> Self {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        Self { full: false, reference_only: self.reference_only, names }
+        Self { full: false, alone: self.alone, names }
     }
 
     fn takes<S>(&self, case: &Case<S>) -> bool {
@@ -138,16 +149,13 @@ pub fn compare<S: Stage>(
     println!("\n{title}\n{:<44} {:>8} {:>8}  ", "", "runc", "tatami");
     let mut failures = 0;
     for case in cases.iter().filter(|case| selection.takes(case)) {
-        let first = tell(case, reference);
-        if selection.reference_only {
-            println!("{:<44} {:>6.1} s  {}", case.name, first.took.as_secs_f32(), first.notes.broken.join("\n    "));
-            for (what, seen) in &first.notes.lines {
-                println!("    | {what}: {}", brief(seen));
-            }
-            failures += usize::from(!first.notes.broken.is_empty());
+        if let Some(alone) = selection.alone {
+            let stage = if alone == Alone::Ours { &mut *ours } else { &mut *reference };
+            failures += usize::from(!show(case, &tell(case, stage, true)));
             continue;
         }
-        let second = tell(case, ours);
+        let first = tell(case, reference, true);
+        let second = tell(case, ours, false);
         let (failed, remarks) = judge(case, &first.notes, &second.notes);
         let seconds = |told: &Told| format!("{:.1} s", told.took.as_secs_f32());
         let verdict = match (failed, remarks.len()) {
@@ -169,9 +177,9 @@ pub fn compare<S: Stage>(
     failures
 }
 
-fn tell<S: Stage>(case: &Case<S>, stage: &mut S) -> Told {
+fn tell<S: Stage>(case: &Case<S>, stage: &mut S, strict: bool) -> Told {
     let start = Instant::now();
-    let mut notes = Notes { reference: !stage.is_ours(), ..Notes::default() };
+    let mut notes = Notes { strict, ..Notes::default() };
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (case.run)(stage, &mut notes))) {
         notes.broken_off = true;
         notes.broken.push(format!("it broke off: {}", words(panic.as_ref())));
@@ -182,6 +190,15 @@ fn tell<S: Stage>(case: &Case<S>, stage: &mut S) -> Told {
         notes.broken.push(format!("left behind:\n{left}"));
     }
     Told { notes, took }
+}
+
+/// Prints what one runtime showed; returns whether it was what was wanted.
+fn show<S>(case: &Case<S>, told: &Told) -> bool {
+    let verdict = if told.notes.broken.is_empty() { "as wanted" } else { "FAILED" };
+    println!("{:<44} {:>6.1} s  {verdict}", case.name, told.took.as_secs_f32());
+    told.notes.broken.iter().for_each(|words| println!("    {}", words.replace('\n', "\n    ")));
+    told.notes.lines.iter().for_each(|(what, seen)| println!("    | {what}: {}", brief(seen).trim_end()));
+    told.notes.broken.is_empty()
 }
 
 /// Whether the case failed, and what there is to say.
@@ -262,7 +279,7 @@ mod tests {
     #[test]
     fn a_case_that_the_reference_fails_is_wrong() {
         let plain = Case::<()>::new("plain", |(), _| ());
-        let mut first = Notes { reference: true, ..Notes::default() };
+        let mut first = Notes { strict: true, ..Notes::default() };
         first.want("status", 1, 0);
         let mut second = Notes::default();
         second.want("status", 1, 0);

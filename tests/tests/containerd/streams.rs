@@ -58,9 +58,9 @@ fn end_of_input(ctr: &mut Ctr, notes: &mut Notes) {
 }
 
 fn pause(ctr: &mut Ctr, notes: &mut Notes) {
-    let script = "i=0; while test $i -lt 300; do i=$((i+1)); echo $i; sleep 0.02; done";
+    let script = "i=0; while test $i -lt 60; do i=$((i+1)); echo $i; sleep 0.1; done";
     let running = ctr.start("a", &[], &["sh", "-c", script]);
-    running.wait_for("\n20\n");
+    running.wait_for("\n8\n");
     notes.want("pause", error_or_ok(&ctr.task("a", &["pause"])), "ok");
     thread::sleep(Duration::from_millis(500));
     let before = running.out_so_far();
@@ -68,7 +68,7 @@ fn pause(ctr: &mut Ctr, notes: &mut Notes) {
     notes.want("silent while paused", running.out_so_far() == before, true);
     notes.want("resume", error_or_ok(&ctr.task("a", &["resume"])), "ok");
     let finished = running.finish_within(PATIENCE);
-    let all: String = (1..=300).map(|number| format!("{number}\n")).collect();
+    let all: String = (1..=60).map(|number| format!("{number}\n")).collect();
     notes.want("complete and in order", finished.out() == all, true);
     notes.want("status", finished.status, 0);
 }
