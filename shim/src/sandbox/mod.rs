@@ -14,6 +14,7 @@ pub mod folder;
 pub mod fs_mount;
 pub mod guest;
 pub mod mounts;
+mod overlay_marks;
 mod remove;
 pub mod template;
 pub mod timings;

@@ -24,6 +24,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeF
 use super::disk_root::{DiskRoot, LAYERS};
 use super::folder::Folder;
 use super::fs_mount::FsMount;
+use super::overlay_marks;
 use super::remove::remove_tree;
 
 /// Where the agent mounts the shared folder in the guest.
@@ -223,6 +224,14 @@ impl SharedFolder {
         for folder in ["volumes", LAYERS] {
             if let Ok(shown) = std::fs::read_dir(place.join(folder)) {
                 targets.extend(shown.filter_map(|entry| Some(entry.ok()?.path())));
+            }
+        }
+        if let Ok(shown) = std::fs::read_dir(place.join(LAYERS)) {
+            for entry in shown.filter_map(Result::ok) {
+                // What remains of them concerns who looks at the folder later; the container must go nevertheless.
+                if let Err(error) = overlay_marks::rewrite(&entry.path()) {
+                    log::warn!("overlayfs's marks in {} are left as the guest's: {error}", entry.path().display());
+                }
             }
         }
         for target in &targets {
