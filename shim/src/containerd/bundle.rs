@@ -104,7 +104,7 @@ pub(super) fn machine(spec: Option<&Spec>) -> VmConfig {
         vcpus,
         max_vcpus: vcpus,
         memory_mib: OWN_MEMORY_MIB.saturating_add(limit_mib.min(host_memory_mib()) as u32),
-        disk_slots: if spec.is_some_and(is_pod) { POD_DISK_SLOTS } else { 1 },
+        disk_slots: if spec.is_none_or(is_pod) { POD_DISK_SLOTS } else { 1 },
         ..VmConfig::default()
     }
 }

@@ -25,7 +25,14 @@ pub(super) struct Process {
     exit: watch::Sender<Option<Exit>>,
     /// Held while it is being started, so that its end is told afterwards.
     order: tokio::sync::Mutex<()>,
-    io: Mutex<Option<Io>>,
+    io: Mutex<Streaming>,
+}
+
+/// A process's streams, which clients may talk of before they move.
+#[derive(Default)]
+struct Streaming {
+    io: Option<Io>,
+    stdin_closed: bool,
 }
 
 impl Process {
@@ -63,8 +70,12 @@ impl Process {
     }
 
     /// Its streams move from here on.
-    pub(super) fn connect(&self, io: Io) {
-        *self.io() = Some(io);
+    pub(super) fn connect(&self, mut io: Io) {
+        let mut streaming = self.io();
+        if streaming.stdin_closed {
+            io.close_stdin();
+        }
+        streaming.io = Some(io);
     }
 
     /// Claims the time in which it is started.
@@ -74,14 +85,16 @@ impl Process {
 
     /// Gives up our part in keeping its standard input open.
     pub(super) fn close_stdin(&self) {
-        if let Some(io) = self.io().as_mut() {
+        let mut streaming = self.io();
+        streaming.stdin_closed = true;
+        if let Some(io) = streaming.io.as_mut() {
             io.close_stdin();
         }
     }
 
     /// It is being killed: nobody can hold it up by not reading its output.
     pub(super) fn relieve(&self) {
-        if let Some(io) = self.io().as_ref() {
+        if let Some(io) = self.io().io.as_ref() {
             io.relieve();
         }
     }
@@ -100,7 +113,7 @@ impl Process {
         tokio::spawn(async move {
             let result = guest.call(guest.agent().wait(&process.container, &process.exec)).await;
             let exit = process.explain(result.map(|response| Exit::now(response.exit_status)));
-            let rest = process.io().as_mut().map(Io::end);
+            let rest = process.io().io.as_mut().map(Io::end);
             if let Some(rest) = rest {
                 rest.written().await;
             }
@@ -116,7 +129,7 @@ impl Process {
     pub(super) fn never_ran(&self, status: u32) {
         let exit = Exit::now(status);
         if self.life().ended(exit) {
-            *self.io() = None;
+            self.io().io = None;
             self.exit.send_replace(Some(exit));
         }
     }
@@ -141,7 +154,7 @@ impl Process {
         }
     }
 
-    fn io(&self) -> MutexGuard<'_, Option<Io>> {
+    fn io(&self) -> MutexGuard<'_, Streaming> {
         self.io.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -128,6 +128,13 @@ fn translate_linux(linux: &mut Linux, pids: Pids) -> Result<(), TaskError> {
     // The guest has a hierarchy of its own.
     linux.set_cgroups_path(None);
     linux.set_mount_label(None);
+    if let Some(resources) = linux.resources_mut()
+        && let Some(memory) = resources.memory_mut()
+        && let Some(swappiness) = memory.swappiness()
+    {
+        log::info!("memory.swappiness {swappiness} is not applied: cgroups of version 2, which the guest has, know none");
+        memory.set_swappiness(None);
+    }
     if linux.intel_rdt().is_some() {
         return Err(refused("linux.intelRdt: a guest has no share of the host's cache to allot"));
     }
@@ -185,6 +192,10 @@ fn translate_mount(mount: &mut Mount) -> Result<Option<HostVolume>, TaskError> {
     let has = |word: &str| options.iter().any(|option| option == word);
     let kind = mount.typ().clone().unwrap_or_default();
     if kind != "bind" && !has("bind") && !has("rbind") {
+        if mount.source().as_ref().is_none_or(|source| source.as_os_str().is_empty()) {
+            // The specification allows it; mount(2) wants a word.
+            mount.set_source(Some(PathBuf::from(&kind)));
+        }
         return match GUEST_FILE_SYSTEMS.contains(&kind.as_str()) {
             true => Ok(None),
             false => Err(refused(&format!(
@@ -258,7 +269,7 @@ mod tests {
     fn bind_mounts_become_volumes_and_the_guests_file_systems_stay() {
         let plan = plan(
             r#","root":{"path":"rootfs","readonly":true},"mounts":[
-            {"destination":"/proc","type":"proc","source":"proc"},
+            {"destination":"/proc","type":"proc"},
             {"destination":"/etc/hosts","type":"bind","source":"/var/h","options":["rbind","ro"]},
             {"destination":"/cg","type":"bind","source":"/sys/fs/cgroup","options":["rbind"]}]"#,
         )
