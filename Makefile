@@ -53,6 +53,7 @@ test-unit: deps ## the tests that need no KVM
 test-kvm: build guest image ## the tests that boot guests, here or in the emulated test host
 	tests/host/selftest
 	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-vmm -p tatami-tests
+	$(RUNNER) $(CARGO) test --locked -p tatami-agent --test containers
 
 test-clients: build guest image ## containerd and Docker, with runc and with Tatami, compared (FULL=1: all cases on all releases)
 	TATAMI_CLIENTS=$(if $(FULL),full,$(TATAMI_CLIENTS)) $(RUNNER) $(CARGO) test --locked --no-fail-fast -p tatami-tests --features clients \

@@ -5,13 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use libcontainer::container::Container as OciContainer;
+use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use libcontainer::oci_spec::runtime::{LinuxResources, Process as ProcessSpec, Spec};
 use tatami_protocol::agent::{Stats, Stdio};
 use tokio::sync::watch;
 
 use crate::cgroup::Cgroup;
-use crate::creator::describe;
 use crate::error::Error;
 use crate::guest;
 use crate::join::{Joining, Shared};
@@ -233,9 +232,9 @@ impl Container {
         if self.hooks.start {
             self.launcher.perform(&request(&self.id, Action::Start)).await?;
         } else {
-            let started =
-                OciContainer::load(Path::new(STATES).join(&self.id)).and_then(|mut container| container.start());
-            started.map_err(|cause| Error::Internal(describe(cause)))?;
+            // All that libcontainer's start does for a container without hooks, but for the state that it writes down.
+            let mut signal = NotifySocket::new(Path::new(STATES).join(&self.id).join(NOTIFY_FILE));
+            signal.notify_container_start().map_err(|cause| Error::Internal(format!("start the process: {cause}")))?;
         }
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut reports) = reports {

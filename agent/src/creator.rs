@@ -104,7 +104,7 @@ fn load(request: &Request) -> Result<Container, String> {
 }
 
 /// The error with its causes, which libcontainer's own text often leaves out.
-pub(crate) fn describe(error: LibcontainerError) -> String {
+fn describe(error: LibcontainerError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {

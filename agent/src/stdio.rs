@@ -29,8 +29,10 @@ use crate::wire::{Size, receive_with_fds};
 pub(crate) const PIPE_SIZE: usize = 256 * 1024;
 /// More than a terminal can hold, in bytes.
 const TERMINAL_SIZE: usize = 64 * 1024;
-/// How often a reader may wait for a busy writer, before what is there goes on its way.
-const GATHERINGS: usize = 16;
+/// What is worth a message of its own, in bytes: as much as one carries to the host.
+const MESSAGE: usize = 64 * 1024;
+/// How often a reader waits for a busy writer of less than that, before what is there goes on its way.
+const GATHERINGS: usize = 4;
 
 /// The streams that the server said it would attach, until the process starts.
 pub(crate) struct Attachments {
@@ -114,7 +116,7 @@ impl End {
     pub(crate) async fn gather(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut length = self.read(buffer).await?;
         for _ in 0..GATHERINGS {
-            if length == 0 || length == buffer.len() {
+            if length == 0 || length >= MESSAGE {
                 break;
             }
             sched_yield();

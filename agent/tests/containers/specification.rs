@@ -178,6 +178,12 @@ fn hooks_of_the_container_run(rig: &Rig) {
         "startContainer": hook("/bin/sh", "echo start >> /tmp/hooks"),
     });
     assert_eq!(container.run(), ended(0, "create\nstart\n", ""));
+    // Outside the container, once it runs and once it is gone.
+    let mut container = rig.container(&["true"]);
+    let late = |word: &str| hook("/bin/sh", &format!("echo {word} >> {root}/tmp/late"));
+    container.spec["hooks"] = json!({ "poststart": late("started"), "poststop": late("stopped") });
+    assert_eq!(container.run(), ended(0, "", ""));
+    assert_eq!(std::fs::read_to_string(rig.root.join("tmp/late")).unwrap(), "started\nstopped\n");
     let mut container = rig.container(&["true"]);
     container.spec["hooks"] = json!({ "createContainer": hook("/bin/sh", "exit 3") });
     let (_, message) = code(container.create(Stdio::default()));
