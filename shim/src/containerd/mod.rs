@@ -7,6 +7,7 @@
 
 mod address;
 mod arguments;
+mod bootstrap;
 mod bundle;
 mod container;
 mod delete;

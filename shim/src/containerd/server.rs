@@ -22,8 +22,8 @@ use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
 use crate::sandbox::{Ground, Sandbox, Settings};
 
-/// How long the guest may take until its agent announces itself.
-const BOOT_LIMIT: Duration = Duration::from_secs(30);
+/// How long the guest may take until its agent announces itself: what a host that is overcommitted many times takes.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// How long containerd may take at the end for the last events.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long containers may take at the end, when the server is told to end while there are some.
@@ -109,8 +109,7 @@ async fn serve(
     });
     let (booted, guest) = watch::channel::<Booted>(None);
     let shared = sandbox.as_ref().ok().map(Sandbox::shared);
-    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
-    let events = Events::start(&start.invocation.namespace, &address);
+    let events = Events::start(&start.invocation.namespace, &start.form.event_address());
     let tasks = Tasks::new(&start.invocation.namespace, guest, shared, host, events.clone());
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -17,6 +17,7 @@ use oci_spec::runtime::Spec;
 
 use super::address::Address;
 use super::arguments::Invocation;
+use super::bootstrap::{self, Form};
 use super::{bundle, server};
 use crate::sandbox::folder::Places;
 
@@ -29,6 +30,8 @@ pub(super) struct Start {
     pub(super) bundle: PathBuf,
     /// None where containerd's Sandbox API starts a sandbox, which has no container of its own.
     pub(super) spec: Option<Spec>,
+    /// How containerd spoke, which says where it takes events.
+    pub(super) form: Form,
 }
 
 /// Carries out `start`. In the process that becomes the server it does not return.
@@ -45,16 +48,18 @@ pub(super) fn start(invocation: &Invocation) -> anyhow::Result<()> {
         Err(_) if is_without_container(&bundle) => None,
         Err(error) => return Err(error.into()),
     };
+    let input = bootstrap::read_input().context("standard input")?;
+    let form = Form::shown_by(&input, &invocation.id, &invocation.namespace);
     let places = Places::from_environment();
     let of = |id: &str| Address::of(&places, &invocation.address, &invocation.namespace, id);
     let sandbox = spec.as_ref().map_or(invocation.id.as_str(), |spec| bundle::sandbox_of(&invocation.id, spec));
     let address = of(sandbox);
     if sandbox != invocation.id {
         anyhow::ensure!(address.answers(), "the sandbox {sandbox} of container {} does not run", invocation.id);
-        return announce(&address, &bundle);
+        return announce(&address, &bundle, &form);
     }
     let listener = address.bind()?;
-    let start = Start { listener, address, places, invocation: invocation.clone(), bundle, spec };
+    let start = Start { listener, address, places, invocation: invocation.clone(), bundle, spec, form };
     // SAFETY: this process has one thread, so the child may do whatever the parent could.
     match unsafe { nix::unistd::fork() } {
         Ok(ForkResult::Child) => {
@@ -65,7 +70,7 @@ pub(super) fn start(invocation: &Invocation) -> anyhow::Result<()> {
             };
             std::process::exit(code)
         }
-        Ok(ForkResult::Parent { .. }) => announce(&start.address, &start.bundle),
+        Ok(ForkResult::Parent { .. }) => announce(&start.address, &start.bundle, &start.form),
         Err(error) => {
             start.address.remove();
             Err(error).context("no process for the server")
@@ -81,10 +86,11 @@ fn is_without_container(bundle: &Path) -> bool {
     }
 }
 
-fn announce(address: &Address, bundle: &Path) -> anyhow::Result<()> {
+fn announce(address: &Address, bundle: &Path, form: &Form) -> anyhow::Result<()> {
     let uri = address.uri();
     std::fs::write(bundle.join("address"), &uri).context("the file `address` in the bundle")?;
-    io::stdout().write_all(uri.as_bytes())?;
+    io::stdout().write_all(&form.answer(&uri))?;
+    io::stdout().flush()?;
     Ok(())
 }
 

@@ -132,7 +132,9 @@ fn translate_linux(linux: &mut Linux, pids: Pids) -> Result<(), TaskError> {
         && let Some(memory) = resources.memory_mut()
         && let Some(swappiness) = memory.swappiness()
     {
-        log::info!("memory.swappiness {swappiness} is not applied: cgroups of version 2, which the guest has, know none");
+        log::info!(
+            "memory.swappiness {swappiness} is not applied: cgroups of version 2, which the guest has, know none"
+        );
         memory.set_swappiness(None);
     }
     if linux.intel_rdt().is_some() {
