@@ -14,8 +14,8 @@ pub(crate) const CASES: &[Case<Ctr>] = &[
 
 /// 64 MiB.
 const MEMORY: &str = "67108864";
-/// `tail` keeps the last line of its input, and this input is one endless line.
-const EATER: &str = "tail /dev/zero";
+/// `dd` holds what it reads, all at once.
+const EATER: &str = "dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null";
 
 fn out_of_memory(ctr: &mut Ctr, notes: &mut Notes) {
     let finished = ctr.run("a", &["--rm", "--memory-limit", MEMORY], &["sh", "-c", &format!("echo up; exec {EATER}")]);

@@ -170,11 +170,16 @@ impl Ctr {
         format!("kill {}, {status}, rm {}, {}", killed.status, exit_status(&removed), error_or_ok(&container))
     }
 
-    /// The host's process that serves a container's task: whoever listens where the bundle says.
+    /// The host's process that serves a container's task: ours is the VMM's parent, others listen where the bundle says.
     ///
     /// # Panics
     /// When there is none.
     pub(crate) fn server(&self, name: &str) -> i32 {
+        if self.is_ours() {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.ground(name))).expect("the VMM is there");
+            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent");
+            return parent.trim().parse().expect("a process id");
+        }
         let bundle = self.containerd().bundle(&self.id(name));
         let written =
             ["address", "bootstrap.json"].map(|file| fs::read_to_string(bundle.join(file)).unwrap_or_default());

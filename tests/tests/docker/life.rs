@@ -15,7 +15,10 @@ pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: a terminal", terminal).long(),
     Case::new("docker: logs", logs),
     Case::new("docker: stop and kill", stop_and_kill),
-    Case::new("docker: top, stats", top_and_stats),
+    Case::new("docker: top, stats", top_and_stats).differs(&[(
+        "top's processes",
+        "Docker runs the host's ps and keeps the processes that the runtime lists; a guest's are not among the host's",
+    )]),
     Case::new("docker: cp", cp),
     Case::new("docker: restart", restart),
     Case::new("docker: --restart=always", restart_always),

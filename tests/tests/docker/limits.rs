@@ -31,7 +31,7 @@ fn update(cli: &mut Cli, notes: &mut Notes) {
 
 fn out_of_memory(cli: &mut Cli, notes: &mut Notes) {
     let options = ["--memory", "64m", "--memory-swap", "64m"];
-    let finished = cli.run("a", &options, &["sh", "-c", "echo up; exec tail /dev/zero"]);
+    let finished = cli.run("a", &options, &["sh", "-c", "echo up; exec dd if=/dev/zero of=/dev/null bs=200M count=1"]);
     notes.want("status", finished.status, 137);
     notes.want("output", finished.out(), "up\n");
     notes.want("told", cli.inspect("a", "{{.State.OOMKilled}} {{.State.ExitCode}}"), "true 137");
