@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{oneshot, watch};
@@ -64,17 +65,19 @@ async fn move_output(
     ended: &mut watch::Receiver<bool>,
     buffer: &mut [u8],
 ) -> io::Result<bool> {
+    let mut sent: Option<Instant> = None;
     loop {
         let length = tokio::select! {
             biased;
             _ = ended.wait_for(|ended| *ended) => None,
-            result = end.gather(buffer) => Some(result?),
+            result = end.gather(buffer, sent) => Some(result?),
         };
         let Some(length) = length else { return drain(end, stream, buffer).await };
         if length == 0 {
             return Ok(false);
         }
         stream.write_all(&buffer[..length]).await?;
+        sent = Some(Instant::now());
     }
 }
 

@@ -10,13 +10,13 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, open};
 use rustix::io::Errno;
 use rustix::io::ioctl_fionread;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::termios::{Winsize, isatty, tcsetwinsize};
-use rustix::thread::sched_yield;
 use tatami_protocol::agent::Stdio;
 use tatami_protocol::stream::Kind;
 use tokio::io::unix::AsyncFd;
@@ -30,9 +30,11 @@ pub(crate) const PIPE_SIZE: usize = 256 * 1024;
 /// More than a terminal can hold, in bytes.
 const TERMINAL_SIZE: usize = 64 * 1024;
 /// What is worth a message of its own, in bytes: as much as one carries to the host.
-const MESSAGE: usize = 64 * 1024;
-/// How often a reader waits for a busy writer of less than that, before what is there goes on its way.
-const GATHERINGS: usize = 4;
+const MESSAGE: u64 = 64 * 1024;
+/// How long a writer of less than that is left alone.
+const GATHERING: Duration = Duration::from_millis(1);
+/// After so long without a message, the next is a first word.
+const SILENCE: Duration = Duration::from_millis(5);
 
 /// The streams that the server said it would attach, until the process starts.
 pub(crate) struct Attachments {
@@ -111,22 +113,18 @@ impl End {
         }
     }
 
-    /// Like [`End::read`], but gives the writer the chance to write more before it returns: a message to the host costs as
-    /// much for a byte as for many.
-    pub(crate) async fn gather(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut length = self.read(buffer).await?;
-        for _ in 0..GATHERINGS {
-            if length == 0 || length >= MESSAGE {
-                break;
-            }
-            sched_yield();
-            match self.try_read(&mut buffer[length..]) {
-                Ok(more @ 1..) => length += more,
-                // The end, or nothing more: whoever reads next is told.
-                _ => break,
-            }
+    /// Like [`End::read`], but leaves a writer of little time to write more: a message to the host costs as much for a byte as
+    /// for many. Unless nothing was `sent` lately: somebody may be waiting for a first word.
+    ///
+    /// What is read is not lost if the future is dropped before it is ready.
+    pub(crate) async fn gather(&self, buffer: &mut [u8], sent: Option<Instant>) -> io::Result<usize> {
+        drop(self.fd.readable().await?);
+        if sent.is_some_and(|sent| sent.elapsed() < SILENCE)
+            && ioctl_fionread(self.fd.get_ref()).is_ok_and(|there| there < MESSAGE)
+        {
+            tokio::time::sleep(GATHERING).await;
         }
-        Ok(length)
+        self.read(buffer).await
     }
 
     /// How much can have been written and not been read yet, in bytes: the length for a pipe, an upper bound for a terminal.
