@@ -53,10 +53,19 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // containerd shows what it reads here as the reason.
-            let _ = io::stderr().write_all(format!("tatami: {error:#}\n").as_bytes());
+            let _ = io::stderr().write_all(format!("tatami: {}\n", explain(&error)).as_bytes());
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error with its causes, each said once: some say theirs themselves.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.ends_with(&cause) {
+        _ if said.is_empty() => cause,
+        true => said,
+        false => format!("{said}: {cause}"),
+    })
 }
 
 fn carry_out(invocation: Invocation) -> anyhow::Result<()> {
@@ -65,5 +74,25 @@ fn carry_out(invocation: Invocation) -> anyhow::Result<()> {
         Action::Delete => delete::delete(&invocation),
         Action::Info => info::print(),
         Action::Version => info::print_version(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let missing = bundle::read(std::path::Path::new("/no/such")).unwrap_err();
+        let text = explain(&anyhow::Error::from(missing));
+        assert_eq!(text, "cannot read /no/such/config.json: No such file or directory (os error 2)");
+        let wrapped = anyhow::Error::from(io::Error::from_raw_os_error(libc::ENOENT)).context("the bundle");
+        assert_eq!(explain(&wrapped), "the bundle: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn a_shim_is_known_by_its_name() {
+        assert!(is_shim("/usr/bin/containerd-shim-kata-v2".as_ref()) && is_shim("containerd-shim-tatami-v2".as_ref()));
+        assert!(!is_shim("/usr/bin/tatami".as_ref()));
     }
 }

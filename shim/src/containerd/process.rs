@@ -4,16 +4,21 @@
 //! Knows nothing of the other processes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use containerd_shim_protos::events::task::TaskExit;
 use tokio::sync::{MutexGuard as OrderGuard, watch};
 
+use super::error::TaskError;
 use super::events::{Events, Topic};
 use super::lifecycle::{Exit, KILLED, Lifecycle, Phase};
 use super::pump::Io;
 use super::stdio::StdioPaths;
 use crate::sandbox;
 use crate::sandbox::guest::Guest;
+
+/// How long after its machine's end a process's own may take to be told.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// A process, shared by the calls about it.
 pub(super) struct Process {
@@ -105,6 +110,24 @@ impl Process {
         // The sender is in `self`, so it cannot be gone.
         let exit = exits.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
         exit.unwrap_or_else(|| Exit::now(KILLED))
+    }
+
+    /// What it means that a signal was not delivered because of `error`.
+    ///
+    /// # Errors
+    /// [`TaskError::NotFound`] when that is because it has ended; otherwise `error`.
+    pub(super) async fn explain_signal(&self, error: sandbox::Error) -> Result<(), TaskError> {
+        if matches!(error, sandbox::Error::Vm(_)) {
+            // Its end is told in a moment, and then it is what clients understand.
+            // One that was never started has nobody who tells.
+            let _ = tokio::time::timeout(LAST_WORDS, self.wait()).await;
+        }
+        self.life().may_signal()?;
+        match error.into() {
+            // It has ended in the guest; that is not told yet, because its output is on the way.
+            TaskError::NotFound(_) => Ok(()),
+            error => Err(error),
+        }
     }
 
     /// Follows it, in a task, to its end; `pid` is what events call it.

@@ -45,7 +45,7 @@ pub(super) fn main(start: Start) -> i32 {
         Err(error) => return give_up(&start, &format!("the host's namespaces: {error}")),
     };
     // Before the process has threads. What goes wrong is told to whoever creates a container.
-    let prepared = prepare(&start).map_err(|error| format!("{error:#}"));
+    let prepared = prepare(&start).map_err(|error| super::explain(&error));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return give_up(&start, &format!("no runtime: {error}")),
@@ -55,7 +55,7 @@ pub(super) fn main(start: Start) -> i32 {
     match result {
         Ok(()) => 0,
         Err(error) => {
-            log::error!("{error:#}");
+            log::error!("{}", super::explain(&error));
             1
         }
     }

@@ -325,10 +325,9 @@ impl Tasks {
             container.processes().iter().filter(|each| first || each.exec() == exec).for_each(|each| each.relieve());
         }
         let guest = self.guest().await?;
-        match guest.call(guest.agent().signal(id, exec, signal, all)).await.map_err(TaskError::from) {
-            // It has ended in the guest; that is not told yet, because its output is on the way.
-            Err(TaskError::NotFound(_)) if process.life().exit().is_none() => Ok(()),
-            result => result,
+        match guest.call(guest.agent().signal(id, exec, signal, all)).await {
+            Ok(()) => Ok(()),
+            Err(error) => process.explain_signal(error).await,
         }
     }
 
