@@ -133,6 +133,7 @@ impl BuiltVm {
         let (devices, slots) = Devices::new(&vm, serial, devices, &stop)?;
         let (vcpus, counts) = (Vec::with_capacity(config.max_vcpus.into()), ExitCounts::default());
         let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config: config.clone(), counts };
+        // With this, the files that the guest begins as are closed: nothing that it could take over may still open them.
         match (origin, saved) {
             (_, Some(state)) => machine.restore(&state)?,
             (Origin::Kernel { kernel, initrd }, None) => machine.load(kernel, initrd, &ram, &slots)?,
