@@ -76,6 +76,26 @@ fn an_ext4_disk_is_the_root_and_what_is_written_stays_on_it() {
 
 #[test]
 #[ignore = "boots a guest: make test"]
+fn a_block_device_is_the_root_too() {
+    let tatami = Tatami::new();
+    let disk = ext4(&tatami);
+    let output = Command::new("losetup").args(["-f", "--show"]).arg(&disk).output().expect("losetup");
+    let device = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mounted = tatami.scratch().join("mounted");
+    fs::create_dir(&mounted).unwrap();
+    make("mount", &[&device, mounted.to_str().unwrap()]);
+    let refused = run(&tatami, Path::new(&device), &[], &["true"]);
+    make("umount", &[mounted.to_str().unwrap()]);
+    let finished = run(&tatami, Path::new(&device), &[], &["sh", "-c", "cat /etc/greeting; echo written > /etc/new"]);
+    make("losetup", &["-d", &device]);
+    refused.expect_error(125, &[&device, "in use"]);
+    assert_eq!(finished.expect_status(0).out(), "from the disk\n");
+    assert_eq!(on_disk(&disk, "/etc/new"), "written\n");
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
 fn an_erofs_disk_is_the_root_and_what_is_written_is_gone() {
     let tatami = Tatami::new();
     let disk = erofs(&tatami);

@@ -34,11 +34,17 @@ impl Containerd {
         // CRI and NRI are other tests'; without them it starts in half the time.
         let disabled = ["grpc.v1.cri", "cri.v1.images", "cri.v1.runtime", "podsandbox.controller.v1", "nri.v1.nri"];
         let disabled = disabled.map(|name| format!("\"io.containerd.{name}\"")).join(", ");
+        // What its blockfile snapshotter copies for each image's first layer.
+        let scratch = home.path("scratch.ext4");
+        let made = Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&scratch).arg("32m").status();
+        assert!(made.is_ok_and(|status| status.success()), "mke2fs does not make {}", scratch.display());
         let config = format!(
-            "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [{disabled}]\n[grpc]\naddress = \"{}\"\n",
+            "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [{disabled}]\n[grpc]\naddress = \"{}\"\n\
+             [plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = \"{}\"\n",
             home.path("root").display(),
             home.path("state").display(),
-            home.path("containerd.sock").display()
+            home.path("containerd.sock").display(),
+            scratch.display()
         );
         fs::write(home.path("config.toml"), config).expect("a file");
         let daemon = start_daemon(&home);

@@ -7,6 +7,7 @@ mod execs;
 mod kills;
 mod life;
 mod limits;
+mod roots;
 mod stage;
 mod streams;
 mod wrong;
@@ -26,10 +27,11 @@ const BOTH: &[&str] =
 
 fn main() -> ExitCode {
     let selection = Selection::from_environment();
-    let cases: Vec<&Case<Ctr>> = [life::CASES, streams::CASES, execs::CASES, limits::CASES, wrong::CASES, kills::CASES]
-        .into_iter()
-        .flatten()
-        .collect();
+    let cases: Vec<&Case<Ctr>> =
+        [life::CASES, streams::CASES, execs::CASES, limits::CASES, roots::CASES, wrong::CASES, kills::CASES]
+            .into_iter()
+            .flatten()
+            .collect();
     let mut failures = 0;
     for release in [Release::Newer, Release::Older] {
         let some = selection.narrowed_to(BOTH);
