@@ -8,8 +8,8 @@ use tatami_tests::compare::{Case, Notes};
 use crate::stage::{Ctr, error_or_ok};
 
 pub(crate) const CASES: &[Case<Ctr>] = &[
-    Case::new("a root on a blockfile", |ctr, notes| rooted(ctr, notes, "blockfile", "ext4")),
-    Case::new("a root of erofs layers", |ctr, notes| rooted(ctr, notes, "erofs", "overlay")),
+    Case::new("a root on a blockfile", |ctr, notes| rooted(ctr, notes, "blockfile", "ext4")).long(),
+    Case::new("a root of erofs layers", |ctr, notes| rooted(ctr, notes, "erofs", "overlay")).long(),
 ];
 
 fn rooted(ctr: &mut Ctr, notes: &mut Notes, snapshotter: &str, kind: &str) {
