@@ -117,7 +117,7 @@ impl Process {
     /// # Errors
     /// [`TaskError::NotFound`] when that is because it has ended; otherwise `error`.
     pub(super) async fn explain_signal(&self, error: sandbox::Error) -> Result<(), TaskError> {
-        if matches!(error, sandbox::Error::Vm(_)) {
+        if error.is_of_dead_guest() {
             // Its end is told in a moment, and then it is what clients understand.
             // One that was never started has nobody who tells.
             let _ = tokio::time::timeout(LAST_WORDS, self.wait()).await;

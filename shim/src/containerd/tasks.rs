@@ -359,7 +359,8 @@ impl Tasks {
         let guest = self.guest().await?;
         match guest.call(guest.agent().delete_container(container.id())).await {
             // Where there is no guest any more, there is nothing of it to remove.
-            Ok(()) | Err(sandbox::Error::Vm(_)) => {}
+            Ok(()) => {}
+            Err(error) if error.is_of_dead_guest() => {}
             Err(error) => match TaskError::from(error) {
                 TaskError::NotFound(_) => {}
                 error => return Err(error),
@@ -383,7 +384,8 @@ impl Tasks {
         if process.phase() != Phase::Created {
             let guest = self.guest().await?;
             match guest.call(guest.agent().delete_exec(container.id(), process.exec())).await {
-                Ok(()) | Err(sandbox::Error::Vm(_)) => {}
+                Ok(()) => {}
+                Err(error) if error.is_of_dead_guest() => {}
                 Err(error) => match TaskError::from(error) {
                     TaskError::NotFound(_) => {}
                     error => return Err(error),

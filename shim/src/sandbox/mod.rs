@@ -108,6 +108,14 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether it says that there is no guest to be asked any more. A connection to the agent is lost with the VM, and that may
+    /// be noticed first.
+    pub fn is_of_dead_guest(&self) -> bool {
+        matches!(self, Error::Vm(_) | Error::Agent(AgentError::Lost { .. } | AgentError::Door(_)))
+    }
+}
+
 /// How a sandbox's VM is to be.
 #[derive(Clone, Debug)]
 pub struct Settings {
