@@ -14,9 +14,9 @@ pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("an exec on a terminal", terminal).long(),
     Case::new("an exec of what is not there", missing),
     Case::new("an exec that runs on", runs_on).long(),
-    Case::new("execs, one after another", |ctr, notes| one_after_another(ctr, notes, 5)),
+    Case::new("execs, one after another", |ctr, notes| one_after_another(ctr, notes, 5)).long(),
     Case::new("200 execs, one after another", |ctr, notes| one_after_another(ctr, notes, 200)).long(),
-    Case::new("execs at once", |ctr, notes| at_once(ctr, notes, 5)),
+    Case::new("execs at once", |ctr, notes| at_once(ctr, notes, 5)).long(),
     Case::new("20 execs at once", |ctr, notes| at_once(ctr, notes, 20)).long(),
 ];
 

@@ -11,14 +11,14 @@ use tatami_tests::compare::{Case, Notes};
 use crate::stage::{Ctr, PATIENCE, SOON, error_or_ok, exit_status};
 
 pub(crate) const CASES: &[Case<Ctr>] = &[
-    Case::new("4 MB through a container", |ctr, notes| through(ctr, notes, 4)),
+    Case::new("4 MB through a container", |ctr, notes| through(ctr, notes, 4)).long(),
     Case::new("100 MB through a container", |ctr, notes| through(ctr, notes, 100)).long(),
     Case::new("the last bytes before the end", last_bytes),
     Case::new("the end of the input", end_of_input).long(),
-    Case::new("a pause in the middle of output", pause),
-    Case::new("a reader that goes away", reader_goes),
+    Case::new("a pause in the middle of output", pause).long(),
+    Case::new("a reader that goes away", reader_goes).long(),
     Case::new("output into a file", into_a_file).long(),
-    Case::new("output into a program", into_a_program),
+    Case::new("output into a program", into_a_program).long(),
 ];
 
 fn through(ctr: &mut Ctr, notes: &mut Notes, megabytes: u64) {

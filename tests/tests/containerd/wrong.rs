@@ -10,12 +10,12 @@ use tatami_tests::compare::{Case, Notes, Stage};
 use crate::stage::{Ctr, PATIENCE, SOON, error, error_or_ok, exit_status};
 
 pub(crate) const CASES: &[Case<Ctr>] = &[
-    Case::new("a command that is not there", no_command),
+    Case::new("a command that is not there", no_command).long(),
     Case::new("a name that is taken", taken),
-    Case::new("calls in the wrong state", wrong_state),
-    Case::new("a specification that is none", bad_specification),
-    Case::new("a bundle without a specification", no_specification),
-    Case::new("streams that vanish", vanished),
+    Case::new("calls in the wrong state", wrong_state).long(),
+    Case::new("a specification that is none", bad_specification).long(),
+    Case::new("a bundle without a specification", no_specification).long(),
+    Case::new("streams that vanish", vanished).long(),
 ];
 
 fn no_command(ctr: &mut Ctr, notes: &mut Notes) {

@@ -10,7 +10,7 @@ use crate::stage::{Cli, SOON};
 
 pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: hello", hello),
-    Case::new("docker: a life, step by step", step_by_step),
+    Case::new("docker: a life, step by step", step_by_step).long(),
     Case::new("docker: exec", exec),
     Case::new("docker: a terminal", terminal).long(),
     Case::new("docker: logs", logs),
@@ -18,11 +18,12 @@ pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: top, stats", top_and_stats).differs(&[(
         "top's processes",
         "Docker runs the host's ps and keeps the processes that the runtime lists; a guest's are not among the host's",
-    )]),
-    Case::new("docker: cp", cp),
-    Case::new("docker: restart", restart),
+    )])
+    .long(),
+    Case::new("docker: cp", cp).long(),
+    Case::new("docker: restart", restart).long(),
     Case::new("docker: --restart=always", restart_always),
-    Case::new("docker: a command that is not there", no_command),
+    Case::new("docker: a command that is not there", no_command).long(),
 ];
 
 fn hello(cli: &mut Cli, notes: &mut Notes) {

@@ -9,9 +9,9 @@ const SHARES: &str = "512 shares: runc 1.1 converts on a straight line (20), we 
 
 pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: --memory, --cpus, --pids-limit", seen_inside).differs(&[("cpu.weight", SHARES)]),
-    Case::new("docker: update", update),
-    Case::new("docker: memory that runs out", out_of_memory),
-    Case::new("docker: a fork bomb", fork_bomb),
+    Case::new("docker: update", update).long(),
+    Case::new("docker: memory that runs out", out_of_memory).long(),
+    Case::new("docker: a fork bomb", fork_bomb).long(),
 ];
 
 const READ: &str = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max cpu.weight";

@@ -7,11 +7,11 @@ use tatami_tests::compare::{Case, Notes};
 use crate::stage::Cli;
 
 pub(crate) const CASES: &[Case<Cli>] = &[
-    Case::new("docker: -v and --tmpfs", volumes),
-    Case::new("docker: --user, --env, --workdir, --hostname", identity),
+    Case::new("docker: -v and --tmpfs", volumes).long(),
+    Case::new("docker: --user, --env, --workdir, --hostname", identity).long(),
     Case::new("docker: --read-only", read_only).long(),
-    Case::new("docker: --init", init),
-    Case::new("docker: rights", rights),
+    Case::new("docker: --init", init).long(),
+    Case::new("docker: rights", rights).long(),
 ];
 
 fn volumes(cli: &mut Cli, notes: &mut Notes) {
