@@ -130,13 +130,16 @@ fn no_specification(ctr: &mut Ctr, notes: &mut Notes) {
     let start = Instant::now();
     let finished = call("start");
     notes.see("start is refused", finished.status != 0);
+    // runc's shim says less.
     if ctr.is_ours() {
-        notes
-            .see("it names the file", finished.err().contains("config.json") || finished.out().contains("config.json"));
+        assert!(finished.err().contains("config.json") || finished.out().contains("config.json"), "{}", finished.err());
     }
     notes.want("soon", start.elapsed() < SOON, true);
     let deleted = call("delete");
-    notes.see("delete", deleted.status);
+    // runc's shim sometimes fails at what is not there.
+    if ctr.is_ours() {
+        assert_eq!(deleted.status, 0, "{}", deleted.err());
+    }
 }
 
 fn vanished(ctr: &mut Ctr, notes: &mut Notes) {
