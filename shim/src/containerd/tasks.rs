@@ -357,15 +357,7 @@ impl Tasks {
 
     async fn remove_container(&self, container: &Container) -> Result<(), TaskError> {
         let guest = self.guest().await?;
-        match guest.call(guest.agent().delete_container(container.id())).await {
-            // Where there is no guest any more, there is nothing of it to remove.
-            Ok(()) => {}
-            Err(error) if error.is_of_dead_guest() => {}
-            Err(error) => match TaskError::from(error) {
-                TaskError::NotFound(_) => {}
-                error => return Err(error),
-            },
-        }
+        removed(guest.call(guest.agent().delete_container(container.id())).await)?;
         release(container).await;
         if let Some(shared) = &self.shared
             && let Err(error) = shared.clear(container.place())
@@ -383,14 +375,7 @@ impl Tasks {
     async fn remove_exec(&self, container: &Container, process: &Process) -> Result<(), TaskError> {
         if process.phase() != Phase::Created {
             let guest = self.guest().await?;
-            match guest.call(guest.agent().delete_exec(container.id(), process.exec())).await {
-                Ok(()) => {}
-                Err(error) if error.is_of_dead_guest() => {}
-                Err(error) => match TaskError::from(error) {
-                    TaskError::NotFound(_) => {}
-                    error => return Err(error),
-                },
-            }
+            removed(guest.call(guest.agent().delete_exec(container.id(), process.exec())).await)?;
         }
         container.remove(process.exec());
         Ok(())
@@ -541,6 +526,18 @@ impl Tasks {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the guest answered to a removal: what is not there any more is removed, with the guest or without.
+fn removed(answer: Result<(), sandbox::Error>) -> Result<(), TaskError> {
+    match answer {
+        Ok(()) => Ok(()),
+        Err(error) if error.is_of_dead_guest() => Ok(()),
+        Err(error) => match TaskError::from(error) {
+            TaskError::NotFound(_) => Ok(()),
+            error => Err(error),
+        },
     }
 }
 
