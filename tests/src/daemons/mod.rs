@@ -9,7 +9,7 @@ mod docker;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 pub use containerd::{Containerd, Event, IMAGE};
 pub use docker::Docker;
 
+use crate::compare::Selection;
 use crate::leaks::{self, Process};
 
 /// Which release of the daemons, by where the test host has it.
@@ -49,6 +50,18 @@ pub(crate) struct Daemon {
 }
 
 impl Release {
+    /// Has `tell` tell the cases that are asked for with the newer release, and with the older one the same if something in
+    /// particular or everything is asked for, else those of these names. It returns how many fail.
+    pub fn tell_on_each(names_on_both: &[&str], tell: impl Fn(Release, &Selection) -> usize) -> ExitCode {
+        let selection = Selection::from_environment();
+        let fewer = match selection.full || !selection.names.is_empty() {
+            true => None,
+            false => Some(selection.narrowed_to(names_on_both)),
+        };
+        let failures = tell(Release::Newer, &selection) + tell(Release::Older, fewer.as_ref().unwrap_or(&selection));
+        if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+
     /// The folder of its programs.
     pub fn programs(self) -> &'static str {
         match self {

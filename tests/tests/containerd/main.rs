@@ -26,19 +26,12 @@ const BOTH: &[&str] =
     &["hello", "a life, step by step", "an exec", "a restart of containerd", "the runtime's server killed"];
 
 fn main() -> ExitCode {
-    let selection = Selection::from_environment();
     let cases: Vec<&Case<Ctr>> =
         [life::CASES, streams::CASES, execs::CASES, limits::CASES, roots::CASES, wrong::CASES, kills::CASES]
             .into_iter()
             .flatten()
             .collect();
-    let mut failures = 0;
-    for release in [Release::Newer, Release::Older] {
-        let some = selection.narrowed_to(BOTH);
-        let everything = selection.full || !selection.names.is_empty() || release == Release::Newer;
-        failures += tell_all(release, &cases, if everything { &selection } else { &some });
-    }
-    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Release::tell_on_each(BOTH, |release, selection| tell_all(release, &cases, selection))
 }
 
 fn tell_all(release: Release, cases: &[&Case<Ctr>], selection: &Selection) -> usize {

@@ -18,18 +18,11 @@ use tatami_tests::daemons::{Docker, Home, Release};
 use stage::Cli;
 
 /// The cases that the other release of Docker is asked too, unless everything is asked for.
-const BOTH: &[&str] = &["docker: hello", "docker: a life"];
+const BOTH: &[&str] = &["docker: hello"];
 
 fn main() -> ExitCode {
-    let selection = Selection::from_environment();
     let cases: Vec<&Case<Cli>> = [life::CASES, settings::CASES, limits::CASES].into_iter().flatten().collect();
-    let mut failures = 0;
-    for release in [Release::Newer, Release::Older] {
-        let some = selection.narrowed_to(BOTH);
-        let everything = selection.full || !selection.names.is_empty() || release == Release::Newer;
-        failures += tell_all(release, &cases, if everything { &selection } else { &some });
-    }
-    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Release::tell_on_each(BOTH, |release, selection| tell_all(release, &cases, selection))
 }
 
 fn tell_all(release: Release, cases: &[&Case<Cli>], selection: &Selection) -> usize {
