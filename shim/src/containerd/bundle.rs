@@ -44,6 +44,9 @@ pub(super) enum BundleError {
     },
 }
 
+/// The folder in which containerd 2.x makes the bundles of its Sandbox API, and nothing else.
+const SANDBOX_BUNDLES: &str = "io.containerd.sandbox.controller.v1.shim";
+
 /// Where a container's server joins a network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Network {
@@ -79,6 +82,12 @@ pub(super) fn sandbox_of<'a>(id: &'a str, spec: &'a Spec) -> &'a str {
     member.map_or(id, String::as_str)
 }
 
+/// Whether `bundle` is a sandbox's, by containerd 2.x's Sandbox API: without a container of its own, often without a
+/// specification, and from a caller that takes an answer in JSON.
+pub(super) fn is_of_sandbox(bundle: &Path) -> bool {
+    bundle.components().any(|component| component.as_os_str() == SANDBOX_BUNDLES)
+}
+
 /// The network namespace that a container's sandbox belongs in.
 pub(super) fn network(spec: &Spec) -> Network {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
@@ -90,8 +99,8 @@ pub(super) fn network(spec: &Spec) -> Network {
     }
 }
 
-/// A machine for the container of `spec`: what it may use, and the guest's own share.
-pub(super) fn machine(spec: Option<&Spec>) -> VmConfig {
+/// A machine for the container of `spec`: what it may use, and the guest's own share. With `sandbox`, for containers that will come.
+pub(super) fn machine(spec: Option<&Spec>, sandbox: bool) -> VmConfig {
     let resources = spec.and_then(|spec| spec.linux().as_ref()).and_then(|linux| linux.resources().as_ref());
     let limit = resources.and_then(|resources| resources.memory().as_ref()).and_then(|memory| memory.limit());
     let limit_mib = limit.filter(|limit| *limit > 0).map_or(0, |limit| (limit as u64).div_ceil(1 << 20));
@@ -104,7 +113,7 @@ pub(super) fn machine(spec: Option<&Spec>) -> VmConfig {
         vcpus,
         max_vcpus: vcpus,
         memory_mib: OWN_MEMORY_MIB.saturating_add(limit_mib.min(host_memory_mib()) as u32),
-        disk_slots: if spec.is_none_or(is_pod) { POD_DISK_SLOTS } else { 1 },
+        disk_slots: if sandbox || spec.is_some_and(is_pod) { POD_DISK_SLOTS } else { 1 },
         ..VmConfig::default()
     }
 }
@@ -154,9 +163,11 @@ mod tests {
 
     #[test]
     fn a_machine_holds_what_its_container_may_use() {
-        assert_eq!(machine(None).memory_mib, 256);
-        let limited =
-            |json: &str| machine(Some(&spec(&format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{json}}}}}"#))));
+        assert_eq!(machine(None, true).memory_mib, 256);
+        assert_eq!((machine(None, true).disk_slots, machine(None, false).disk_slots), (POD_DISK_SLOTS, 1));
+        let limited = |json: &str| {
+            machine(Some(&spec(&format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{json}}}}}"#))), false)
+        };
         assert_eq!(limited(r#"{"memory":{"limit":67108864}}"#).memory_mib, 256 + 64);
         assert_eq!(limited(r#"{"memory":{"limit":-1}}"#).memory_mib, 256);
         assert_eq!(limited(r#"{"cpu":{"quota":50000,"period":100000}}"#).vcpus, 1);
@@ -165,6 +176,12 @@ mod tests {
         let huge = limited(r#"{"memory":{"limit":9223372036854771712}}"#);
         assert!(u64::from(huge.memory_mib) <= 256 + host_memory_mib());
         huge.validate().unwrap();
+    }
+
+    #[test]
+    fn a_sandboxes_bundle_is_known_by_where_it_lies() {
+        assert!(is_of_sandbox(Path::new("/run/containerd/io.containerd.sandbox.controller.v1.shim/default/pod1")));
+        assert!(!is_of_sandbox(Path::new("/run/containerd/io.containerd.runtime.v2.task/default/c1")));
     }
 
     #[test]

@@ -70,7 +70,7 @@ fn give_up(start: &Start, reason: &str) -> i32 {
 fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     let files = GuestFiles::find(None, None)?;
     let settings = Settings {
-        vm: bundle::machine(start.spec.as_ref()),
+        vm: bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle)),
         kernel: files.kernel,
         initrd: files.initrd,
         live_console: false,

@@ -45,11 +45,11 @@ pub(super) fn start(invocation: &Invocation) -> anyhow::Result<()> {
     };
     let spec = match bundle::read(&bundle) {
         Ok(spec) => Some(spec),
-        Err(_) if is_without_container(&bundle) => None,
+        Err(_) if bundle::is_of_sandbox(&bundle) && is_without_specification(&bundle) => None,
         Err(error) => return Err(error.into()),
     };
     let input = bootstrap::read_input().context("standard input")?;
-    let form = Form::shown_by(&input, &invocation.id, &invocation.namespace);
+    let form = Form::shown_by(&input, &bundle, invocation);
     let places = Places::from_environment();
     let of = |id: &str| Address::of(&places, &invocation.address, &invocation.namespace, id);
     let sandbox = spec.as_ref().map_or(invocation.id.as_str(), |spec| bundle::sandbox_of(&invocation.id, spec));
@@ -79,10 +79,10 @@ pub(super) fn start(invocation: &Invocation) -> anyhow::Result<()> {
 }
 
 /// Whether nothing, or nothing but an empty specification, lies in `bundle`.
-fn is_without_container(bundle: &Path) -> bool {
+fn is_without_specification(bundle: &Path) -> bool {
     match std::fs::read(bundle.join("config.json")) {
         Ok(text) => matches!(text.trim_ascii(), b"" | b"{}" | b"null"),
-        Err(_) => false,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
