@@ -34,6 +34,10 @@ use crate::sandbox::disks::Disks;
 use crate::sandbox::guest::Guest;
 use crate::sandbox::mounts::{Layout, SharedFolder};
 
+/// The namespace that dockerd calls its own. For `docker top` it runs the host's `ps`, and keeps the lines whose process ids it
+/// is told: a guest's ids would show none there, or strangers.
+const DOCKERS_NAMESPACE: &str = "moby";
+
 /// The guest, when it is known what became of it: the reason if there is none.
 pub(super) type Booted = Option<Result<(Guest, Disks), String>>;
 
@@ -465,7 +469,8 @@ impl Tasks {
         Ok(guest.call(guest.agent().update(id, resources_json.to_vec())).await?)
     }
 
-    /// The processes of a container, by their ids in the guest.
+    /// The processes of a container, by their ids in the guest; for Docker, which looks for them on the host, the one that
+    /// stands for them there.
     ///
     /// # Errors
     /// [`TaskError::NotFound`].
@@ -473,6 +478,9 @@ impl Tasks {
         let container = self.container(id)?;
         if matches!(container.init().phase(), Phase::Stopped(_)) {
             return Ok(Vec::new());
+        }
+        if self.namespace == DOCKERS_NAMESPACE {
+            return Ok(vec![Tasks::pid()]);
         }
         let guest = self.guest().await?;
         Ok(guest.call(guest.agent().processes(id)).await?)

@@ -9,6 +9,9 @@ use super::containerd::COMMAND_PATIENCE;
 use super::{Containerd, Daemon, Home};
 use crate::{Finished, Running};
 
+/// The namespace in containerd that dockerd uses unless told otherwise.
+const NAMESPACE: &str = "moby";
+
 /// A dockerd that runs, with the sample image in its store.
 pub struct Docker {
     // Before its containerd, so that it ends first.
@@ -49,9 +52,11 @@ impl Docker {
         Running::start(self.command(arguments)).finish_within(COMMAND_PATIENCE)
     }
 
-    /// Ends dockerd with `signal` and starts it again, on what it left. Its containerd stays.
-    pub fn restart(&mut self, signal: Signal) {
+    /// Ends dockerd with `signal`, does `meanwhile`, and starts it again, on what it left. Its containerd stays, and so do
+    /// containers.
+    pub fn restart(&mut self, signal: Signal, meanwhile: impl FnOnce()) {
         self.daemon.end(signal);
+        meanwhile();
         self.daemon = start_daemon(&self.containerd);
         self.wait_ready();
     }
@@ -65,7 +70,7 @@ impl Docker {
     pub fn remains(&self) -> Vec<String> {
         // Not dockerd's docker-exec/netns: it unmounts a network namespace at once, and version 26 collects the empty file a
         // minute later, whatever the runtime.
-        let bundles = self.containerd.bundle("");
+        let bundles = self.containerd.home().path("state/io.containerd.runtime.v2.task").join(NAMESPACE);
         self.containerd.home().remains(&[self.daemon.pid(), self.containerd.pid()], &[bundles])
     }
 
@@ -102,21 +107,18 @@ fn docker(home: &Home, arguments: &[&str]) -> Command {
 fn start_daemon(containerd: &Containerd) -> Daemon {
     let home = containerd.home();
     let text = |path: PathBuf| path.display().to_string();
-    let namespace = home.containers_cgroup();
-    let parent = format!("/{namespace}");
+    let parent = format!("/{}", home.containers_cgroup());
     let host = format!("unix://{}", socket(home).display());
     let (data, exec) = (text(home.path("docker-data")), text(home.path("docker-exec")));
     let (pid, beneath) = (text(home.path("docker.pid")), text(containerd.socket()));
     let config = text(home.path("daemon.json"));
-    std::fs::write(home.path("daemon.json"), "{}").expect("a file");
+    std::fs::write(home.path("daemon.json"), r#"{"live-restore": true}"#).expect("a file");
     let words = [
         ["--data-root", &data],
         ["--exec-root", &exec],
         ["--host", &host],
         ["--pidfile", &pid],
         ["--containerd", &beneath],
-        ["--containerd-namespace", &namespace],
-        ["--containerd-plugins-namespace", "plugins"],
         ["--cgroup-parent", &parent],
         ["--config-file", &config],
         // Networks are other tests'.

@@ -3,6 +3,7 @@
 //! Run by `make test-clients`; arguments are parts of the names of the cases to tell. It takes a host with Docker and KVM
 //! (`tests/with-kvm`), and root.
 
+mod deaths;
 mod life;
 mod limits;
 mod settings;
@@ -21,7 +22,8 @@ use stage::Cli;
 const BOTH: &[&str] = &["docker: hello"];
 
 fn main() -> ExitCode {
-    let cases: Vec<&Case<Cli>> = [life::CASES, settings::CASES, limits::CASES].into_iter().flatten().collect();
+    let cases: Vec<&Case<Cli>> =
+        [life::CASES, settings::CASES, limits::CASES, deaths::CASES].into_iter().flatten().collect();
     Release::tell_on_each(BOTH, |release, selection| tell_all(release, &cases, selection))
 }
 

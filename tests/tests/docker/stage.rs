@@ -123,6 +123,42 @@ impl Cli {
         self.exec(name, &[], &["sh", "-c", &script]);
     }
 
+    /// Ends dockerd with `signal`, does `meanwhile`, and starts it again.
+    pub(crate) fn restart(&self, signal: Signal, meanwhile: impl FnOnce()) {
+        self.docker.borrow_mut().restart(signal, meanwhile);
+    }
+
+    /// What a container's processes live in: with ours the VMM, with the reference the container's first process.
+    ///
+    /// # Panics
+    /// When it is not there. The container must be the only one.
+    pub(crate) fn ground(&self, name: &str) -> i32 {
+        if self.is_ours() { self.process("tatami-vmm") } else { self.first_process(name) }
+    }
+
+    /// The shim that serves a container.
+    ///
+    /// # Panics
+    /// When it is not there. The container must be the only one.
+    pub(crate) fn server(&self, name: &str) -> i32 {
+        if self.is_ours() { self.first_process(name) } else { self.process("containerd-shim-runc-v2") }
+    }
+
+    /// The process on the host that Docker takes for a container's first.
+    pub(crate) fn first_process(&self, name: &str) -> i32 {
+        self.inspect(name, "{{.State.Pid}}").parse().expect("a process id")
+    }
+
+    fn process(&self, program: &str) -> i32 {
+        let processes = self.daemon().containerd().home().processes();
+        let runs = |command: &str| {
+            let path = command.split(' ').next().unwrap_or_default();
+            path.rsplit('/').next().is_some_and(|name| name.starts_with(program))
+        };
+        let found = processes.iter().find(|process| runs(&process.command));
+        found.unwrap_or_else(|| panic!("no {program}: {processes:?}")).pid
+    }
+
     /// A text without the names of this story.
     fn plain(&self, text: &str) -> String {
         text.replace(&self.id(""), "").trim().to_owned()
