@@ -9,20 +9,20 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::{major, minor};
+
 /// Where copies lie; in the emulated host it goes with the host.
 const COPIES: &str = "/var/tmp/tatami-built";
-/// `f_type` of 9p: V9FS_MAGIC of linux/magic.h.
-const NETWORK_FILE_SYSTEM: i64 = 0x0102_1997;
 
 /// The file, or where it lies on a 9p file system, an equal one on the host's own disk.
 ///
 /// # Errors
 /// When it cannot be read or copied.
 pub fn on_own_disk(path: &Path) -> io::Result<PathBuf> {
-    if nix::sys::statfs::statfs(path)?.filesystem_type().0 as i64 != NETWORK_FILE_SYSTEM {
+    let metadata = fs::metadata(path)?;
+    if file_system(&metadata)? != "9p" {
         return Ok(path.to_owned());
     }
-    let metadata = fs::metadata(path)?;
     let folder = Path::new(COPIES).join(version(&metadata));
     let copy = folder.join(path.file_name().ok_or(io::ErrorKind::InvalidInput)?);
     if !copy.exists() {
@@ -33,6 +33,18 @@ pub fn on_own_disk(path: &Path) -> io::Result<PathBuf> {
         partial.persist(&copy)?;
     }
     Ok(copy)
+}
+
+/// The kind of file system that a file is on, as proc(5) has it under mountinfo. `statfs` would not tell: for a file of a 9p
+/// mount it answers with the kind of file system on the other side.
+fn file_system(metadata: &Metadata) -> io::Result<String> {
+    let device = format!("{}:{}", major(metadata.dev()), minor(metadata.dev()));
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let kind = mounts.lines().find_map(|line| {
+        let (mount, rest) = line.split_once(" - ")?;
+        (mount.split(' ').nth(2)? == device).then(|| rest.split(' ').next().unwrap_or_default().to_owned())
+    });
+    Ok(kind.unwrap_or_default())
 }
 
 /// Another name for every version of a file.
