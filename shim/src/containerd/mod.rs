@@ -19,6 +19,7 @@ mod info;
 mod lifecycle;
 mod log_file;
 mod logger;
+mod memory_watch;
 mod process;
 mod pump;
 mod rootfs;

@@ -12,6 +12,7 @@ use tokio::sync::{MutexGuard as OrderGuard, watch};
 use super::error::TaskError;
 use super::events::{Events, Topic};
 use super::lifecycle::{Exit, KILLED, Lifecycle, Phase};
+use super::memory_watch::MemoryWatch;
 use super::pump::Io;
 use super::stdio::StdioPaths;
 use crate::sandbox;
@@ -130,8 +131,14 @@ impl Process {
         }
     }
 
-    /// Follows it, in a task, to its end; `pid` is what events call it.
-    pub(super) fn follow(self: &Arc<Process>, guest: Guest, events: Events, pid: u32) {
+    /// Follows it, in a task, to its end; `pid` is what events call it. With `memory`, what is to be told of that comes first.
+    pub(super) fn follow(
+        self: &Arc<Process>,
+        guest: Guest,
+        events: Events,
+        pid: u32,
+        memory: Option<Arc<MemoryWatch>>,
+    ) {
         let process = Arc::clone(self);
         tokio::spawn(async move {
             let result = guest.call(guest.agent().wait(&process.container, &process.exec)).await;
@@ -139,6 +146,9 @@ impl Process {
             let rest = process.io().io.as_mut().map(Io::end);
             if let Some(rest) = rest {
                 rest.written().await;
+            }
+            if let Some(memory) = memory.filter(|_| exit.status != 0) {
+                memory.all_told().await;
             }
             let _started = process.order.lock().await;
             if process.life().ended(exit) {

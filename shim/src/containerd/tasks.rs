@@ -5,12 +5,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::{CreateTaskRequest, ExecProcessRequest};
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskPaused, TaskResumed, TaskStart,
 };
 use oci_spec::runtime::Process as ProcessSpec;
 use protobuf::Message;
@@ -24,6 +24,7 @@ use super::error::TaskError;
 use super::events::{Events, Topic};
 use super::hooks::{self, HostNamespaces};
 use super::lifecycle::{Exit, KILLED, Phase};
+use super::memory_watch::MemoryWatch;
 use super::process::Process;
 use super::pump::Io;
 use super::rootfs;
@@ -53,6 +54,8 @@ pub(super) struct Tasks {
     /// The guest's process id of the first container's first process.
     first: Mutex<Option<u32>>,
     serial: AtomicU32,
+    /// Somebody asked for a container or for the sandbox itself.
+    wanted: AtomicBool,
     /// Somebody asked for the end, and nothing is against it.
     over: Notify,
 }
@@ -81,6 +84,7 @@ impl Tasks {
             containers: Mutex::default(),
             first: Mutex::default(),
             serial: AtomicU32::new(1),
+            wanted: AtomicBool::new(false),
             over: Notify::new(),
         })
     }
@@ -93,6 +97,20 @@ impl Tasks {
     /// Returns when the sandbox is to end.
     pub(super) async fn over(&self) {
         self.over.notified().await;
+    }
+
+    /// Somebody knows of the sandbox, and will end it.
+    pub(super) fn want(&self) {
+        self.wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Asks for the sandbox's end if nobody has wanted anything of it after `limit`.
+    pub(super) async fn end_unless_wanted(&self, limit: std::time::Duration) {
+        tokio::time::sleep(limit).await;
+        if !self.wanted.load(Ordering::Relaxed) {
+            log::warn!("nobody has asked for a container within {} s: the sandbox ends", limit.as_secs());
+            self.shut_down(true);
+        }
     }
 
     /// Asks for the sandbox's end; it comes when no container is left, or at once with `now`.
@@ -141,6 +159,7 @@ impl Tasks {
     /// # Errors
     /// Why there is none; nothing is left of it.
     pub(super) async fn create(&self, request: &CreateTaskRequest) -> Result<(), TaskError> {
+        self.want();
         check_create(request)?;
         let claim = self.claim(&request.id)?;
         let shared = match &self.shared {
@@ -161,8 +180,8 @@ impl Tasks {
         self.events.publish(Topic::Create, &created_event(request));
         claim.settle(container.clone());
         let guest = self.guest().await?;
-        container.init().follow(guest.clone(), self.events.clone(), Tasks::pid());
-        self.watch_memory(guest, &container);
+        let memory = MemoryWatch::start(guest.clone(), self.events.clone(), container.id(), container.bundle());
+        container.init().follow(guest, self.events.clone(), Tasks::pid(), Some(memory));
         Ok(())
     }
 
@@ -290,7 +309,7 @@ impl Tasks {
             ..Default::default()
         };
         self.events.publish(Topic::ExecStarted, &event);
-        process.follow(guest, self.events.clone(), Tasks::pid());
+        process.follow(guest, self.events.clone(), Tasks::pid(), None);
         Ok(())
     }
 
@@ -495,28 +514,6 @@ impl Tasks {
         container.init().life().may_change("measure")?;
         let guest = self.guest().await?;
         Ok(guest.call(guest.agent().stats(id)).await?)
-    }
-
-    /// Tells of processes that the guest's kernel kills for want of memory, in a task, as long as the container exists.
-    fn watch_memory(&self, guest: Guest, container: &Arc<Container>) {
-        let (events, container) = (self.events.clone(), container.clone());
-        tokio::spawn(async move {
-            let mut seen = 0;
-            loop {
-                match guest.call(guest.agent().wait_oom(container.id(), seen)).await {
-                    Ok(killed) => {
-                        seen = killed.max(seen + 1);
-                        log::warn!("container {} is out of memory", container.id());
-                        // Where CRI-O, which takes no events, looks for it.
-                        let _ = std::fs::write(container.bundle().join("oom"), "");
-                        let event = TaskOOM { container_id: container.id().to_owned(), ..Default::default() };
-                        events.publish(Topic::Oom, &event);
-                    }
-                    // It is deleted, or the guest is gone.
-                    Err(error) => return log::debug!("container {}'s memory: {error}", container.id()),
-                }
-            }
-        });
     }
 
     fn known_pids(&self) -> Pids {
