@@ -102,6 +102,14 @@ pub struct RunningVm {
     rest: BuiltVm,
 }
 
+/// What a guest begins as, once there is memory for it.
+enum Beginning {
+    /// A kernel and an initrd to be read.
+    Load(File, Option<File>),
+    /// Everything but memory.
+    Restore(State),
+}
+
 /// What answers at addresses; the virtio devices among them, in the order of their places.
 #[derive(Default)]
 struct Devices {
@@ -120,41 +128,33 @@ impl BuiltVm {
         let kvm = Kvm::new(kvm)?;
         let processors = Processors::new(&kvm, config.max_vcpus)?;
         let ram = Host::ram(config.memory_bytes());
-        let saved = match &origin {
-            Origin::Kernel { .. } => None,
-            Origin::Snapshot(snapshot) => Some(snapshot.read(config)?),
-        };
-        let memory = match (&origin, &saved) {
-            (Origin::Snapshot(snapshot), Some(state)) => snapshot.map(state, &ram)?,
-            _ => memory::create(&ram)?,
+        let (memory, beginning) = match origin {
+            Origin::Kernel { kernel, initrd } => (memory::create(&ram)?, Beginning::Load(kernel, initrd)),
+            // Its files are closed here: nothing that the guest could take over may still open them.
+            Origin::Snapshot(snapshot) => {
+                let state = snapshot.read(config)?;
+                (snapshot.map(&state, &ram)?, Beginning::Restore(state))
+            }
         };
         let vm = kvm.create_vm(memory)?;
         let stop = StopSignal::new()?;
-        let (devices, slots) = Devices::new(&vm, serial, devices, &stop)?;
+        let devices = Devices::new(&vm, serial, devices, &stop)?;
         let (vcpus, counts) = (Vec::with_capacity(config.max_vcpus.into()), ExitCounts::default());
         let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config: config.clone(), counts };
-        // With this, the files that the guest begins as are closed: nothing that it could take over may still open them.
-        match (origin, saved) {
-            (_, Some(state)) => machine.restore(&state)?,
-            (Origin::Kernel { kernel, initrd }, None) => machine.load(kernel, initrd, &ram, &slots)?,
-            (Origin::Snapshot(_), None) => unreachable!("a snapshot was read above"),
+        match beginning {
+            Beginning::Load(kernel, initrd) => machine.load(kernel, initrd, &ram)?,
+            Beginning::Restore(state) => machine.restore(&state)?,
         }
         Ok(machine)
     }
 
     /// Puts kernel and initrd into memory, and the boot vCPU before the kernel's first instruction.
-    fn load(
-        &mut self,
-        mut kernel: File,
-        initrd: Option<File>,
-        ram: &[Region],
-        slots: &[DeviceSlot],
-    ) -> Result<(), BootError> {
+    fn load(&mut self, mut kernel: File, initrd: Option<File>, ram: &[Region]) -> Result<(), BootError> {
         let config = &self.config;
         let memory = self.vm.memory();
         let mut command_line = CommandLine::new::<Host>(config.vcpus, config.console.then_some(Host::CONSOLE))?;
-        for slot in slots {
-            command_line.add_device(*slot)?;
+        for slot in (0..self.devices.virtio.len()).map_while(Host::device_slot) {
+            command_line.add_device(slot)?;
         }
         command_line.add(&config.command_line_extra)?;
 
@@ -276,21 +276,20 @@ impl RunningVm {
 }
 
 impl Devices {
-    /// Puts all devices in their places, which are returned as far as the guest has to be told of them.
+    /// Puts all devices in their places.
     fn new(
         vm: &Vm,
         serial: Box<dyn Write + Send>,
         devices: Vec<Box<dyn VirtioDevice>>,
         stop: &StopSignal,
-    ) -> Result<(Devices, Vec<DeviceSlot>), BootError> {
-        let (mut bus, mut virtio, mut slots) = (Bus::default(), Vec::new(), Vec::new());
+    ) -> Result<Devices, BootError> {
+        let (mut bus, mut virtio) = (Bus::default(), Vec::new());
         add_fixed_devices(&mut bus, vm, serial, stop)?;
         for (index, device) in devices.into_iter().enumerate() {
             let slot = Host::device_slot(index).ok_or(BootError::TooManyDevices(index))?;
             virtio.push(add_device(&mut bus, vm, slot, device)?);
-            slots.push(slot);
         }
-        Ok((Devices { bus: Arc::new(bus), virtio }, slots))
+        Ok(Devices { bus: Arc::new(bus), virtio })
     }
 }
 

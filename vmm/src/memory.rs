@@ -41,16 +41,10 @@ pub enum MemoryError {
 /// # Errors
 /// When the host has less in all, or refuses.
 pub(crate) fn create(regions: &[Region]) -> Result<GuestMemory, MemoryError> {
-    check_host(regions)?;
-    let refused = |error: io::Error| MemoryError::Refused(total(regions) >> 20, error);
-    let mut mapped = Vec::with_capacity(regions.len());
-    for region in regions {
-        let mapping = map_aligned(region.size as usize).map_err(refused)?;
-        advise_huge(&mapping);
-        let placed = GuestRegionMmap::new(mapping, GuestAddress(region.start));
-        mapped.push(placed.ok_or_else(|| refused(io::ErrorKind::InvalidInput.into()))?);
-    }
-    GuestMemoryMmap::from_regions(mapped).map_err(|error| refused(io::Error::other(error)))
+    map_all(regions, |mapping, _| {
+        advise_huge(mapping);
+        Ok(())
+    })
 }
 
 /// As [`create`], but what lies in `stretches` of `file` (offsets in bytes, as if all regions lay one after the other; page by
@@ -59,15 +53,24 @@ pub(crate) fn create(regions: &[Region]) -> Result<GuestMemory, MemoryError> {
 /// # Errors
 /// As [`create`].
 pub(crate) fn create_from(regions: &[Region], file: &File, stretches: &[Extent]) -> Result<GuestMemory, MemoryError> {
+    map_all(regions, |mapping, start| {
+        let mut here = stretches.iter().filter_map(|stretch| within(*stretch, start, mapping.size() as u64));
+        here.try_for_each(|stretch| map_over(mapping, file, start, stretch))
+    })
+}
+
+/// Maps RAM for `regions`, each made ready by `prepare`, which is told how much lies before it.
+fn map_all(
+    regions: &[Region],
+    prepare: impl Fn(&MmapRegion, u64) -> io::Result<()>,
+) -> Result<GuestMemory, MemoryError> {
     check_host(regions)?;
     let refused = |error: io::Error| MemoryError::Refused(total(regions) >> 20, error);
     let mut mapped = Vec::with_capacity(regions.len());
     let mut start = 0;
     for region in regions {
         let mapping = map_aligned(region.size as usize).map_err(refused)?;
-        for stretch in stretches.iter().filter_map(|stretch| within(*stretch, start, region.size)) {
-            map_over(&mapping, file, start, stretch).map_err(refused)?;
-        }
+        prepare(&mapping, start).map_err(refused)?;
         start += region.size;
         let placed = GuestRegionMmap::new(mapping, GuestAddress(region.start));
         mapped.push(placed.ok_or_else(|| refused(io::ErrorKind::InvalidInput.into()))?);
@@ -129,7 +132,8 @@ fn advise_huge(mapping: &MmapRegion) {
     }
 }
 
-fn total(regions: &[Region]) -> u64 {
+/// RAM in bytes.
+pub(crate) fn total(regions: &[Region]) -> u64 {
     regions.iter().map(|region| region.size).sum()
 }
 

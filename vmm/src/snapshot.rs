@@ -122,7 +122,7 @@ impl Snapshot {
     /// When file and RAM do not fit, or no memory is to be had.
     pub(crate) fn map(&self, state: &State, ram: &[Region]) -> Result<GuestMemory, SnapshotError> {
         let length = self.memory.metadata().map_err(|error| failed("read", "memory", error))?.len();
-        let wanted: u64 = ram.iter().map(|region| region.size).sum();
+        let wanted = memory::total(ram);
         if length != wanted {
             return Err(SnapshotError::Damaged(format!("{length} bytes instead of {wanted}")));
         }
