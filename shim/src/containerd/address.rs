@@ -8,15 +8,18 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::sandbox::folder::Places;
+use crate::sandbox::folder::{self, Places};
 
 /// The folder of sockets below the state folder.
 const SOCKETS: &str = "containerd";
 /// The longest path that a socket's address holds.
 const MAX_PATH: usize = 107;
+/// How long after its socket a sandbox's folder may be made.
+const MAKING: Duration = Duration::from_secs(60);
 
 /// A sandbox's name and socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +109,24 @@ impl Address {
         }
     }
 
+    /// Removes what is left of servers that were killed together with all who would have removed it: sockets that belong to no
+    /// sandbox, living or dead. Not the youngest, whose sandboxes are being made.
+    pub(super) fn sweep(places: &Places) {
+        let Ok(entries) = std::fs::read_dir(places.state.join(SOCKETS)) else { return };
+        let old = entries.flatten().filter(|entry| {
+            let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|made| made.elapsed());
+            matches!(age, Ok(Ok(age)) if age > MAKING)
+        });
+        let old: Vec<_> = old.collect();
+        // Listed after the sockets, so that none is missing whose socket was seen.
+        let Ok(names) = folder::names(places) else { return };
+        for entry in old.iter().filter(|entry| names.iter().all(|name| entry.file_name() != name.as_str())) {
+            if let Err(error) = std::fs::remove_file(entry.path()) {
+                log::debug!("cannot remove {}: {error}", entry.path().display());
+            }
+        }
+    }
+
     fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> AddressError {
         let path = self.socket.clone();
         move |source| AddressError::System { action, path, source }
@@ -149,6 +170,31 @@ mod tests {
         address.remove();
         address.remove();
         assert!(!address.socket.exists());
+    }
+
+    #[test]
+    fn sockets_without_a_sandbox_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places { root: dir.path().join("root"), state: dir.path().join("state") };
+        let [known, young, orphan] = ["known", "young", "orphan"].map(|id| Address::of(&places, "c", "n", id));
+        let listeners = [&known, &young, &orphan].map(|address| address.bind().unwrap());
+        let lot = folder::Lot::choose(&places).unwrap();
+        let _folder = folder::Folder::create(&places, lot, Some(known.name())).unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * MAKING;
+        for address in [&known, &orphan] {
+            let times = rustix::fs::Timestamps {
+                last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT as _ },
+                last_modification: rustix::fs::Timespec::try_from(
+                    long_ago.duration_since(std::time::UNIX_EPOCH).unwrap(),
+                )
+                .unwrap(),
+            };
+            let flags = rustix::fs::AtFlags::empty();
+            rustix::fs::utimensat(rustix::fs::CWD, &address.socket, &times, flags).unwrap();
+        }
+        drop(listeners);
+        Address::sweep(&places);
+        assert!(known.socket.exists() && young.socket.exists() && !orphan.socket.exists());
     }
 
     #[test]

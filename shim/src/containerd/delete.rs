@@ -16,9 +16,10 @@ use super::arguments::Invocation;
 use super::lifecycle::KILLED;
 use crate::sandbox::folder::{self, Found, Places};
 
-/// How long a server may take to end in order, and how long what it leaves may take to go.
-const ORDERLY: Duration = Duration::from_secs(5);
-const REMOVAL: Duration = Duration::from_secs(8);
+/// How long a server may take to end in order, and how long what it leaves may take to go by itself: both together, and the
+/// removal here, in less than the 5 s after which containerd kills this process.
+const ORDERLY: Duration = Duration::from_millis(2500);
+const REMOVAL: Duration = Duration::from_millis(1000);
 /// How often that is looked at.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -35,6 +36,7 @@ pub(super) fn delete(invocation: &Invocation) -> anyhow::Result<()> {
     if !address.answers() {
         address.remove();
     }
+    Address::sweep(&places);
     let response =
         DeleteResponse { exit_status: KILLED, exited_at: Some(SystemTime::now().into()).into(), ..Default::default() };
     io::stdout().write_all(&response.write_to_bytes()?)?;
@@ -54,7 +56,8 @@ fn end(found: &Found) -> anyhow::Result<()> {
     if wait(REMOVAL, || !found.remains()) {
         return Ok(());
     }
-    found.clear().context("what is left of the sandbox")
+    // If somebody is at it still, each finds things gone that it has just seen.
+    found.clear().or_else(|_| found.clear()).context("what is left of the sandbox")
 }
 
 fn wait(limit: Duration, done: impl Fn() -> bool) -> bool {

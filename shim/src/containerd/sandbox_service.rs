@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use containerd_shim_protos::sandbox_api::*;
@@ -15,6 +15,9 @@ use ttrpc::r#async::{Service, TtrpcContext};
 use super::error::TaskError;
 use super::lifecycle::{Exit, KILLED};
 use super::tasks::Tasks;
+
+/// How long containers may take to end when the sandbox is stopped and its client does not say.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 struct SandboxService {
     id: String,
@@ -61,6 +64,7 @@ impl Sandbox for SandboxService {
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
         self.check(&request.sandbox_id)?;
+        self.tasks.want();
         Ok(CreateSandboxResponse::default())
     }
 
@@ -102,7 +106,10 @@ impl Sandbox for SandboxService {
 
     async fn stop_sandbox(&self, _: &TtrpcContext, request: StopSandboxRequest) -> ttrpc::Result<StopSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        let limit = std::time::Duration::from_secs(request.timeout_secs.clamp(1, 600).into());
+        let limit = match request.timeout_secs {
+            0 => STOP_LIMIT,
+            seconds => Duration::from_secs(seconds.min(600).into()),
+        };
         self.tasks.evict(limit).await;
         self.stopped.send_if_modified(|exit| exit.is_none() && exit.replace(Exit::now(0)).is_none());
         Ok(StopSandboxResponse::default())

@@ -28,6 +28,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long containers may take at the end, when the server is told to end while there are some.
 const EVICTION: Duration = Duration::from_secs(3);
+/// How long a server lives that nobody asks for anything: its client was killed while it called `start`, and knows nothing of
+/// it. A client that lives asks at once, but on a host that is overcommitted many times.
+const UNWANTED: Duration = Duration::from_secs(60);
 
 /// What there is before the runtime.
 struct Prepared {
@@ -120,6 +123,8 @@ async fn serve(
         .register_service(task_service::services(&tasks))
         .register_service(sandbox_service::services(&tasks, &start.invocation.id));
     server.start().await?;
+    let unwanted = tasks.clone();
+    tokio::spawn(async move { unwanted.end_unless_wanted(UNWANTED).await });
 
     let sandbox = match sandbox {
         Ok(sandbox) => boot(sandbox, &booted, &tasks).await,

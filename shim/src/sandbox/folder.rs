@@ -181,6 +181,15 @@ pub fn find(places: &Places, name: &str) -> Result<Option<Found>, FolderError> {
     Ok(found)
 }
 
+/// The names of all sandboxes that have one, living or dead.
+///
+/// # Errors
+/// [`FolderError::File`] when the folder of sandboxes cannot be listed.
+pub fn names(places: &Places) -> Result<Vec<String>, FolderError> {
+    let records = folders_in(&places.state)?.into_iter().filter_map(|id| read_record(&places.state.join(id)));
+    Ok(records.filter_map(|record| record.name).collect())
+}
+
 impl Found {
     /// The process id of its server, which it has as long as it [`lives`](Found::lives).
     pub fn server(&self) -> i32 {
