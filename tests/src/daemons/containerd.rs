@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::{Daemon, Home};
+use super::{CLEARANCE, Daemon, Home};
 use crate::{Finished, Running};
 
 /// The sample image's name.
@@ -31,8 +31,9 @@ impl Containerd {
     /// # Panics
     /// When it does not come up.
     pub fn start(home: Home) -> Self {
-        // CRI and NRI are other tests'; without them it starts in half the time.
-        let disabled = ["grpc.v1.cri", "cri.v1.images", "cri.v1.runtime", "podsandbox.controller.v1", "nri.v1.nri"];
+        // CRI and NRI are other tests'; without them it starts in half the time. What CRI consists of stays, for without it
+        // there is no service of sandboxes.
+        let disabled = ["grpc.v1.cri", "nri.v1.nri"];
         let disabled = disabled.map(|name| format!("\"io.containerd.{name}\"")).join(", ");
         // What its blockfile snapshotter copies for each image's first layer.
         let scratch = home.path("scratch.ext4");
@@ -109,7 +110,14 @@ impl Containerd {
 
     /// What there is of containers beside the daemon itself.
     pub fn remains(&self) -> Vec<String> {
-        self.home.remains(&[self.daemon.pid()], &[self.bundles()])
+        self.remains_within(CLEARANCE)
+    }
+
+    /// The same, when what ends by itself may take so long.
+    pub fn remains_within(&self, patience: Duration) -> Vec<String> {
+        let sandboxes =
+            self.home.path("state/io.containerd.sandbox.controller.v1.shim").join(self.home.containers_cgroup());
+        self.home.remains(&[self.daemon.pid()], &[self.bundles(), sandboxes], patience)
     }
 
     /// Ends it in order.

@@ -6,7 +6,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use super::containerd::COMMAND_PATIENCE;
-use super::{Containerd, Daemon, Home};
+use super::{CLEARANCE, Containerd, Daemon, Home};
 use crate::{Finished, Running};
 
 /// The namespace in containerd that dockerd uses unless told otherwise.
@@ -71,7 +71,7 @@ impl Docker {
         // Not dockerd's docker-exec/netns: it unmounts a network namespace at once, and version 26 collects the empty file a
         // minute later, whatever the runtime.
         let bundles = self.containerd.home().path("state/io.containerd.runtime.v2.task").join(NAMESPACE);
-        self.containerd.home().remains(&[self.daemon.pid(), self.containerd.pid()], &[bundles])
+        self.containerd.home().remains(&[self.daemon.pid(), self.containerd.pid()], &[bundles], CLEARANCE)
     }
 
     /// The processes that were started here, other than the daemons.

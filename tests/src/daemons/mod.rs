@@ -6,6 +6,8 @@
 
 mod containerd;
 mod docker;
+#[cfg(feature = "clients")]
+mod grpc;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -19,6 +21,8 @@ use nix::unistd::Pid;
 
 pub use containerd::{Containerd, Event, IMAGE};
 pub use docker::Docker;
+#[cfg(feature = "clients")]
+pub use grpc::{Grpc, field, text};
 
 use crate::compare::Selection;
 use crate::leaks::{self, Process};
@@ -32,6 +36,8 @@ pub enum Release {
     Newer,
 }
 
+/// How long what is left of a container may take to end by itself.
+pub(crate) const CLEARANCE: Duration = Duration::from_secs(8);
 /// How long a daemon may take to come up or to end.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -148,9 +154,9 @@ impl Home {
     }
 
     /// What is there of containers: processes other than `daemons`, mounts, control groups, sockets, folders of sandboxes.
-    /// Waits a while for what ends by itself.
-    pub(crate) fn remains(&self, daemons: &[i32], folders: &[PathBuf]) -> Vec<String> {
-        let deadline = Instant::now() + Duration::from_secs(8);
+    /// Waits, at most `patience`, for what ends by itself.
+    pub(crate) fn remains(&self, daemons: &[i32], folders: &[PathBuf], patience: Duration) -> Vec<String> {
+        let deadline = Instant::now() + patience;
         loop {
             let left = self.remains_now(daemons, folders);
             if left.is_empty() || Instant::now() > deadline {

@@ -10,17 +10,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tatami_tests::compare::{Case, Notes, Stage};
 
-use crate::stage::{Ctr, PATIENCE, SOON, error_or_ok, exit_status};
+use crate::stage::{Ctr, FORGOTTEN, PATIENCE, SOON, error_or_ok, exit_status};
 
 pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("a restart of containerd", |ctr, notes| restart(ctr, notes, Signal::SIGTERM)),
     Case::new("containerd killed", |ctr, notes| restart(ctr, notes, Signal::SIGKILL)).long(),
     Case::new("the ground killed", |ctr, notes| at(ctr, notes, ground, Moment::Running)),
     Case::new("the runtime's server killed", |ctr, notes| at(ctr, notes, server, Moment::Running)),
-    Case::new("the guest's kernel dies", |ctr, notes| at(ctr, notes, guest, Moment::Running)).long(),
+    Case::new("the guest's kernel dies", guest_dies).long(),
     Case::new("the workload killed, at every moment", |ctr, notes| at_every(ctr, notes, workload, &ALIVE)).long(),
     Case::new("the ground killed, at every moment", |ctr, notes| at_every(ctr, notes, ground, &ALIVE)).long(),
     Case::new("the server killed, at every moment", |ctr, notes| at_every(ctr, notes, server, &ALL)).long(),
+    Case::new("containerd killed, at every moment", daemon_at_every).long(),
     Case::new("a client killed while it starts", |ctr, notes| while_starting(ctr, notes, false)).long(),
     Case::new("everything killed while it starts", |ctr, notes| while_starting(ctr, notes, true)).long(),
 ];
@@ -55,10 +56,12 @@ fn server(ctr: &Ctr, name: &str) {
     kill_9(ctr.server(name));
 }
 
-/// The agent is the guest's first process, which nothing in the guest can kill: the whole kernel goes instead.
+/// The agent is the guest's first process, which nothing in the guest can kill: the whole kernel goes instead, when its memory
+/// runs out and it was told to panic then.
 fn guest(ctr: &Ctr, name: &str) {
     if ctr.is_ours() {
-        let script = "mount -o remount,rw /proc/sys 2>/dev/null; echo c >/proc/sysrq-trigger; sleep 1000";
+        let script = "echo 1 >/proc/sys/vm/panic_on_oom && \
+            for i in 1 2 3 4; do dd if=/dev/zero of=/dev/null bs=100M & done; wait";
         let command = ctr.exec_command(name, "crash", &["--detach"], &["sh", "-c", script]);
         tatami_tests::Running::start(command).finish_within(PATIENCE);
     } else {
@@ -66,8 +69,41 @@ fn guest(ctr: &Ctr, name: &str) {
     }
 }
 
+fn guest_dies(ctr: &mut Ctr, notes: &mut Notes) {
+    at(ctr, notes, guest, Moment::Running);
+    at(ctr, notes, guest, Moment::Executing);
+}
+
 fn at(ctr: &mut Ctr, notes: &mut Notes, victim: Victim, moment: Moment) {
     let name = &format!("{moment:?}").to_lowercase();
+    let what = |line: &str| format!("{name}: {line}");
+    bring_to(ctr, notes, name, moment);
+    victim(ctr, name);
+    let events = ctr.events(name, "exit(");
+    notes.want(what("told of its end"), events.contains("exit(137)"), true);
+    let times = events.matches("exit(").count();
+    match moment {
+        // containerd tells it again of a task whose server it loses, ended or not.
+        Moment::Stopped => notes.see(what("told so often"), times),
+        _ => notes.want(what("told once"), times, 1),
+    }
+    let deadline = std::time::Instant::now() + SOON;
+    while ctr.status(name) == "RUNNING" && std::time::Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(200));
+    }
+    // containerd forgets a task whose server is gone; both are an end.
+    let gone = ["STOPPED", "none", "UNKNOWN"].contains(&ctr.status(name).as_str());
+    notes.see(what("ended"), gone);
+    notes.want(what("an exec is refused"), ctr.exec(name, "late", &[], &["true"]).status != 0, true);
+    ctr.task(name, &["rm", "-f"]);
+    notes.want(what("no task left"), ctr.status(name), "none");
+    notes.want(what("container removed"), error_or_ok(&ctr.ctr(&["container", "rm", &ctr.id(name)])), "ok");
+    let again = ctr.run(name, &["--rm"], &["echo", "again"]);
+    notes.want(what("the name again"), format!("{} {}", again.status, again.out()), "0 again\n");
+}
+
+/// Starts a container and brings it to a moment of its life.
+fn bring_to(ctr: &Ctr, notes: &mut Notes, name: &str, moment: Moment) {
     let crash_allowed: &[&str] = if ctr.is_ours() { &["--privileged"] } else { &[] };
     ctr.detached(name, crash_allowed, &["sleep", "1000"]);
     let what = |line: &str| format!("{name}: {line}");
@@ -83,23 +119,6 @@ fn at(ctr: &mut Ctr, notes: &mut Notes, victim: Victim, moment: Moment) {
             notes.want(what("stopped"), ctr.status_soon(name, "STOPPED"), "STOPPED");
         }
     }
-    victim(ctr, name);
-    let events = ctr.events(name, "exit(");
-    notes.want(what("told of its end"), events.contains("exit(137)"), true);
-    notes.want(what("told once"), events.matches("exit(").count(), 1);
-    let deadline = std::time::Instant::now() + SOON;
-    while ctr.status(name) == "RUNNING" && std::time::Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(200));
-    }
-    // containerd forgets a task whose server is gone; both are an end.
-    let gone = ["STOPPED", "none", "UNKNOWN"].contains(&ctr.status(name).as_str());
-    notes.see(what("ended"), gone);
-    notes.want(what("an exec is refused"), ctr.exec(name, "late", &[], &["true"]).status != 0, true);
-    ctr.task(name, &["rm", "-f"]);
-    notes.want(what("no task left"), ctr.status(name), "none");
-    notes.want(what("container removed"), error_or_ok(&ctr.ctr(&["container", "rm", &ctr.id(name)])), "ok");
-    let again = ctr.run(name, &["--rm"], &["echo", "again"]);
-    notes.want(what("the name again"), format!("{} {}", again.status, again.out()), "0 again\n");
 }
 
 fn at_every(ctr: &mut Ctr, notes: &mut Notes, victim: Victim, moments: &[Moment]) {
@@ -126,6 +145,34 @@ fn killed_at_start(ctr: &mut Ctr, notes: &mut Notes, victim: Victim) {
     }
 }
 
+fn daemon_at_every(ctr: &mut Ctr, notes: &mut Notes) {
+    for moment in ALL {
+        let name = &format!("{moment:?}").to_lowercase();
+        bring_to(ctr, notes, name, moment);
+        let before = ctr.status(name);
+        ctr.restart(Signal::SIGKILL);
+        notes.want(format!("{name}: as before"), ctr.status(name), before);
+        if let Moment::Paused = moment {
+            notes.want(format!("{name}: resume"), error_or_ok(&ctr.task(name, &["resume"])), "ok");
+        }
+        notes.want(format!("{name}: rm"), exit_status(&ctr.task(name, &["rm", "-f"])), 137);
+        notes.want(format!("{name}: no task left"), ctr.status(name), "none");
+        ctr.ctr(&["container", "rm", &ctr.id(name)]);
+        notes.want(format!("{name}: nothing left"), ctr.containerd().remains().join("\n"), "");
+    }
+    for milliseconds in [300, 900, 1500] {
+        let name = &format!("n{milliseconds}");
+        let running = ctr.start(name, &["-d", "--null-io"], &["sleep", "1000"]);
+        thread::sleep(Duration::from_millis(milliseconds));
+        ctr.restart(Signal::SIGKILL);
+        running.finish_within(PATIENCE);
+        ctr.task(name, &["rm", "-f"]);
+        ctr.ctr(&["container", "rm", &ctr.id(name)]);
+        notes.want(format!("{name}: no task left"), ctr.status(name), "none");
+        notes.want(format!("{name}: nothing left"), ctr.containerd().remains_within(FORGOTTEN).join("\n"), "");
+    }
+}
+
 fn while_starting(ctr: &mut Ctr, notes: &mut Notes, everything: bool) {
     for milliseconds in [300, 700, 1200, 1800, 2500] {
         let name = &format!("n{milliseconds}");
@@ -146,7 +193,7 @@ fn while_starting(ctr: &mut Ctr, notes: &mut Notes, everything: bool) {
         ctr.task(name, &["rm", "-f"]);
         ctr.ctr(&["container", "rm", &ctr.id(name)]);
         notes.want(format!("{name}: no task left"), ctr.status(name), "none");
-        notes.want(format!("{name}: nothing left"), ctr.containerd().remains().join("\n"), "");
+        notes.want(format!("{name}: nothing left"), ctr.containerd().remains_within(FORGOTTEN).join("\n"), "");
     }
 }
 

@@ -116,11 +116,18 @@ fn mounts(ctr: &mut Ctr, notes: &mut Notes) {
     notes.want("status", finished.status, 0);
     notes.want("output", finished.out(), "of the host\nof the host\nrefused\nsize=8192k\ntmpfs\n");
     notes.want("written back", fs::read_to_string(folder.join("back")).unwrap_or_default(), "back\n");
-    let waiting = "until grep -q new /mnt/file; do sleep 0.1; done; cat /mnt/file";
+    let waiting = "for word in new renamed gone; do until grep -q $word /mnt/file || test ! -e /mnt/file; do sleep 0.1; done; \
+        cat /mnt/file 2>&1; done";
     let running = ctr.start("b", &["--rm", "--mount", &writable], &["sh", "-c", &format!("echo up; {waiting}")]);
     running.wait_for("up");
     fs::write(folder.join("file"), "new\n").expect("a file");
-    notes.want("a change on the host", running.finish_within(PATIENCE).out(), "up\nnew\n");
+    running.wait_for("new");
+    fs::write(folder.join("other"), "renamed\n").expect("a file");
+    fs::rename(folder.join("other"), folder.join("file")).expect("a file is renamed");
+    running.wait_for("renamed");
+    fs::remove_file(folder.join("file")).expect("a file is removed");
+    let changes = "up\nnew\nrenamed\ncat: can't open '/mnt/file': No such file or directory\n";
+    notes.want("changes on the host", running.finish_within(PATIENCE).out(), changes);
 }
 
 fn read_only(ctr: &mut Ctr, notes: &mut Notes) {

@@ -15,6 +15,9 @@ pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("limits changed while it runs", update).long(),
 ];
 
+/// ctr gives a container neither a mount of control groups nor a namespace of its own for them.
+const CGROUPS: &str = "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro";
+const OWN_CGROUP: &str = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)";
 /// 64 MiB.
 const MEMORY: &str = "67108864";
 /// `dd` holds what it reads, all at once.
@@ -37,23 +40,34 @@ fn out_of_memory(ctr: &mut Ctr, notes: &mut Notes) {
 }
 
 fn seen_inside(ctr: &mut Ctr, notes: &mut Notes) {
-    let options =
-        ["--rm", "--memory-limit", MEMORY, "--cpu-quota", "50000", "--cpu-period", "100000", "--cpu-shares", "512"];
-    let script = "cd /sys/fs/cgroup; for file in memory.max cpu.max cpu.weight; do cat $file; done";
-    let finished = ctr.run("a", &options, &["sh", "-c", script]);
+    let options = [
+        "--rm",
+        "--mount",
+        CGROUPS,
+        "--memory-limit",
+        MEMORY,
+        "--cpu-quota",
+        "50000",
+        "--cpu-period",
+        "100000",
+        "--cpu-shares",
+        "512",
+    ];
+    let script = format!("{OWN_CGROUP}; for file in memory.max cpu.max cpu.weight pids.max; do cat $file; done");
+    let finished = ctr.run("a", &options, &["sh", "-c", &script]);
     notes.want("status", finished.status, 0);
-    for (what, line) in ["memory.max", "cpu.max", "cpu.weight"].iter().zip(finished.out().lines()) {
+    for (what, line) in ["memory.max", "cpu.max", "cpu.weight", "pids.max"].iter().zip(finished.out().lines()) {
         notes.see(*what, line);
     }
 }
 
 fn update(ctr: &mut Ctr, notes: &mut Notes) {
-    ctr.detached("a", &["--memory-limit", "134217728"], &["sleep", "1000"]);
+    ctr.detached("a", &["--mount", CGROUPS, "--memory-limit", "134217728"], &["sleep", "1000"]);
     // ctr has no update; what containerd's clients call is exercised through Docker. Here: paused, it stays limited.
     notes.want("pause", error_or_ok(&ctr.task("a", &["pause"])), "ok");
     std::thread::sleep(Duration::from_millis(300));
     notes.want("resume", error_or_ok(&ctr.task("a", &["resume"])), "ok");
-    let seen = ctr.exec("a", "e", &[], &["cat", "/sys/fs/cgroup/memory.max"]);
+    let seen = ctr.exec("a", "e", &[], &["sh", "-c", &format!("{OWN_CGROUP}; cat memory.max")]);
     notes.want("memory.max", seen.out(), "134217728\n");
     notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
 }

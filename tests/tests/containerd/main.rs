@@ -8,6 +8,7 @@ mod kills;
 mod life;
 mod limits;
 mod roots;
+mod sandboxes;
 mod stage;
 mod streams;
 mod wrong;
@@ -26,11 +27,19 @@ const BOTH: &[&str] =
     &["hello", "a life, step by step", "an exec", "a restart of containerd", "the runtime's server killed"];
 
 fn main() -> ExitCode {
-    let cases: Vec<&Case<Ctr>> =
-        [life::CASES, streams::CASES, execs::CASES, limits::CASES, roots::CASES, wrong::CASES, kills::CASES]
-            .into_iter()
-            .flatten()
-            .collect();
+    let cases: Vec<&Case<Ctr>> = [
+        life::CASES,
+        streams::CASES,
+        execs::CASES,
+        limits::CASES,
+        roots::CASES,
+        sandboxes::CASES,
+        wrong::CASES,
+        kills::CASES,
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     Release::tell_on_each(BOTH, |release, selection| tell_all(release, &cases, selection))
 }
 

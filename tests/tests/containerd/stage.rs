@@ -19,6 +19,9 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// How long a story's command may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
+/// A server whose client was killed before it knew of it ends by itself, after a minute.
+pub(crate) const FORGOTTEN: Duration = Duration::from_secs(90);
+
 /// A containerd and the runtime that stories are told with.
 pub(crate) struct Ctr {
     containerd: Rc<RefCell<Containerd>>,

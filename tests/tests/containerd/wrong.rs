@@ -1,13 +1,15 @@
 //! What a client may get wrong, and what it is told: an error of the kind that it expects, soon, and nothing left behind.
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
-use tatami_tests::Running;
 use tatami_tests::compare::{Case, Notes, Stage};
+use tatami_tests::daemons::{Grpc, IMAGE, field};
+use tatami_tests::{Finished, Running};
 
-use crate::stage::{Ctr, PATIENCE, SOON, error, error_or_ok, exit_status};
+use crate::stage::{Ctr, FORGOTTEN, PATIENCE, SOON, error, error_or_ok, exit_status};
 
 pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("a command that is not there", no_command).long(),
@@ -16,6 +18,8 @@ pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("a specification that is none", bad_specification).long(),
     Case::new("a bundle without a specification", no_specification).long(),
     Case::new("streams that vanish", vanished).long(),
+    Case::new("a start that nobody follows", unwanted).long(),
+    Case::new("requests that nobody understands", not_understood).long(),
 ];
 
 fn no_command(ctr: &mut Ctr, notes: &mut Notes) {
@@ -113,20 +117,7 @@ fn bad_specification(ctr: &mut Ctr, notes: &mut Notes) {
 fn no_specification(ctr: &mut Ctr, notes: &mut Notes) {
     let bundle = ctr.scratch().join("bundle");
     fs::create_dir(&bundle).expect("a folder");
-    let name = ctr.runtime().trim_start_matches("io.containerd.").replace('.', "-");
-    let socket = ctr.containerd().socket().display().to_string();
-    let bundle_text = bundle.display().to_string();
-    let call = |what: &str| {
-        let namespace = ctr.containerd().home().containers_cgroup();
-        let id = ctr.id("a");
-        let words = ["-namespace", &namespace, "-address", &socket, "-publish-binary", "/usr/bin/true", "-id", &id];
-        // Through a shell, for the shim is looked up on the path that containerd has.
-        let mut command = ctr.containerd().home().command("/bin/sh");
-        command.args(["-c", "exec \"$0\" \"$@\"", &format!("containerd-shim-{name}")]);
-        command.args(words).args(["-bundle", &bundle_text, what]).current_dir(&bundle).stdin(Stdio::null());
-        command.env("TTRPC_ADDRESS", format!("{socket}.ttrpc")).env("MAX_SHIM_VERSION", "2");
-        Running::start(command).finish_within(PATIENCE)
-    };
+    let call = |what: &str| call_shim(ctr, &bundle, what);
     let start = Instant::now();
     let finished = call("start");
     notes.see("start is refused", finished.status != 0);
@@ -142,6 +133,36 @@ fn no_specification(ctr: &mut Ctr, notes: &mut Notes) {
     }
 }
 
+/// The runtime's shim as containerd calls it, for this story's container `a`.
+fn call_shim(ctr: &Ctr, bundle: &Path, what: &str) -> Finished {
+    let name = ctr.runtime().trim_start_matches("io.containerd.").replace('.', "-");
+    let socket = ctr.containerd().socket().display().to_string();
+    let namespace = ctr.containerd().home().containers_cgroup();
+    let id = ctr.id("a");
+    let words = ["-namespace", &namespace, "-address", &socket, "-publish-binary", "/usr/bin/true", "-id", &id];
+    // Through a shell, for the shim is looked up on the path that containerd has.
+    let mut command = ctr.containerd().home().command("/bin/sh");
+    command.args(["-c", "exec \"$0\" \"$@\"", &format!("containerd-shim-{name}")]);
+    command.args(words).arg("-bundle").arg(bundle).arg(what).current_dir(bundle).stdin(Stdio::null());
+    command.env("TTRPC_ADDRESS", format!("{socket}.ttrpc")).env("MAX_SHIM_VERSION", "2");
+    Running::start(command).finish_within(PATIENCE)
+}
+
+/// A client that is killed before it knows of the server that it started. runc's waits for ever: this is asked of ours alone.
+fn unwanted(ctr: &mut Ctr, notes: &mut Notes) {
+    if ctr.is_ours() {
+        let bundle = ctr.scratch().join("bundle");
+        fs::create_dir(&bundle).expect("a folder");
+        let text = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},"linux":{"namespaces":[{"type":"network"}]}}"#;
+        fs::write(bundle.join("config.json"), text).expect("a file");
+        let started = call_shim(ctr, &bundle, "start");
+        assert_eq!(started.status, 0, "{}", started.err());
+        let socket = started.out().trim().trim_start_matches("unix://").to_owned();
+        assert!(Path::new(&socket).exists(), "{socket} is not there");
+    }
+    notes.want("nothing left", ctr.containerd().remains_within(FORGOTTEN).join("\n"), "");
+}
+
 fn vanished(ctr: &mut Ctr, notes: &mut Notes) {
     let folder = ctr.scratch().join("fifos");
     fs::create_dir(&folder).expect("a folder");
@@ -155,4 +176,34 @@ fn vanished(ctr: &mut Ctr, notes: &mut Notes) {
     notes.want("status", ctr.status("a"), "RUNNING");
     notes.want("an exec", ctr.exec("a", "e", &[], &["echo", "here"]).out(), "here\n");
     notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
+}
+
+/// What `ctr` never sends.
+fn not_understood(ctr: &mut Ctr, notes: &mut Notes) {
+    let id = ctr.id("a");
+    let made = ctr.ctr(&["container", "create", "--runtime", ctr.runtime(), IMAGE, &id, "sleep", "1000"]);
+    notes.want("container", error_or_ok(&made), "ok");
+    let tasks = Grpc::new(&ctr.containerd().socket(), &ctr.containerd().home().containers_cgroup());
+    let options = |kind: &str, value: &[u8]| field(9, &[field(1, kind.as_bytes()), field(2, value)].concat());
+    let requests = [
+        ("options of a kind that is none", options("example.com/no.such.Options", &[8, 1])),
+        ("malformed options", options("runtimeoptions.v1.Options", &[0xff; 9])),
+        ("a root of a kind that is none", field(3, &[field(1, b"nosuchfs"), field(2, b"none")].concat())),
+        ("no root", vec![]),
+    ];
+    for (what, rest) in requests {
+        let start = Instant::now();
+        let request = [field(1, id.as_bytes()), rest].concat();
+        let answer = tasks.call("/containerd.services.tasks.v1.Tasks/Create", &request);
+        notes.want(format!("{what}: refused"), answer.is_err(), true);
+        notes.want(format!("{what}: soon"), start.elapsed() < SOON, true);
+        // runc's shim leaves most to the kind of error that says nothing.
+        if ctr.is_ours() {
+            let error = answer.expect_err("a refusal");
+            assert!(error.starts_with("3: "), "{what}: not an invalid argument: {error}");
+        }
+        notes.want(format!("{what}: no task"), ctr.status("a"), "none");
+    }
+    notes.want("container removed", error_or_ok(&ctr.ctr(&["container", "rm", &id])), "ok");
+    notes.want("nothing left", ctr.containerd().remains().join("\n"), "");
 }
