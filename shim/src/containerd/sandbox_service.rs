@@ -9,11 +9,14 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use containerd_shim_protos::sandbox_api::*;
 use containerd_shim_protos::sandbox_async::{Sandbox, create_sandbox};
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 use tokio::sync::watch;
 use ttrpc::r#async::{Service, TtrpcContext};
 
 use super::error::TaskError;
 use super::lifecycle::{Exit, KILLED};
+use super::stats;
 use super::tasks::Tasks;
 
 /// How long containers may take to end when the sandbox is stopped and its client does not say.
@@ -169,6 +172,9 @@ impl Sandbox for SandboxService {
         let metrics = response.metrics.mut_or_insert_default();
         metrics.timestamp = Some(SystemTime::now().into()).into();
         metrics.id = self.id.clone();
+        let total = stats::metrics(&stats::total(&self.tasks.all_stats().await));
+        let value = total.write_to_bytes().map_err(TaskError::failed("the metrics"))?;
+        metrics.data = Some(Any { type_url: stats::TYPE.to_owned(), value, ..Default::default() }).into();
         Ok(response)
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Pure: one message into the other.
 
+use std::collections::BTreeMap;
+
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
 };
-use tatami_protocol::agent::{MemoryStats, Stats};
+use tatami_protocol::agent::{CpuStats, IoStats, MemoryStats, PidsStats as PidsUse, Stats};
 
 /// The name of the type, as an `Any` has it.
 pub(super) const TYPE: &str = "io.containerd.cgroups.v2.Metrics";
@@ -53,6 +55,42 @@ pub(super) fn metrics(stats: &Stats) -> Metrics {
     });
     metrics.hugetlb = pages.collect();
     metrics
+}
+
+/// What several containers use together. Limits are not added up: what has one has it alone.
+pub(super) fn total(all: &[Stats]) -> Stats {
+    let (mut cpu, mut memory, mut pids) = (CpuStats::new(), MemoryStats::new(), PidsUse::new());
+    (memory.max, memory.swap_max, pids.max) = (u64::MAX, u64::MAX, u64::MAX);
+    let mut io = BTreeMap::<(u64, u64), IoStats>::new();
+    for stats in all {
+        cpu.usage_usec += stats.cpu.usage_usec;
+        cpu.user_usec += stats.cpu.user_usec;
+        cpu.system_usec += stats.cpu.system_usec;
+        cpu.nr_periods += stats.cpu.nr_periods;
+        cpu.nr_throttled += stats.cpu.nr_throttled;
+        cpu.throttled_usec += stats.cpu.throttled_usec;
+        memory.current += stats.memory.current;
+        memory.swap_current += stats.memory.swap_current;
+        for (sum, part) in [(&mut memory.stat, &stats.memory.stat), (&mut memory.events, &stats.memory.events)] {
+            part.iter().for_each(|(key, value)| *sum.entry(key.clone()).or_default() += value);
+        }
+        pids.current += stats.pids.current;
+        for part in &stats.io {
+            let new = || IoStats { major: part.major, minor: part.minor, ..Default::default() };
+            let sum = io.entry((part.major, part.minor)).or_insert_with(new);
+            sum.rbytes += part.rbytes;
+            sum.wbytes += part.wbytes;
+            sum.rios += part.rios;
+            sum.wios += part.wios;
+        }
+    }
+    Stats {
+        cpu: Some(cpu).into(),
+        memory: Some(memory).into(),
+        pids: Some(pids).into(),
+        io: io.into_values().collect(),
+        ..Default::default()
+    }
 }
 
 fn memory_stat(memory: &MemoryStats) -> MemoryStat {
@@ -117,7 +155,6 @@ fn memory_events(memory: &MemoryStats) -> MemoryEvents {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tatami_protocol::agent::{CpuStats, IoStats, PidsStats};
 
     #[test]
     fn figures_keep_their_meaning() {
@@ -128,7 +165,7 @@ mod tests {
         let stats = Stats {
             cpu: Some(CpuStats { usage_usec: 5, ..Default::default() }).into(),
             memory: Some(memory).into(),
-            pids: Some(PidsStats { current: 4, max: u64::MAX, ..Default::default() }).into(),
+            pids: Some(PidsUse { current: 4, max: u64::MAX, ..Default::default() }).into(),
             io: vec![IoStats { major: 254, rbytes: 9, ..Default::default() }],
             ..Default::default()
         };
@@ -139,5 +176,18 @@ mod tests {
         assert_eq!((metrics.memory.inactive_file, metrics.memory.workingset_refault), (7, 3));
         assert_eq!(metrics.memory_events.oom_kill, 2);
         assert_eq!((metrics.io.usage[0].major, metrics.io.usage[0].rbytes), (254, 9));
+    }
+
+    #[test]
+    fn what_several_use_is_added_up() {
+        let one = |rbytes| Stats {
+            cpu: Some(CpuStats { usage_usec: 5, ..Default::default() }).into(),
+            memory: Some(MemoryStats { current: 10, max: 64, ..Default::default() }).into(),
+            io: vec![IoStats { major: 254, rbytes, ..Default::default() }],
+            ..Default::default()
+        };
+        let total = total(&[one(1), one(2), Stats::new()]);
+        assert_eq!((total.cpu.usage_usec, total.memory.current, total.memory.max), (10, 20, u64::MAX));
+        assert_eq!((total.io.len(), total.io[0].rbytes), (1, 3));
     }
 }

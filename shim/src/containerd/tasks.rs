@@ -516,6 +516,17 @@ impl Tasks {
         Ok(guest.call(guest.agent().stats(id)).await?)
     }
 
+    /// What each container uses that runs.
+    pub(super) async fn all_stats(&self) -> Vec<Stats> {
+        let ids: Vec<String> = self.lock().keys().cloned().collect();
+        let mut all = Vec::new();
+        for id in ids {
+            // One that has ended, or is not there yet, uses nothing.
+            all.extend(self.stats(&id).await);
+        }
+        all
+    }
+
     fn known_pids(&self) -> Pids {
         Pids { host: Tasks::pid(), guest: *self.first.lock().unwrap_or_else(PoisonError::into_inner) }
     }

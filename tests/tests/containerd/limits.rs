@@ -1,10 +1,14 @@
 //! Limits, and what is told when one is met.
 
-use std::time::Duration;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::daemons::IMAGE;
 
-use crate::stage::{Ctr, error_or_ok};
+use crate::stage::{Ctr, SOON, error_or_ok};
 
 /// Why a share is not a weight everywhere.
 const SHARES: &str = "512 shares: runc 1.1 converts on a straight line (20), we as newer runtimes do, where the usual 1024 shares stay the usual weight (59)";
@@ -13,6 +17,7 @@ pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("memory that runs out", out_of_memory),
     Case::new("limits that the container sees", seen_inside).differs(&[("cpu.weight", SHARES)]).long(),
     Case::new("limits changed while it runs", update).long(),
+    Case::new("a fork bomb", fork_bomb).long(),
 ];
 
 /// ctr gives a container neither a mount of control groups nor a namespace of its own for them.
@@ -65,9 +70,44 @@ fn update(ctr: &mut Ctr, notes: &mut Notes) {
     ctr.detached("a", &["--mount", CGROUPS, "--memory-limit", "134217728"], &["sleep", "1000"]);
     // ctr has no update; what containerd's clients call is exercised through Docker. Here: paused, it stays limited.
     notes.want("pause", error_or_ok(&ctr.task("a", &["pause"])), "ok");
-    std::thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(300));
     notes.want("resume", error_or_ok(&ctr.task("a", &["resume"])), "ok");
     let seen = ctr.exec("a", "e", &[], &["sh", "-c", &format!("{OWN_CGROUP}; cat memory.max")]);
     notes.want("memory.max", seen.out(), "134217728\n");
     notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
+}
+
+/// ctr has no limit of processes: the specification is written here, as its `oci spec` begins it.
+fn fork_bomb(ctr: &mut Ctr, notes: &mut Notes) {
+    const LIMIT: usize = 20;
+    let root = ctr.scratch().join("root");
+    fs::create_dir(&root).expect("a folder");
+    let root = root.display().to_string();
+    notes.want("a root", error_or_ok(&ctr.ctr(&["image", "mount", "--rw", IMAGE, &root])), "ok");
+
+    let id = ctr.id("a");
+    let mut spec: serde_json::Value = serde_json::from_str(&ctr.ctr(&["oci", "spec"]).out()).expect("a specification");
+    let bomb = "sh -c 'while :; do sleep 1000 & done'; exec sleep 1000";
+    spec["process"]["args"] = json!(["sh", "-c", bomb]);
+    spec["root"] = json!({ "path": root });
+    spec["linux"]["cgroupsPath"] = json!(format!("/{}/{id}", ctr.containerd().home().containers_cgroup()));
+    spec["linux"]["resources"]["pids"] = json!({ "limit": LIMIT });
+    let config = ctr.scratch().join("config.json");
+    fs::write(&config, spec.to_string()).expect("a file");
+    let config = config.display().to_string();
+    let words = ["run", "--runtime", ctr.runtime(), "-d", "--null-io", "--config", &config, &id];
+    notes.want("run", error_or_ok(&ctr.ctr(&words)), "ok");
+
+    // A line of headings.
+    let count = || ctr.task("a", &["ps"]).out().lines().count().saturating_sub(1);
+    let deadline = Instant::now() + SOON;
+    while count() < LIMIT - 1 && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(300));
+    }
+    thread::sleep(Duration::from_secs(1));
+    // The shell that could fork no more is gone.
+    notes.want("processes", count(), LIMIT - 1);
+    notes.want("status", ctr.status("a"), "RUNNING");
+    notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
+    notes.want("the root's removal", error_or_ok(&ctr.ctr(&["image", "unmount", "--rm", &root])), "ok");
 }

@@ -101,6 +101,10 @@ fn containers(ctr: &Ctr, notes: &mut Notes, sandbox: &Sandbox) {
         let finished = ctr.exec(name, "e", &[], &["sh", "-c", "hostname >/dev/null; ls /proc | grep -c '^1$'"]);
         notes.want(format!("an exec in {name}"), finished.out(), "1\n");
     }
+    if ctr.is_ours() {
+        let metrics = sandbox.call("Metrics", &[]).expect("metrics");
+        assert!(text(&metrics, 1).contains("io.containerd.cgroups.v2.Metrics"), "{:?}", text(&metrics, 1));
+    }
     notes.want("end of a", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
     notes.want("b lives on", ctr.status("b"), "RUNNING");
     notes.want("end of b", ctr.finish("b"), "kill 0, STOPPED, rm 137, ok");

@@ -184,13 +184,10 @@ fn not_understood(ctr: &mut Ctr, notes: &mut Notes) {
     let made = ctr.ctr(&["container", "create", "--runtime", ctr.runtime(), IMAGE, &id, "sleep", "1000"]);
     notes.want("container", error_or_ok(&made), "ok");
     let tasks = Grpc::new(&ctr.containerd().socket(), &ctr.containerd().home().containers_cgroup());
-    let options = |kind: &str, value: &[u8]| field(9, &[field(1, kind.as_bytes()), field(2, value)].concat());
-    let requests = [
-        ("options of a kind that is none", options("example.com/no.such.Options", &[8, 1])),
-        ("malformed options", options("runtimeoptions.v1.Options", &[0xff; 9])),
-        ("a root of a kind that is none", field(3, &[field(1, b"nosuchfs"), field(2, b"none")].concat())),
-        ("no root", vec![]),
-    ];
+    // containerd itself refuses options that it cannot read; these it can.
+    let options = field(9, &field(1, b"containerd.runc.v1.CheckpointOptions"));
+    let root = field(3, &[field(1, b"nosuchfs"), field(2, b"none")].concat());
+    let requests = [("options for something else", options), ("a root of a kind that is none", root)];
     for (what, rest) in requests {
         let start = Instant::now();
         let request = [field(1, id.as_bytes()), rest].concat();
