@@ -94,7 +94,7 @@ impl Container {
     /// [`TaskError::NotFound`].
     pub(super) fn exec(&self, exec: &str) -> Result<Exec, TaskError> {
         let found = self.execs().get(exec).cloned();
-        found.ok_or_else(|| TaskError::NotFound(format!("process {exec} does not exist in container {}", self.id)))
+        found.ok_or_else(|| TaskError::NotFound(format!("process {exec} of container {}", self.id)))
     }
 
     /// Adds one that joins.
@@ -105,7 +105,7 @@ impl Container {
         let id = exec.process.exec().to_owned();
         let mut execs = self.execs();
         if execs.contains_key(&id) {
-            return Err(TaskError::AlreadyExists(format!("process {id} exists already in container {}", self.id)));
+            return Err(TaskError::AlreadyExists(format!("process {id} of container {}", self.id)));
         }
         execs.insert(id, exec);
         Ok(())

@@ -34,6 +34,20 @@ impl TaskError {
         move |error| TaskError::Failed(format!("{what}: {error}"))
     }
 
+    /// With its kind at the end, as other shims say it: containerd 2 shows its users the words alone, without the code.
+    fn told(&self) -> String {
+        let kind = match self {
+            TaskError::NotFound(_) => "not found",
+            TaskError::AlreadyExists(_) => "already exists",
+            TaskError::FailedPrecondition(_) => "failed precondition",
+            TaskError::InvalidArgument(_) => "invalid argument",
+            TaskError::Unimplemented(_) => "not implemented",
+            TaskError::Failed(text) => return text.clone(),
+        };
+        let text = self.to_string();
+        if text.ends_with(kind) { text } else { format!("{text}: {kind}") }
+    }
+
     fn code(&self) -> Code {
         match self {
             TaskError::NotFound(_) => Code::NOT_FOUND,
@@ -48,7 +62,7 @@ impl TaskError {
 
 impl From<TaskError> for ttrpc::Error {
     fn from(error: TaskError) -> ttrpc::Error {
-        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.to_string()))
+        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.told()))
     }
 }
 
@@ -83,6 +97,17 @@ mod tests {
         assert_eq!(TaskError::from(refused(Code::NOT_FOUND)), TaskError::NotFound("why".into()));
         assert_eq!(TaskError::from(refused(Code::INVALID_ARGUMENT)), TaskError::InvalidArgument("why".into()));
         assert_eq!(TaskError::from(refused(Code::INTERNAL)), TaskError::Failed("why".into()));
+    }
+
+    #[test]
+    fn a_kind_is_told_once_and_last() {
+        let told = |error: TaskError| error.told();
+        assert_eq!(told(TaskError::AlreadyExists("process e1".into())), "process e1: already exists");
+        assert_eq!(
+            told(TaskError::NotFound("process already finished: not found".into())),
+            "process already finished: not found"
+        );
+        assert_eq!(told(TaskError::Failed("why".into())), "why");
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl SandboxService {
     fn check(&self, id: &str) -> Result<(), TaskError> {
         match id == self.id {
             true => Ok(()),
-            false => Err(TaskError::NotFound(format!("sandbox {id} does not exist here"))),
+            false => Err(TaskError::NotFound(format!("sandbox {id} in this shim"))),
         }
     }
 

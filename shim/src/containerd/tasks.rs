@@ -142,7 +142,7 @@ impl Tasks {
     pub(super) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
         match self.lock().get(id) {
             Some(Slot::Ready(container)) => Ok(container.clone()),
-            _ => Err(TaskError::NotFound(format!("container {id} does not exist"))),
+            _ => Err(TaskError::NotFound(format!("container {id}"))),
         }
     }
 
@@ -534,7 +534,7 @@ impl Tasks {
     fn claim<'a>(&'a self, id: &'a str) -> Result<Claim<'a>, TaskError> {
         let mut containers = self.lock();
         if containers.contains_key(id) {
-            return Err(TaskError::AlreadyExists(format!("container {id} exists already")));
+            return Err(TaskError::AlreadyExists(format!("container {id}")));
         }
         containers.insert(id.to_owned(), Slot::Busy);
         Ok(Claim { tasks: self, id })
