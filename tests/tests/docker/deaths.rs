@@ -36,17 +36,14 @@ fn killed(cli: &mut Cli, notes: &mut Notes, victim: fn(&Cli, &str) -> i32) {
     notes.want("rm -f after it", cli.on("b", &["rm", "--force"]), "ok");
 }
 
-/// dockerd leaves containers running (its daemon.json says `live-restore`), and finds them as they are when it comes back.
+/// dockerd leaves containers running (its daemon.json says `live-restore`), and finds them as they are when it comes back. What one
+/// says that ends meanwhile is lost with every runtime: nobody reads its streams.
 fn daemon_away(cli: &mut Cli, notes: &mut Notes, signal: Signal) {
     let folder = cli.scratch();
     let volume = format!("{}:/data", folder.display());
     let count = "i=0; trap 'echo bye; exit 7' TERM; while :; do i=$((i+1)); echo $i; touch /up; sleep 0.2; done";
     cli.detached("runs", &[], &["sh", "-c", count]);
-    cli.detached(
-        "ends",
-        &["-v", &volume],
-        &["sh", "-c", "until test -e /data/go; do sleep 0.1; done; echo ended; exit 9"],
-    );
+    cli.detached("ends", &["-v", &volume], &["sh", "-c", "until test -e /data/go; do sleep 0.1; done; exit 9"]);
     cli.wait_for_file("runs", "/up");
     let pid = cli.inspect("runs", "{{.State.Pid}}");
     cli.restart(signal, || {
@@ -57,7 +54,6 @@ fn daemon_away(cli: &mut Cli, notes: &mut Notes, signal: Signal) {
     notes.want("as it was", cli.inspect("runs", "{{.State.Pid}}") == pid, true);
     let ended = cli.inspect_until("ends", "{{.State.Status}} {{.State.ExitCode}}", "exited 9");
     notes.want("what ended has ended", ended, "exited 9");
-    notes.want("its last words", cli.docker(&["logs", &cli.id("ends")]).out(), "ended\n");
     notes.want("an exec", cli.exec("runs", &[], &["echo", "here"]).out(), "here\n");
     notes.want("pause", cli.on("runs", &["pause"]), "ok");
     notes.want("unpause", cli.on("runs", &["unpause"]), "ok");

@@ -1,6 +1,7 @@
 //! A container's life as Docker's user sees it.
 
 use std::fs;
+use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: logs -f", logs_follow).long(),
     Case::new("docker: attach", attach).long(),
     Case::new("docker: rename", rename).long(),
+    Case::new("docker: input", input).long(),
+    Case::new("docker: a health check", health).long(),
+    Case::new("docker: several at once", several).long(),
     Case::new("docker: stop and kill", stop_and_kill),
     Case::new("docker: top, stats", top_and_stats).differs(&[("top's processes", TOP)]).long(),
     Case::new("docker: cp", cp).long(),
@@ -96,7 +100,7 @@ fn terminal(cli: &mut Cli, notes: &mut Notes) {
     let command = cli.run_command("a", &["--rm", "--interactive", "--tty"], &["sh", "-c", script]);
     let mut terminal = Terminal::start(command, 33, 101);
     terminal.wait_for("33 101");
-    terminal.resize(44, 102);
+    resize(&terminal, 44, 102);
     terminal.wait_for("44 102");
     terminal.send("typed\r");
     terminal.wait_for("got typed");
@@ -106,11 +110,17 @@ fn terminal(cli: &mut Cli, notes: &mut Notes) {
     let command = cli.daemon().command(&["exec", "--interactive", "--tty", &id, "sh", "-c", script]);
     let mut terminal = Terminal::start(command, 33, 99);
     terminal.wait_for("33 99");
-    terminal.resize(44, 98);
+    resize(&terminal, 44, 98);
     terminal.wait_for("44 98");
     terminal.send("typed\r");
     terminal.wait_for("got typed");
     notes.want("status of an exec", terminal.finish(), 5);
+}
+
+/// Resizes the window of a client that has just started: it says the size first, and looks for changes a moment later.
+fn resize(terminal: &Terminal, rows: u16, columns: u16) {
+    thread::sleep(Duration::from_secs(2));
+    terminal.resize(rows, columns);
 }
 
 fn logs(cli: &mut Cli, notes: &mut Notes) {
@@ -139,15 +149,23 @@ fn logs_follow(cli: &mut Cli, notes: &mut Notes) {
 }
 
 fn attach(cli: &mut Cli, notes: &mut Notes) {
-    let script = "while read line; do echo \"got $line\"; done; echo end of input; exit 4";
+    // Detached at first, so that the end of a client's input is not its own.
+    let script = "while read line && test $line != quit; do echo \"got $line\"; done; exit 4";
     cli.detached("a", &["--interactive"], &["sh", "-c", script]);
     let start = |name: &str| {
         let mut command = cli.daemon().command(&["attach", &cli.id(name)]);
         command.stdin(std::process::Stdio::piped());
         tatami_tests::Running::start(command)
     };
-    let finished = start("a").finish_with_input(b"first\nsecond\n".to_vec());
-    notes.want("output", finished.out(), "got first\ngot second\nend of input\n");
+    let mut attached = start("a");
+    let mut keyboard = attached.take_stdin();
+    for word in ["first", "second"] {
+        writeln!(keyboard, "{word}").expect("the client takes input");
+        attached.wait_for(&format!("got {word}\n"));
+    }
+    writeln!(keyboard, "quit").expect("the client takes input");
+    let finished = attached.finish();
+    notes.want("output", finished.out(), "got first\ngot second\n");
     notes.want("status", finished.status, 4);
     notes.want("refused after the end", cli.on("a", &["attach"]).starts_with("1: "), true);
     // A signal that comes to who is attached is the container's.
@@ -168,6 +186,43 @@ fn rename(cli: &mut Cli, notes: &mut Notes) {
     notes.want("the new name", cli.exec("b", &[], &["echo", "here"]).out(), "here\n");
     notes.want("kill", cli.on("b", &["kill", "--signal", "KILL"]), "ok");
     notes.want("start", cli.inspect_until("b", "{{.State.Status}}", "exited") + &cli.on("b", &["start"]), "exitedok");
+}
+
+fn input(cli: &mut Cli, notes: &mut Notes) {
+    let mut command = cli.run_command("a", &["--rm", "--interactive"], &["sh", "-c", "cat; echo end >&2; exit 8"]);
+    command.stdin(std::process::Stdio::piped());
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
+    let finished = tatami_tests::Running::start(command).finish_with_input(bytes.clone());
+    notes.want("status", finished.status, 8);
+    notes.want("what went in came out", finished.stdout == bytes, true);
+    notes.want("errors", finished.err(), "end\n");
+}
+
+fn health(cli: &mut Cli, notes: &mut Notes) {
+    let check = ["--health-cmd", "test -e /well", "--health-interval", "1s", "--health-retries", "1"];
+    cli.detached("a", &check, &["sleep", "1000"]);
+    notes.want("ill", cli.inspect_until("a", "{{.State.Health.Status}}", "unhealthy"), "unhealthy");
+    notes.want("exec", cli.exec("a", &[], &["touch", "/well"]).status, 0);
+    notes.want("well", cli.inspect_until("a", "{{.State.Health.Status}}", "healthy"), "healthy");
+    notes.want("rm -f", cli.on("a", &["rm", "--force"]), "ok");
+}
+
+fn several(cli: &mut Cli, notes: &mut Notes) {
+    let names = ["a", "b", "c", "d", "e"];
+    let start = |name: &&str| {
+        let script = format!("echo {name}; sleep 1000");
+        tatami_tests::Running::start(cli.run_command(name, &["--detach"], &["sh", "-c", &script]))
+    };
+    let started: Vec<_> = names.iter().map(start).collect();
+    for (name, running) in names.iter().zip(started) {
+        notes.want(*name, running.finish().status, 0);
+    }
+    for name in names {
+        notes.want(format!("{name} says"), cli.docker(&["logs", &cli.id(name)]).out(), format!("{name}\n"));
+    }
+    let ids = names.map(|name| cli.id(name));
+    let words: Vec<&str> = ["rm", "--force"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+    notes.want("rm -f", cli.docker(&words).status, 0);
 }
 
 fn stop_and_kill(cli: &mut Cli, notes: &mut Notes) {

@@ -12,6 +12,7 @@ pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: --read-only", read_only).long(),
     Case::new("docker: --init", init).long(),
     Case::new("docker: rights", rights).long(),
+    Case::new("docker: --privileged", privileged).long(),
 ];
 
 fn volumes(cli: &mut Cli, notes: &mut Notes) {
@@ -96,4 +97,16 @@ fn rights(cli: &mut Cli, notes: &mut Notes) {
     let script = "ulimit -n; cat /proc/sys/kernel/msgmax; ls -l /dev/f | cut -c1";
     let finished = cli.run("set", &options, &["sh", "-c", script]);
     notes.see("ulimit, sysctl, device", format!("{}{}", finished.out(), finished.err()));
+}
+
+fn privileged(cli: &mut Cli, notes: &mut Notes) {
+    let script = "grep -E '^(CapEff|Seccomp):' /proc/self/status; mount -t tmpfs none /mnt && echo mounted; \
+        echo 4096 >/proc/sys/kernel/msgmax && cat /proc/sys/kernel/msgmax; test -e /dev/kmsg && echo a device; \
+        mkdir /sys/fs/cgroup/sub && echo a group";
+    let finished = cli.run("a", &["--rm", "--privileged"], &["sh", "-c", script]);
+    notes.want("status", finished.status, 0);
+    for line in finished.out().lines() {
+        notes.see("line", line);
+    }
+    notes.see("errors", finished.err());
 }
