@@ -64,14 +64,14 @@ lint: deps ## format, clippy with warnings denied, the project's own rules
 	$(CARGO) clippy --locked --workspace --all-targets --features tatami-tests/clients -- -D warnings
 	$(CARGO) test --locked --quiet -p tatami-tests --test tidy --test licences
 
-bench: build guest image ## boot time against QEMU's microvm, and a whole `tatami run`
+bench: build guest image ## boot time against QEMU's microvm, a whole `tatami run`, containerd next to runc, fifty at once
 	$(CARGO) build --release --locked -p tatami-tests --bin bench
 	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami-vmm --example boot
 	$(STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-tests --bin bench-init
 	@install -D -m 755 target/$(TRIPLE)/release/examples/boot target/release/examples/boot
 	rootfs/build-initrd --arch $(ARCH) --agent target/$(TRIPLE)/guest/bench-init --output target/bench/initrd.img
-	tests/with-kvm target/release/bench
 	tests/host/run --icount target/release/bench instructions
+	tests/with-kvm target/release/bench
 
 install: build guest ## install under $(PREFIX), or below $(DESTDIR)
 	install -D -m 755 target/release/tatami $(DESTDIR)$(PREFIX)/bin/tatami

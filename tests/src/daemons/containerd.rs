@@ -162,6 +162,8 @@ impl Drop for Containerd {
 /// Something that containerd told its subscribers about a task.
 #[derive(Clone, Debug)]
 pub struct Event {
+    /// When, as time since midnight, UTC.
+    pub at: Duration,
     /// `create`, `start`, `exit`, …
     pub topic: String,
     /// The container.
@@ -173,10 +175,11 @@ pub struct Event {
 impl Event {
     /// From a line of `ctr events`: date, time, zone, zone's name, namespace, topic, JSON.
     fn parse(line: &str) -> Option<Self> {
+        let at = time_of_day(line.split(' ').nth(1)?)?;
         let topic = line.split(' ').find_map(|word| word.strip_prefix("/tasks/"))?.to_owned();
         let content: serde_json::Value = serde_json::from_str(&line[line.find('{')?..]).ok()?;
         let container = content["container_id"].as_str()?.to_owned();
-        Some(Self { topic, container, content })
+        Some(Self { at, topic, container, content })
     }
 
     /// In a few words that are the same for every run: topic, process, status.
@@ -191,6 +194,13 @@ impl Event {
         }
         words
     }
+}
+
+/// `HH:MM:SS.fraction`, as time since midnight.
+fn time_of_day(text: &str) -> Option<Duration> {
+    let mut parts = text.split(':').map(str::parse::<f64>);
+    let (hours, minutes, seconds) = (parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
+    Duration::try_from_secs_f64(hours.mul_add(3600.0, minutes.mul_add(60.0, seconds))).ok()
 }
 
 fn ctr(home: &Home, arguments: &[&str]) -> Command {
@@ -220,6 +230,8 @@ fn start_events(home: &Home) -> Child {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::Event;
 
     #[test]
@@ -227,6 +239,7 @@ mod tests {
         let line =
             r#"2026-11-22 18:00:00.5 +0000 UTC ns /tasks/exit {"container_id":"a","exit_status":137,"id":"e","pid":7}"#;
         assert_eq!(Event::parse(line).unwrap().brief(), "exit[e](137)");
+        assert_eq!(Event::parse(line).unwrap().at, Duration::from_millis(18 * 3_600_000 + 500));
         let line = r#"2026-11-22 18:00:00.5 +0000 UTC ns /tasks/exit {"container_id":"a","id":"a","pid":7}"#;
         assert_eq!(Event::parse(line).unwrap().brief(), "exit(0)");
         let line = r#"2026-11-22 18:00:00.5 +0000 UTC ns /tasks/exec-added {"container_id":"a","exec_id":"e"}"#;

@@ -1,0 +1,93 @@
+//! Boot: from the start of a process to the first user-space instruction of the guest that it runs.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tatami_tests::{checkout, kernel, on_own_disk};
+
+use crate::contest::{self, Times};
+
+/// What `/init` says; see `bench-init.rs`.
+const MARK: &[u8] = b"bench: user space";
+/// What Tatami gives a guest without a console, for the others to be given the same: silence before the early console, which
+/// nothing else is probed for. Only the way to reset differs, as their machines do.
+const COMMAND_LINE: &str = "quiet loglevel=1 keep_bootcon 8250.nr_uarts=0 panic=-1 random.trust_cpu=on \
+     random.trust_bootloader=on rcupdate.rcu_expedited=1 cryptomgr.notests earlycon=uart8250,io,0x3f8 reboot=f,t \
+     tsc=reliable no_timer_check noreplace-smp swiotlb=noforce maxcpus=1";
+
+/// A way to boot the benchmark's guest.
+struct Contestant {
+    name: &'static str,
+    command: Vec<String>,
+}
+
+/// Tatami and its peers in turn, by whatever clock the host has.
+pub(crate) fn table(rounds: usize, clock: &str) -> Result<()> {
+    let contestants = contestants()?;
+    let mut times: Vec<Times> = contestants.iter().map(|contestant| Times::of(contestant.name)).collect();
+    for _ in 0..rounds {
+        for (contestant, times) in contestants.iter().zip(&mut times) {
+            times.add(boot(contestant).with_context(|| format!("booting with {}", contestant.name))?);
+        }
+    }
+    contest::print(&format!("boot to the guest's first user-space instruction, 128 MiB, 1 vCPU, {clock}"), &times);
+    Ok(())
+}
+
+/// The contestants, all of them with the files on the host's own disk.
+fn contestants() -> Result<Vec<Contestant>> {
+    let nearby = |path: PathBuf| {
+        let copy = on_own_disk(&path).with_context(|| format!("{}: run `make bench`", path.display()))?;
+        Ok::<_, anyhow::Error>(copy.display().to_string())
+    };
+    let kernel = nearby(kernel())?;
+    let initrd = nearby(checkout().join("target/bench/initrd.img"))?;
+    let boot = nearby(checkout().join("target/release/examples/boot"))?;
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let files = words(&format!("--kernel {kernel} --initrd {initrd}"));
+    let tatami = [vec![boot], words("--quiet --memory 128 --cpus 1"), files].concat();
+    let microvm = [
+        words(
+            "qemu-system-x86_64 -M microvm,x-option-roms=off,pit=off,pic=off,rtc=off,acpi=off,isa-serial=on -accel kvm",
+        ),
+        words("-cpu host -m 128 -smp 1 -nodefaults -no-user-config -display none -no-reboot -serial stdio"),
+        words(&format!("-kernel {kernel} -initrd {initrd} -append")),
+        vec![COMMAND_LINE.to_owned()],
+    ]
+    .concat();
+    Ok(vec![Contestant { name: "Tatami", command: tatami }, Contestant { name: "QEMU microvm", command: microvm }])
+}
+
+/// How long until the mark comes on the contestant's standard output.
+fn boot(contestant: &Contestant) -> Result<Duration> {
+    let started = Instant::now();
+    let mut child = Command::new(&contestant.command[0])
+        .args(&contestant.command[1..])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .with_context(|| format!("cannot start {}", contestant.command[0]))?;
+    let mut stdout = child.stdout.take().context("stdout is a pipe")?;
+    let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+    let took = loop {
+        let count = stdout.read(&mut buffer)?;
+        if count == 0 {
+            bail!("it ended without reaching user space; it said: {}", String::from_utf8_lossy(&seen));
+        }
+        seen.extend_from_slice(&buffer[..count]);
+        if seen.windows(MARK.len()).any(|window| window == MARK) {
+            break started.elapsed();
+        }
+        if started.elapsed() > Duration::from_secs(60) {
+            bail!("no user space after a minute; it said: {}", String::from_utf8_lossy(&seen));
+        }
+    };
+    // It restarts by itself; whoever ignores that is helped.
+    child.kill().ok();
+    child.wait()?;
+    Ok(took)
+}
