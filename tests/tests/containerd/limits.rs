@@ -88,7 +88,8 @@ fn fork_bomb(ctr: &mut Ctr, notes: &mut Notes) {
     let id = ctr.id("a");
     let mut spec: serde_json::Value = serde_json::from_str(&ctr.ctr(&["oci", "spec"]).out()).expect("a specification");
     let bomb = "sh -c 'while :; do sleep 1000 & done'; exec sleep 1000";
-    spec["process"]["args"] = json!(["sh", "-c", bomb]);
+    spec["process"]["args"] = json!(["/bin/sh", "-c", bomb]);
+    spec["process"]["env"] = json!(["PATH=/bin:/usr/bin"]);
     spec["root"] = json!({ "path": root });
     spec["linux"]["cgroupsPath"] = json!(format!("/{}/{id}", ctr.containerd().home().containers_cgroup()));
     spec["linux"]["resources"]["pids"] = json!({ "limit": LIMIT });
