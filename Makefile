@@ -16,7 +16,7 @@ STATIC := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C 
 RUNNER := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(CURDIR)/tests/with-kvm"
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build kernel initrd guest image run test test-unit test-kvm test-clients lint bench install uninstall clean
+.PHONY: help deps build kernel initrd guest image run test test-unit test-host test-kvm test-clients lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,8 +27,8 @@ deps: ## install what the build needs (Debian, root); says what is missing other
 build: deps ## build the host binary and the agent, both static
 	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami
 	$(STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-agent
-	@install -D -m 755 target/$(TRIPLE)/release/tatami target/release/tatami
-	@install -D -m 755 target/$(TRIPLE)/guest/tatami-agent target/release/tatami-agent
+	@install -CD -m 755 target/$(TRIPLE)/release/tatami target/release/tatami
+	@install -CD -m 755 target/$(TRIPLE)/guest/tatami-agent target/release/tatami-agent
 
 kernel: deps ## build the guest kernel
 	guest-kernel/build --arch $(ARCH)
@@ -44,14 +44,19 @@ image: deps ## build the sample OCI image
 run: build guest image ## build everything, then run the sample image in a micro-VM
 	@tests/with-kvm target/release/tatami run --rm $(IMAGE)
 
-test: test-unit test-kvm test-clients ## every test there is (FULL=1: the long ones of test-clients too)
+# The last two side by side, in emulated hosts of their own where they need one: each has a single CPU.
+test: test-unit test-host build guest image ## every test there is (FULL=1: the long ones of test-clients too)
+	@tests/side-by-side kvm "$(MAKE) --no-print-directory test-kvm" \
+		clients "TATAMI_TESTHOST_NAME=clients $(MAKE) --no-print-directory test-clients"
 
 test-unit: deps ## the tests that need no KVM
 	$(CARGO) test --locked --workspace
 	rootfs/test-reproducible
 
-test-kvm: build guest image ## the tests that boot guests, here or in the emulated test host
+test-host: deps ## the emulated test host's own tests
 	tests/host/selftest
+
+test-kvm: build guest image ## the tests that boot guests, here or in the emulated test host
 	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-vmm -p tatami-tests
 	$(RUNNER) $(CARGO) test --locked -p tatami-agent --test containers
 
