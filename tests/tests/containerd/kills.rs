@@ -12,6 +12,9 @@ use tatami_tests::compare::{Case, Notes, Stage};
 
 use crate::stage::{Ctr, FORGOTTEN, PATIENCE, SOON, error_or_ok, exit_status};
 
+/// Killed in between, it leaves control groups, bundles and itself behind.
+const LEAKS: &str = "runc's shim leaks";
+
 pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("a restart of containerd", |ctr, notes| restart(ctr, notes, Signal::SIGTERM)),
     Case::new("containerd killed", |ctr, notes| restart(ctr, notes, Signal::SIGKILL)).long(),
@@ -22,8 +25,22 @@ pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("the ground killed, at every moment", |ctr, notes| at_every(ctr, notes, ground, &ALIVE)).long(),
     Case::new("the server killed, at every moment", |ctr, notes| at_every(ctr, notes, server, &ALL)).long(),
     Case::new("containerd killed, at every moment", daemon_at_every).long(),
-    Case::new("a client killed while it starts", |ctr, notes| while_starting(ctr, notes, false)).long(),
-    Case::new("everything killed while it starts", |ctr, notes| while_starting(ctr, notes, true)).long(),
+    Case::new("the workload killed while it starts", |ctr, notes| at_start(ctr, notes, workload))
+        .long()
+        .without_reference(LEAKS),
+    Case::new("the ground killed while it starts", |ctr, notes| at_start(ctr, notes, ground))
+        .long()
+        .without_reference(LEAKS),
+    Case::new("the server killed while it starts", |ctr, notes| at_start(ctr, notes, server))
+        .long()
+        .without_reference(LEAKS),
+    Case::new("containerd killed while it starts", daemon_at_start).long().without_reference(LEAKS),
+    Case::new("a client killed while it starts", |ctr, notes| while_starting(ctr, notes, false))
+        .long()
+        .without_reference(LEAKS),
+    Case::new("everything killed while it starts", |ctr, notes| while_starting(ctr, notes, true))
+        .long()
+        .without_reference(LEAKS),
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -125,11 +142,10 @@ fn at_every(ctr: &mut Ctr, notes: &mut Notes, victim: Victim, moments: &[Moment]
     for moment in moments {
         at(ctr, notes, victim, *moment);
     }
-    killed_at_start(ctr, notes, victim);
 }
 
 /// While it is created and started: nobody can say what the client is told, but it is told, and nothing stays.
-fn killed_at_start(ctr: &mut Ctr, notes: &mut Notes, victim: Victim) {
+fn at_start(ctr: &mut Ctr, notes: &mut Notes, victim: Victim) {
     for milliseconds in [600, 1200, 2000] {
         let name = &format!("start{milliseconds}");
         let running = ctr.start(name, &["-d", "--null-io"], &["sleep", "1000"]);
@@ -160,6 +176,9 @@ fn daemon_at_every(ctr: &mut Ctr, notes: &mut Notes) {
         ctr.ctr(&["container", "rm", &ctr.id(name)]);
         notes.want(format!("{name}: nothing left"), ctr.containerd().remains().join("\n"), "");
     }
+}
+
+fn daemon_at_start(ctr: &mut Ctr, notes: &mut Notes) {
     for milliseconds in [300, 900, 1500] {
         let name = &format!("n{milliseconds}");
         let running = ctr.start(name, &["-d", "--null-io"], &["sleep", "1000"]);
