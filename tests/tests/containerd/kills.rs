@@ -167,11 +167,16 @@ fn daemon_at_every(ctr: &mut Ctr, notes: &mut Notes) {
         bring_to(ctr, notes, name, moment);
         let before = ctr.status(name);
         ctr.restart(Signal::SIGKILL);
-        notes.want(format!("{name}: as before"), ctr.status(name), before);
+        let after = ctr.status(name);
+        match moment {
+            // What has ended, containerd 2 deletes when it comes back.
+            Moment::Stopped => notes.see(format!("{name}: after it"), after),
+            _ => notes.want(format!("{name}: as before"), after, before),
+        }
         if let Moment::Paused = moment {
             notes.want(format!("{name}: resume"), error_or_ok(&ctr.task(name, &["resume"])), "ok");
         }
-        notes.want(format!("{name}: rm"), exit_status(&ctr.task(name, &["rm", "-f"])), 137);
+        notes.see(format!("{name}: rm"), exit_status(&ctr.task(name, &["rm", "-f"])));
         notes.want(format!("{name}: no task left"), ctr.status(name), "none");
         ctr.ctr(&["container", "rm", &ctr.id(name)]);
         notes.want(format!("{name}: nothing left"), ctr.containerd().remains().join("\n"), "");
