@@ -174,7 +174,7 @@ pub fn compare<S: Stage>(
             failures += usize::from(!told.notes.broken.is_empty());
             continue;
         }
-        let first = tell(case, reference, true);
+        let first = tell_reference(case, reference);
         let second = tell(case, ours, false);
         let (failed, remarks) = judge(case, &first.notes, &second.notes);
         let seconds = |told: &Told| format!("{:.1} s", told.took.as_secs_f32());
@@ -195,6 +195,18 @@ pub fn compare<S: Stage>(
         println!("({left_out} cases not asked for; TATAMI_CLIENTS=full, and no name, tells all)");
     }
     failures
+}
+
+/// Tells the case with the reference; once more, aloud, if it does not show what everybody knows that it shows. On a busy host its
+/// shim ends, now and then, before its last event is told; that is not what the case is about. Ours has no second chance.
+fn tell_reference<S: Stage>(case: &Case<S>, reference: &mut S) -> Told {
+    let told = tell(case, reference, true);
+    if told.notes.broken.is_empty() {
+        return told;
+    }
+    println!("{:<44} told again with runc, which showed:", case.name);
+    told.notes.broken.iter().for_each(|words| println!("    {}", words.replace('\n', "\n    ")));
+    tell(case, reference, true)
 }
 
 fn tell<S: Stage>(case: &Case<S>, stage: &mut S, strict: bool) -> Told {
@@ -274,7 +286,7 @@ fn brief(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Case, Notes, Selection, judge};
+    use super::{Case, Notes, Selection, Stage, judge, tell_reference};
 
     fn notes(lines: &[(&str, &str)]) -> Notes {
         let mut notes = Notes::default();
@@ -304,6 +316,34 @@ mod tests {
         let mut second = Notes::default();
         second.want("status", 1, 0);
         assert!(judge(&plain, &first, &second).0);
+    }
+
+    /// A stage that counts the stories told on it.
+    struct Counting(u32);
+
+    impl Stage for Counting {
+        fn is_ours(&self) -> bool {
+            false
+        }
+
+        fn clear(&mut self) -> String {
+            String::new()
+        }
+    }
+
+    #[test]
+    fn the_reference_has_a_second_chance_and_no_third() {
+        let shown_at = |wanted: fn(&mut Counting, &mut Notes)| {
+            let told = tell_reference(&Case::new("counted", wanted), &mut Counting(0));
+            told.notes.broken.is_empty()
+        };
+        fn told(stage: &mut Counting, notes: &mut Notes, wanted: u32) {
+            stage.0 += 1;
+            notes.want("times", stage.0, wanted);
+        }
+        assert!(shown_at(|stage, notes| told(stage, notes, 1)));
+        assert!(shown_at(|stage, notes| told(stage, notes, 2)));
+        assert!(!shown_at(|stage, notes| told(stage, notes, 3)));
     }
 
     #[test]
