@@ -113,6 +113,16 @@ impl Notes {
         }
         self.lines.push((what, seen));
     }
+
+    /// In a word, for a story that is told with one runtime.
+    fn verdict(&self) -> &'static str {
+        if self.broken.is_empty() { "as wanted" } else { "FAILED" }
+    }
+
+    /// Prints what was not as wanted.
+    fn show_broken(&self) {
+        self.broken.iter().for_each(|words| println!("    {}", words.replace('\n', "\n    ")));
+    }
 }
 
 impl Selection {
@@ -168,9 +178,9 @@ pub fn compare<S: Stage>(
         }
         if let Some(why) = case.no_reference {
             let told = tell(case, ours, true);
-            let verdict = if told.notes.broken.is_empty() { "as wanted" } else { "FAILED" };
+            let verdict = told.notes.verdict();
             println!("{:<44} {:>8} {:>6.1} s  {verdict}: {why}", case.name, "-", told.took.as_secs_f32());
-            told.notes.broken.iter().for_each(|words| println!("    {}", words.replace('\n', "\n    ")));
+            told.notes.show_broken();
             failures += usize::from(!told.notes.broken.is_empty());
             continue;
         }
@@ -205,7 +215,7 @@ fn tell_reference<S: Stage>(case: &Case<S>, reference: &mut S) -> Told {
         return told;
     }
     println!("{:<44} told again with runc, which showed:", case.name);
-    told.notes.broken.iter().for_each(|words| println!("    {}", words.replace('\n', "\n    ")));
+    told.notes.show_broken();
     tell(case, reference, true)
 }
 
@@ -226,9 +236,9 @@ fn tell<S: Stage>(case: &Case<S>, stage: &mut S, strict: bool) -> Told {
 
 /// Prints what one runtime showed; returns whether it was what was wanted.
 fn show<S>(case: &Case<S>, told: &Told) -> bool {
-    let verdict = if told.notes.broken.is_empty() { "as wanted" } else { "FAILED" };
+    let verdict = told.notes.verdict();
     println!("{:<44} {:>6.1} s  {verdict}", case.name, told.took.as_secs_f32());
-    told.notes.broken.iter().for_each(|words| println!("    {}", words.replace('\n', "\n    ")));
+    told.notes.show_broken();
     told.notes.lines.iter().for_each(|(what, seen)| println!("    | {what}: {}", brief(seen).trim_end()));
     told.notes.broken.is_empty()
 }
