@@ -85,6 +85,19 @@ impl Containerd {
         Running::start(self.command(arguments)).finish_within(COMMAND_PATIENCE)
     }
 
+    /// The shim of `runtime` as containerd calls it to do `what` (`start`, `delete`) for a container, not started yet.
+    pub fn shim(&self, runtime: &str, id: &str, bundle: &Path, what: &str) -> Command {
+        let name = runtime.trim_start_matches("io.containerd.").replace('.', "-");
+        let socket = self.socket().display().to_string();
+        // Through a shell, for the shim is looked up on the path that containerd has.
+        let mut command = self.home.command("/bin/sh");
+        command.args(["-c", "exec \"$0\" \"$@\"", &format!("containerd-shim-{name}")]);
+        command.args(["-namespace", &self.home.containers_cgroup(), "-address", &socket]);
+        command.args(["-publish-binary", "/usr/bin/true", "-id", id, "-bundle"]).arg(bundle).arg(what);
+        command.env("TTRPC_ADDRESS", format!("{socket}.ttrpc")).env("MAX_SHIM_VERSION", "2").current_dir(bundle);
+        command
+    }
+
     /// Ends it with `signal` and starts it again, on what it left.
     pub fn restart(&mut self, signal: Signal) {
         self.daemon.end(signal);

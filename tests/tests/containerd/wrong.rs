@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Instant;
 
 use tatami_tests::compare::{Case, Notes, Stage};
@@ -144,16 +143,7 @@ fn no_specification(ctr: &mut Ctr, notes: &mut Notes) {
 
 /// The runtime's shim as containerd calls it, for this story's container `a`.
 fn call_shim(ctr: &Ctr, bundle: &Path, what: &str) -> Finished {
-    let name = ctr.runtime().trim_start_matches("io.containerd.").replace('.', "-");
-    let socket = ctr.containerd().socket().display().to_string();
-    let namespace = ctr.containerd().home().containers_cgroup();
-    let id = ctr.id("a");
-    let words = ["-namespace", &namespace, "-address", &socket, "-publish-binary", "/usr/bin/true", "-id", &id];
-    // Through a shell, for the shim is looked up on the path that containerd has.
-    let mut command = ctr.containerd().home().command("/bin/sh");
-    command.args(["-c", "exec \"$0\" \"$@\"", &format!("containerd-shim-{name}")]);
-    command.args(words).arg("-bundle").arg(bundle).arg(what).current_dir(bundle).stdin(Stdio::null());
-    command.env("TTRPC_ADDRESS", format!("{socket}.ttrpc")).env("MAX_SHIM_VERSION", "2");
+    let command = ctr.containerd().shim(ctr.runtime(), &ctr.id("a"), bundle, what);
     Running::start(command).finish_within(PATIENCE)
 }
 

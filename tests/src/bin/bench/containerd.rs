@@ -1,7 +1,6 @@
 //! What `ctr` takes with runc and with Tatami, and what one more idle sandbox costs the host.
 
 use std::fs;
-use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -129,16 +128,8 @@ fn shim_start(containerd: &Containerd, rounds: usize) {
     for round in 0..rounds {
         fs::create_dir(&bundle).expect("a folder");
         fs::write(bundle.join("config.json"), SPECIFICATION).expect("a file");
-        let call = |what: &str| {
-            let socket = containerd.socket().display().to_string();
-            let shim = containerd.home().path("bin/containerd-shim-kata-v2").display().to_string();
-            let namespace = containerd.home().containers_cgroup();
-            let mut command = containerd.home().command(&shim);
-            command.args(["-namespace", &namespace, "-address", &socket, "-publish-binary", "/usr/bin/true"]);
-            command.args(["-id", &format!("shim-{round}"), "-bundle"]).arg(&bundle).arg(what).current_dir(&bundle);
-            command.env("TTRPC_ADDRESS", format!("{socket}.ttrpc")).env("MAX_SHIM_VERSION", "2").stdin(Stdio::null());
-            done(Running::start(command).finish())
-        };
+        let id = format!("shim-{round}");
+        let call = |what: &str| done(Running::start(containerd.shim(RUNTIMES[0].0, &id, &bundle, what)).finish());
         let before = childrens_time();
         wall.add(call("start").took);
         own.add(childrens_time() - before);
