@@ -12,7 +12,7 @@ use super::translate::HostHooks;
 use crate::sandbox::disks::Disk;
 
 /// A container that exists in the guest.
-pub(super) struct Container {
+pub(crate) struct Container {
     id: String,
     bundle: PathBuf,
     /// Its name in the shared folder.
@@ -117,7 +117,7 @@ impl Container {
     }
 
     /// Every process, the first one first.
-    pub(super) fn processes(&self) -> Vec<Arc<Process>> {
+    pub(crate) fn processes(&self) -> Vec<Arc<Process>> {
         let execs = self.execs();
         std::iter::once(self.init.clone()).chain(execs.values().map(|exec| exec.process.clone())).collect()
     }

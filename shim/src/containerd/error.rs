@@ -7,7 +7,7 @@ use crate::sandbox::agent::AgentError;
 
 /// A refusal, each with what to tell.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum TaskError {
+pub(crate) enum TaskError {
     /// No such container or process, or none any more.
     #[error("{0}")]
     NotFound(String),
@@ -30,7 +30,7 @@ pub(super) enum TaskError {
 
 impl TaskError {
     /// For `map_err`: a failure with what was attempted before the reason.
-    pub(super) fn failed<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> TaskError {
+    pub(crate) fn failed<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> TaskError {
         move |error| TaskError::Failed(format!("{what}: {error}"))
     }
 

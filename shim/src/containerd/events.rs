@@ -57,7 +57,7 @@ impl Topic {
 
 /// Where events are handed in. Cloning is cheap; clones share the queue.
 #[derive(Clone)]
-pub(super) struct Events {
+pub(crate) struct Events {
     namespace: String,
     queue: Arc<Queue>,
 }
@@ -71,7 +71,7 @@ struct Queue {
 impl Events {
     /// Of containers in `namespace`, to be forwarded to the containerd at `address`; without an address to nobody. Call it
     /// inside a runtime.
-    pub(super) fn start(namespace: &str, address: &str) -> Events {
+    pub(crate) fn start(namespace: &str, address: &str) -> Events {
         let events = Events { namespace: namespace.to_owned(), queue: Arc::default() };
         let path = address.strip_prefix("unix://").unwrap_or(address).to_owned();
         if !path.is_empty() {

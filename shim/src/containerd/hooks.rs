@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// The namespaces that the server left: the host's.
 #[derive(Debug)]
-pub(super) struct HostNamespaces {
+pub(crate) struct HostNamespaces {
     mount: OwnedFd,
     network: OwnedFd,
 }
@@ -50,7 +50,7 @@ impl HostNamespaces {
     ///
     /// # Errors
     /// Without /proc.
-    pub(super) fn current() -> io::Result<HostNamespaces> {
+    pub(crate) fn current() -> io::Result<HostNamespaces> {
         let open = |name: &str| std::fs::File::open(format!("/proc/self/ns/{name}")).map(OwnedFd::from);
         Ok(HostNamespaces { mount: open("mnt")?, network: open("net")? })
     }

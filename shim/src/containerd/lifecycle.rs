@@ -7,26 +7,26 @@ use std::time::SystemTime;
 use super::error::TaskError;
 
 /// The status of a process that was killed because its machine ended.
-pub(super) const KILLED: u32 = 137;
+pub(crate) const KILLED: u32 = 137;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Exit {
+pub(crate) struct Exit {
     /// 0 to 255, or 128 + n for signal n.
-    pub(super) status: u32,
-    pub(super) at: SystemTime,
+    pub(crate) status: u32,
+    pub(crate) at: SystemTime,
 }
 
 impl Exit {
     /// One that happens now.
-    pub(super) fn now(status: u32) -> Exit {
+    pub(crate) fn now(status: u32) -> Exit {
         Exit { status, at: SystemTime::now() }
     }
 }
 
 /// Where a process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// It waits to be started.
     Created,
     /// Its command runs.

@@ -22,7 +22,7 @@ use crate::sandbox::guest::Guest;
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// A process, shared by the calls about it.
-pub(super) struct Process {
+pub(crate) struct Process {
     container: String,
     /// Empty for the container's first process.
     exec: String,
@@ -71,7 +71,7 @@ impl Process {
     }
 
     /// Where it is in its life.
-    pub(super) fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> Phase {
         self.life().phase()
     }
 
@@ -106,7 +106,7 @@ impl Process {
     }
 
     /// Returns when it has ended and all was told.
-    pub(super) async fn wait(&self) -> Exit {
+    pub(crate) async fn wait(&self) -> Exit {
         let mut exits = self.exit.subscribe();
         // The sender is in `self`, so it cannot be gone.
         let exit = exits.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);

@@ -17,11 +17,11 @@ use super::logger::{Logger, LoggerCommand};
 
 /// What a client names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct StdioPaths {
-    pub(super) stdin: String,
-    pub(super) stdout: String,
-    pub(super) stderr: String,
-    pub(super) terminal: bool,
+pub(crate) struct StdioPaths {
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
 }
 
 /// Where output goes.
@@ -35,23 +35,23 @@ enum Target {
 }
 
 /// Where output goes, opened.
-pub(super) enum Sink {
+pub(crate) enum Sink {
     Pipe(pipe::Sender),
     File(File),
 }
 
 /// Where input comes from, opened. Its end comes when every writer has closed it, of which `keep` is one.
-pub(super) struct Source {
+pub(crate) struct Source {
     pub(super) pipe: pipe::Receiver,
     pub(super) keep: OwnedFd,
 }
 
 /// A process's streams on the host, opened.
 #[derive(Default)]
-pub(super) struct Opened {
-    pub(super) stdin: Option<Source>,
-    pub(super) stdout: Option<Sink>,
-    pub(super) stderr: Option<Sink>,
+pub(crate) struct Opened {
+    pub(crate) stdin: Option<Source>,
+    pub(crate) stdout: Option<Sink>,
+    pub(crate) stderr: Option<Sink>,
     pub(super) logger: Option<Logger>,
 }
 
@@ -74,7 +74,7 @@ impl StdioPaths {
     /// # Errors
     /// [`TaskError::InvalidArgument`] for what is not understood, [`TaskError::NotFound`] for a fifo that is not there,
     /// [`TaskError::Failed`].
-    pub(super) async fn open(&self, id: &str, namespace: &str) -> Result<Opened, TaskError> {
+    pub(crate) async fn open(&self, id: &str, namespace: &str) -> Result<Opened, TaskError> {
         let mut opened = Opened::default();
         if !self.stdin.is_empty() {
             let Target::Path(path) = parse(&self.stdin, id, namespace)? else {

@@ -28,7 +28,7 @@ struct TaskService {
 }
 
 /// The service over `tasks`.
-pub(super) fn services(tasks: &Arc<Tasks>) -> HashMap<String, Service> {
+pub(crate) fn services(tasks: &Arc<Tasks>) -> HashMap<String, Service> {
     let service = Arc::new(TaskService { tasks: tasks.clone() });
     let one = |name: &str| create_task(service.clone()).into_values().map(|made| (name.to_owned(), made)).next();
     NAMES.iter().filter_map(|name| one(name)).collect()

@@ -3,47 +3,44 @@
 //! The guest boots while the first container is laid out; whoever needs the guest waits for it here. Knows nothing of
 //! ttrpc, nor of how the server came to be.
 
+pub(crate) mod creating;
+
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use containerd_shim_protos::api::{CreateTaskRequest, ExecProcessRequest};
+use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskIO, TaskPaused, TaskResumed, TaskStart,
+    TaskDelete, TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
 };
 use oci_spec::runtime::Process as ProcessSpec;
-use protobuf::Message;
-use tatami_protocol::agent::{CreateContainerRequest, Stats};
+use tatami_protocol::agent::Stats;
 use tokio::sync::{Notify, watch};
 
 use super::arguments::is_id;
-use super::bundle;
 use super::container::{Container, Exec};
 use super::error::TaskError;
 use super::events::{Events, Topic};
 use super::hooks::{self, HostNamespaces};
 use super::lifecycle::{Exit, KILLED, Phase};
-use super::memory_watch::MemoryWatch;
 use super::process::Process;
 use super::pump::Io;
-use super::rootfs;
 use super::stdio::StdioPaths;
-use super::translate::{Pids, Plan, translate_process};
+use super::translate::translate_process;
 use crate::sandbox;
 use crate::sandbox::disks::Disks;
 use crate::sandbox::guest::Guest;
-use crate::sandbox::mounts::{Layout, SharedFolder};
+use crate::sandbox::mounts::SharedFolder;
 
 /// The namespace that dockerd calls its own. For `docker top` it runs the host's `ps`, and keeps the lines whose process ids it
 /// is told: a guest's ids would show none there, or strangers.
 const DOCKERS_NAMESPACE: &str = "moby";
 
 /// The guest, when it is known what became of it: the reason if there is none.
-pub(super) type Booted = Option<Result<(Guest, Disks), String>>;
+pub(crate) type Booted = Option<Result<(Guest, Disks), String>>;
 
 /// The sandbox's containers.
-pub(super) struct Tasks {
+pub(crate) struct Tasks {
     namespace: String,
     guest: watch::Receiver<Booted>,
     /// None where the ground could not be prepared; then there is no guest either.
@@ -68,7 +65,7 @@ enum Slot {
 
 impl Tasks {
     /// None yet.
-    pub(super) fn new(
+    pub(crate) fn new(
         namespace: &str,
         guest: watch::Receiver<Booted>,
         shared: Option<Arc<SharedFolder>>,
@@ -95,7 +92,7 @@ impl Tasks {
     }
 
     /// Returns when the sandbox is to end.
-    pub(super) async fn over(&self) {
+    pub(crate) async fn over(&self) {
         self.over.notified().await;
     }
 
@@ -114,7 +111,7 @@ impl Tasks {
     }
 
     /// Asks for the sandbox's end; it comes when no container is left, or at once with `now`.
-    pub(super) fn shut_down(&self, now: bool) {
+    pub(crate) fn shut_down(&self, now: bool) {
         if now || self.lock().is_empty() {
             self.over.notify_one();
         }
@@ -139,7 +136,7 @@ impl Tasks {
     ///
     /// # Errors
     /// [`TaskError::NotFound`].
-    pub(super) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
         match self.lock().get(id) {
             Some(Slot::Ready(container)) => Ok(container.clone()),
             _ => Err(TaskError::NotFound(format!("container {id}"))),
@@ -150,97 +147,15 @@ impl Tasks {
     ///
     /// # Errors
     /// [`TaskError::NotFound`].
-    pub(super) fn process(&self, id: &str, exec: &str) -> Result<Arc<Process>, TaskError> {
+    pub(crate) fn process(&self, id: &str, exec: &str) -> Result<Arc<Process>, TaskError> {
         self.container(id)?.process(exec)
-    }
-
-    /// Makes a container up to, but not including, its process.
-    ///
-    /// # Errors
-    /// Why there is none; nothing is left of it.
-    pub(super) async fn create(&self, request: &CreateTaskRequest) -> Result<(), TaskError> {
-        self.want();
-        check_create(request)?;
-        let claim = self.claim(&request.id)?;
-        let shared = match &self.shared {
-            Some(shared) => shared.clone(),
-            // Without ground there is no guest, and that tells why.
-            None => return self.guest().await.map(drop),
-        };
-        let place = self.serial.fetch_add(1, Ordering::Relaxed).to_string();
-        let created = self.create_in(request, &shared, &place).await;
-        if created.is_err()
-            && let Err(error) = shared.clear(&place)
-        {
-            log::warn!("what was laid out for container {} remains: {error}", request.id);
-        }
-        let (container, pid) = created?;
-        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(pid);
-        let container = Arc::new(container);
-        self.events.publish(Topic::Create, &created_event(request));
-        claim.settle(container.clone());
-        let guest = self.guest().await?;
-        let memory = MemoryWatch::start(guest.clone(), self.events.clone(), container.id(), container.bundle());
-        container.init().follow(guest, self.events.clone(), Tasks::pid(), Some(memory));
-        Ok(())
-    }
-
-    async fn create_in(
-        &self,
-        request: &CreateTaskRequest,
-        shared: &SharedFolder,
-        place: &str,
-    ) -> Result<(Container, u32), TaskError> {
-        let bundle_path = Path::new(&request.bundle);
-        let spec = bundle::read(bundle_path).map_err(|error| TaskError::InvalidArgument(error.to_string()))?;
-        let root = rootfs::root(&request.rootfs, &spec, bundle_path)?;
-        let mut plan = Plan::new(spec, self.known_pids())?;
-        let stdio = StdioPaths {
-            stdin: request.stdin.clone(),
-            stdout: request.stdout.clone(),
-            stderr: request.stderr.clone(),
-            terminal: request.terminal,
-        };
-        let opened = stdio.open(&request.id, &self.namespace).await?;
-        let layout: Layout =
-            shared.lay_out(place, &root, &plan.volumes).map_err(|error| TaskError::Failed(error.to_string()))?;
-        let init = Process::new(&request.id, "", stdio);
-        let mut container =
-            Container::new(&request.id, bundle_path, place.to_owned(), plan.version().to_owned(), init.clone());
-        container.hooks = std::mem::take(&mut plan.hooks);
-        let state = hooks::state(&container.version, &request.id, "creating", bundle_path);
-        self.host.run(&container.hooks.create, &state).await.map_err(|error| TaskError::Failed(error.to_string()))?;
-        let wanted = init.stdio().wanted(plan.console_size());
-        let spec = plan.finish(&layout)?;
-        let (guest, disks) = self.machine().await?;
-        let message = CreateContainerRequest {
-            container_id: request.id.clone(),
-            spec_json: spec,
-            stdio: Some(wanted.clone()).into(),
-            ..Default::default()
-        };
-        let created = disks.create_container(&guest, message, &root, place).await;
-        let (pid, disk) = created.map_err(|error| oci_failure("create", error))?;
-        container.keep_disk(disk);
-        match guest.attach(&request.id, "", &wanted).await {
-            Ok(streams) => init.connect(Io::connect(opened, streams)),
-            Err(error) => {
-                let removed = guest.call(guest.agent().delete_container(&request.id)).await;
-                match removed {
-                    Ok(()) => release(&container).await,
-                    Err(error) => log::warn!("container {} remains in the guest: {error}", request.id),
-                }
-                return Err(error.into());
-            }
-        }
-        Ok((container, pid))
     }
 
     /// Starts a process that was created.
     ///
     /// # Errors
     /// Why it does not run.
-    pub(super) async fn start(&self, id: &str, exec: &str) -> Result<(), TaskError> {
+    pub(crate) async fn start(&self, id: &str, exec: &str) -> Result<(), TaskError> {
         let container = self.container(id)?;
         if !exec.is_empty() {
             return self.start_exec(&container, exec).await;
@@ -405,7 +320,7 @@ impl Tasks {
     }
 
     /// Kills every container and waits, at most `limit`, until their ends are told.
-    pub(super) async fn evict(&self, limit: std::time::Duration) {
+    pub(crate) async fn evict(&self, limit: std::time::Duration) {
         let containers: Vec<Arc<Container>> = self
             .lock()
             .values()
@@ -527,10 +442,6 @@ impl Tasks {
         all
     }
 
-    fn known_pids(&self) -> Pids {
-        Pids { host: Tasks::pid(), guest: *self.first.lock().unwrap_or_else(PoisonError::into_inner) }
-    }
-
     fn claim<'a>(&'a self, id: &'a str) -> Result<Claim<'a>, TaskError> {
         let mut containers = self.lock();
         if containers.contains_key(id) {
@@ -585,59 +496,12 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// What of a request can be refused without looking further.
-fn check_create(request: &CreateTaskRequest) -> Result<(), TaskError> {
-    if !is_id(&request.id) {
-        return Err(TaskError::InvalidArgument(format!("the container id {:?} is invalid", request.id)));
-    }
-    if !request.checkpoint.is_empty() {
-        return Err(TaskError::Unimplemented("restoring a container from a checkpoint is not supported".to_owned()));
-    }
-    let Some(options) = request.options.as_ref() else { return Ok(()) };
-    let name = options.type_url.rsplit('/').next().unwrap_or_default();
-    let known = ["", "runtimeoptions.v1.Options", "containerd.runc.v1.Options"];
-    if !known.contains(&name) {
-        return Err(TaskError::InvalidArgument(format!("runtime options of the type {name:?} are not understood")));
-    }
-    // Any message shows whether these are the bytes of one.
-    let parsed = protobuf::well_known_types::empty::Empty::parse_from_bytes(&options.value);
-    parsed.map(drop).map_err(|error| TaskError::InvalidArgument(format!("malformed runtime options: {error}")))
-}
-
 /// A failure in the words in which clients look for its reason.
 fn oci_failure(what: &str, error: sandbox::Error) -> TaskError {
     match error {
         sandbox::Error::Command { message, .. } => TaskError::Failed(format!("OCI runtime {what} failed: {message}")),
         error => error.into(),
     }
-}
-
-fn created_event(request: &CreateTaskRequest) -> TaskCreate {
-    let io = TaskIO {
-        stdin: request.stdin.clone(),
-        stdout: request.stdout.clone(),
-        stderr: request.stderr.clone(),
-        terminal: request.terminal,
-        ..Default::default()
-    };
-    let mut event = TaskCreate {
-        container_id: request.id.clone(),
-        bundle: request.bundle.clone(),
-        io: Some(io).into(),
-        checkpoint: request.checkpoint.clone(),
-        pid: Tasks::pid(),
-        ..Default::default()
-    };
-    for mount in &request.rootfs {
-        // The same message, generated a second time.
-        let mut copy = Vec::new();
-        if mount.write_to_vec(&mut copy).is_ok()
-            && let Ok(mount) = Message::parse_from_bytes(&copy)
-        {
-            event.rootfs.push(mount);
-        }
-    }
-    event
 }
 
 fn deleted_event(id: &str, exit: Exit) -> TaskDelete {

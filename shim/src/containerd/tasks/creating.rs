@@ -1,0 +1,227 @@
+//! How a container comes to be: laid out on the host while the guest boots, then made in the guest.
+//!
+//! From a bundle, as containerd and its like bring it, or from what another front end lays out itself. What happens to a
+//! container afterwards is in [`super`].
+
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use protobuf::Message;
+use tatami_protocol::agent::{CreateContainerRequest, Stdio};
+
+use super::super::arguments::is_id;
+use super::super::bundle;
+use super::super::container::Container;
+use super::super::error::TaskError;
+use super::super::events::Topic;
+use super::super::hooks;
+use super::super::memory_watch::MemoryWatch;
+use super::super::process::Process;
+use super::super::pump::Io;
+use super::super::rootfs;
+use super::super::stdio::{Opened, StdioPaths};
+use super::super::translate::{Pids, Plan};
+use super::{PoisonError, Tasks, oci_failure, release};
+use crate::sandbox::mounts::{Layout, Root, SharedFolder};
+
+/// A container that its front end lays out: for one whose specification is not in a bundle.
+pub(crate) struct Composed {
+    pub(crate) id: String,
+    /// The folder that is the container's on the host.
+    pub(crate) folder: PathBuf,
+    /// The names of its streams, for those who ask.
+    pub(crate) stdio: StdioPaths,
+    /// The streams themselves.
+    pub(crate) opened: Opened,
+}
+
+/// A container that is laid out, and not in the guest yet.
+struct LaidOut {
+    container: Container,
+    /// As the guest reads it.
+    spec: Vec<u8>,
+    root: Root,
+    opened: Opened,
+    wanted: Stdio,
+}
+
+impl Tasks {
+    /// Makes a container up to, but not including, its process.
+    ///
+    /// # Errors
+    /// Why there is none; nothing is left of it.
+    pub(in super::super) async fn create(&self, request: &CreateTaskRequest) -> Result<(), TaskError> {
+        self.want();
+        check_create(request)?;
+        self.create_from(&request.id, created_event(request), async |shared, place| {
+            self.lay_out_bundle(request, shared, place).await
+        })
+        .await
+    }
+
+    /// The same from what `lay_out` makes in the shared folder, in a place of the name that it is given: the specification as
+    /// the guest reads it, and the root. It runs where it may block.
+    ///
+    /// # Errors
+    /// Why there is none; nothing is left of it.
+    pub(crate) async fn create_composed(
+        &self,
+        composed: Composed,
+        lay_out: impl FnOnce(&SharedFolder, &str) -> Result<(Vec<u8>, Root), TaskError> + Send + 'static,
+    ) -> Result<(), TaskError> {
+        self.want();
+        let Composed { id, folder, stdio, opened } = composed;
+        let event = TaskCreate { container_id: id.clone(), pid: Tasks::pid(), ..Default::default() };
+        let named = id.clone();
+        self.create_from(&id, event, async move |shared, place| {
+            let (shared, owned_place) = (shared.clone(), place.to_owned());
+            let laid_out = tokio::task::spawn_blocking(move || lay_out(&shared, &owned_place));
+            let (spec, root) = laid_out.await.map_err(TaskError::failed("laying out the container"))??;
+            let wanted = stdio.wanted((0, 0));
+            let init = Process::new(&named, "", stdio);
+            let container = Container::new(&named, &folder, place.to_owned(), String::new(), init);
+            Ok(LaidOut { container, spec, root, opened, wanted })
+        })
+        .await
+    }
+
+    async fn create_from(
+        &self,
+        id: &str,
+        event: TaskCreate,
+        lay_out: impl AsyncFnOnce(&std::sync::Arc<SharedFolder>, &str) -> Result<LaidOut, TaskError>,
+    ) -> Result<(), TaskError> {
+        let claim = self.claim(id)?;
+        let shared = match &self.shared {
+            Some(shared) => shared.clone(),
+            // Without ground there is no guest, and that tells why.
+            None => return self.guest().await.map(drop),
+        };
+        let place = self.serial.fetch_add(1, super::Ordering::Relaxed).to_string();
+        let created = async { self.create_in_guest(lay_out(&shared, &place).await?, &place).await }.await;
+        if created.is_err()
+            && let Err(error) = shared.clear(&place)
+        {
+            log::warn!("what was laid out for container {id} remains: {error}");
+        }
+        let (container, pid) = created?;
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(pid);
+        let container = std::sync::Arc::new(container);
+        self.events.publish(Topic::Create, &event);
+        claim.settle(container.clone());
+        let guest = self.guest().await?;
+        let memory = MemoryWatch::start(guest.clone(), self.events.clone(), container.id(), container.bundle());
+        container.init().follow(guest, self.events.clone(), Tasks::pid(), Some(memory));
+        Ok(())
+    }
+
+    async fn lay_out_bundle(
+        &self,
+        request: &CreateTaskRequest,
+        shared: &SharedFolder,
+        place: &str,
+    ) -> Result<LaidOut, TaskError> {
+        let bundle_path = Path::new(&request.bundle);
+        let spec = bundle::read(bundle_path).map_err(|error| TaskError::InvalidArgument(error.to_string()))?;
+        let root = rootfs::root(&request.rootfs, &spec, bundle_path)?;
+        let mut plan = Plan::new(spec, self.known_pids())?;
+        let stdio = StdioPaths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let opened = stdio.open(&request.id, &self.namespace).await?;
+        let layout: Layout =
+            shared.lay_out(place, &root, &plan.volumes).map_err(|error| TaskError::Failed(error.to_string()))?;
+        let init = Process::new(&request.id, "", stdio);
+        let mut container =
+            Container::new(&request.id, bundle_path, place.to_owned(), plan.version().to_owned(), init.clone());
+        container.hooks = std::mem::take(&mut plan.hooks);
+        let state = hooks::state(&container.version, &request.id, "creating", bundle_path);
+        self.host.run(&container.hooks.create, &state).await.map_err(|error| TaskError::Failed(error.to_string()))?;
+        let wanted = init.stdio().wanted(plan.console_size());
+        let spec = plan.finish(&layout)?;
+        Ok(LaidOut { container, spec, root, opened, wanted })
+    }
+
+    /// Makes it in the guest, and joins its streams; with the id of its first process there.
+    async fn create_in_guest(&self, laid_out: LaidOut, place: &str) -> Result<(Container, u32), TaskError> {
+        let LaidOut { container, spec, root, opened, wanted } = laid_out;
+        let id = container.id();
+        let (guest, disks) = self.machine().await?;
+        let message = CreateContainerRequest {
+            container_id: id.to_owned(),
+            spec_json: spec,
+            stdio: Some(wanted.clone()).into(),
+            ..Default::default()
+        };
+        let created = disks.create_container(&guest, message, &root, place).await;
+        let (pid, disk) = created.map_err(|error| oci_failure("create", error))?;
+        container.keep_disk(disk);
+        match guest.attach(id, "", &wanted).await {
+            Ok(streams) => container.init().connect(Io::connect(opened, streams)),
+            Err(error) => {
+                let removed = guest.call(guest.agent().delete_container(id)).await;
+                match removed {
+                    Ok(()) => release(&container).await,
+                    Err(error) => log::warn!("container {id} remains in the guest: {error}"),
+                }
+                return Err(error.into());
+            }
+        }
+        Ok((container, pid))
+    }
+
+    fn known_pids(&self) -> Pids {
+        Pids { host: Tasks::pid(), guest: *self.first.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+}
+
+/// What of a request can be refused without looking further.
+fn check_create(request: &CreateTaskRequest) -> Result<(), TaskError> {
+    if !is_id(&request.id) {
+        return Err(TaskError::InvalidArgument(format!("the container id {:?} is invalid", request.id)));
+    }
+    if !request.checkpoint.is_empty() {
+        return Err(TaskError::Unimplemented("restoring a container from a checkpoint is not supported".to_owned()));
+    }
+    let Some(options) = request.options.as_ref() else { return Ok(()) };
+    let name = options.type_url.rsplit('/').next().unwrap_or_default();
+    let known = ["", "runtimeoptions.v1.Options", "containerd.runc.v1.Options"];
+    if !known.contains(&name) {
+        return Err(TaskError::InvalidArgument(format!("runtime options of the type {name:?} are not understood")));
+    }
+    // Any message shows whether these are the bytes of one.
+    let parsed = protobuf::well_known_types::empty::Empty::parse_from_bytes(&options.value);
+    parsed.map(drop).map_err(|error| TaskError::InvalidArgument(format!("malformed runtime options: {error}")))
+}
+
+fn created_event(request: &CreateTaskRequest) -> TaskCreate {
+    let io = TaskIO {
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+        terminal: request.terminal,
+        ..Default::default()
+    };
+    let mut event = TaskCreate {
+        container_id: request.id.clone(),
+        bundle: request.bundle.clone(),
+        io: Some(io).into(),
+        checkpoint: request.checkpoint.clone(),
+        pid: Tasks::pid(),
+        ..Default::default()
+    };
+    for mount in &request.rootfs {
+        // The same message, generated a second time.
+        let mut copy = Vec::new();
+        if mount.write_to_vec(&mut copy).is_ok()
+            && let Ok(mount) = Message::parse_from_bytes(&copy)
+        {
+            event.rootfs.push(mount);
+        }
+    }
+    event
+}
