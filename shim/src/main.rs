@@ -9,9 +9,10 @@ use std::time::Instant;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use tatami_shim::check::CheckArguments;
+use tatami_shim::detached::Commands;
 use tatami_shim::run::options::RunArguments;
 use tatami_shim::run::{self, TATAMI_FAILED};
-use tatami_shim::{check, containerd, logging};
+use tatami_shim::{check, containerd, detached, logging};
 
 /// The command line.
 #[derive(Parser)]
@@ -25,6 +26,8 @@ struct CommandLine {
 enum Command {
     /// Run a command in a container, in a virtual machine of its own
     Run(Box<RunArguments>),
+    #[command(flatten)]
+    Detached(Commands),
     /// Say whether this machine can run sandboxes, and what is missing
     Check(CheckArguments),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     logging::start();
     match CommandLine::try_parse() {
         Ok(CommandLine { command: Command::Run(arguments) }) => run::main(*arguments, started),
+        Ok(CommandLine { command: Command::Detached(command) }) => detached::main(command),
         Ok(CommandLine { command: Command::Check(arguments) }) => {
             // Fails only when nobody reads it.
             check::run(&arguments, &mut io::stdout().lock()).unwrap_or(ExitCode::FAILURE)

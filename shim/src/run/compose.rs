@@ -15,7 +15,7 @@ use crate::spec::{self, Accounts, ContainerOptions, SpecError, Volume};
 
 /// Why a container cannot be laid out.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ComposeError {
+pub(crate) enum ComposeError {
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -31,7 +31,7 @@ pub(super) enum ComposeError {
 }
 
 /// Where the container's root comes from.
-pub(super) enum Base {
+pub(crate) enum Base {
     /// An image, and the folder where unpacked ones are kept.
     Image(PathBuf, PathBuf),
     /// A folder.
@@ -41,10 +41,21 @@ pub(super) enum Base {
 }
 
 /// All that a container is made of.
-pub(super) struct Recipe {
+pub(crate) struct Recipe {
     pub(super) base: Base,
     pub(super) volumes: Vec<HostVolume>,
     pub(super) options: ContainerOptions,
+}
+
+/// A container that lies ready.
+pub(crate) struct LaidOut {
+    /// Its specification as the guest reads it, in JSON.
+    pub(crate) spec: Vec<u8>,
+    pub(crate) root: Root,
+    /// Where this process sees its root; None where only the guest does.
+    pub(crate) host_root: Option<PathBuf>,
+    /// What the image says.
+    pub(crate) stop_signal: Option<String>,
 }
 
 impl Recipe {
@@ -74,15 +85,15 @@ impl Recipe {
     }
 
     /// With this host name, unless the command line gives one.
-    pub(super) fn named(mut self, hostname: String) -> Recipe {
+    pub(crate) fn named(mut self, hostname: String) -> Recipe {
         if self.options.hostname.is_empty() {
             self.options.hostname = hostname;
         }
         self
     }
 
-    /// Opens, unpacks and mounts; returns the specification as JSON, and what was laid out. Takes as long as the image is large.
-    pub(super) fn lay_out(self, container: &str, shared: &SharedFolder) -> Result<(Vec<u8>, Root), ComposeError> {
+    /// Opens, unpacks and mounts. Takes as long as the image is large.
+    pub(crate) fn lay_out(self, container: &str, shared: &SharedFolder) -> Result<LaidOut, ComposeError> {
         let (root, image) = match &self.base {
             Base::Image(path, store) => {
                 let image = Image::open(path)?;
@@ -94,11 +105,15 @@ impl Recipe {
         };
         let layout = shared.lay_out(container, &root, &self.volumes)?;
         let image = image.as_ref().and_then(|image| image.config().config().as_ref());
-        let spec = match root {
-            Root::Disk(_) => specify_unseen(self.options, layout),
-            _ => specify(self.options, layout, image),
+        let stop_signal = image.and_then(|image| image.stop_signal().clone());
+        let (spec, host_root) = match root {
+            Root::Disk(_) => (specify_unseen(self.options, layout)?, None),
+            _ => {
+                let host_root = layout.host_root.clone();
+                (specify(self.options, layout, image)?, Some(host_root))
+            }
         };
-        Ok((spec?, root))
+        Ok(LaidOut { spec, root, host_root, stop_signal })
     }
 }
 

@@ -3,7 +3,7 @@
 //! Reads as the story of one run: open what was named, prepare the ground, boot while the container's files are laid out,
 //! create, start, wait, take everything away. Knows nothing of how the sandbox does any of it.
 
-mod compose;
+pub(crate) mod compose;
 pub mod options;
 pub mod pump;
 pub mod signals;
@@ -15,24 +15,26 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tatami_protocol::agent::Stdio;
 use tatami_vmm::VmConfig;
 use tatami_vmm::probe;
 use tokio::sync::oneshot;
 
+use crate::detached::launch::{LaunchError, Order, launch};
 use crate::guest_files::{GuestFiles, GuestFilesError};
 use crate::sandbox::container::Container;
 use crate::sandbox::disk_root::{DiskFormat, DiskRoot};
 use crate::sandbox::disks::DiskImage;
 use crate::sandbox::folder::Places;
 use crate::sandbox::guest::Streams;
+use crate::sandbox::kept::Record;
 use crate::sandbox::mounts::{HostPath, HostVolume, MountError};
 use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
 use crate::sandbox::{self, Ground, Sandbox, Settings};
-use compose::{Base, ComposeError, Recipe};
+use compose::{Base, ComposeError, LaidOut, Recipe};
 use options::{OptionsError, RunArguments, RunOptions, Source};
 use signals::{Insistence, Signals};
 use terminal::RawMode;
@@ -76,6 +78,8 @@ enum RunError {
     System { action: &'static str, source: io::Error },
     #[error("cannot write the command's output: {0}")]
     Output(#[source] io::Error),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
     #[error("interrupted before the command ran")]
     Interrupted(i32),
     #[error("ended by force")]
@@ -88,6 +92,7 @@ impl RunError {
         match self {
             RunError::Sandbox(sandbox::Error::Command { missing: true, .. }) => NOT_FOUND,
             RunError::Sandbox(sandbox::Error::Command { missing: false, .. }) => NOT_EXECUTABLE,
+            RunError::Launch(error) => error.status,
             RunError::Interrupted(signal) => 128 + *signal as u8,
             RunError::Forced => 128 + libc::SIGKILL as u8,
             _ => TATAMI_FAILED,
@@ -104,7 +109,9 @@ struct Prepared {
 
 /// Carries out `tatami run`; `started` is when the process did.
 pub fn main(arguments: RunArguments, started: Instant) -> ExitCode {
-    let status = match prepare(arguments).and_then(|prepared| in_sandbox(prepared, started)) {
+    let detach = arguments.is_detached();
+    let carry_out = |prepared| if detach { leave_behind(prepared) } else { in_sandbox(prepared, started) };
+    let status = match prepare(arguments).and_then(carry_out) {
         Ok(status) => status,
         Err(error) => {
             // In one piece: others may write to the same place.
@@ -121,7 +128,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(RunError::NotRoot);
     }
-    if options.interactive && options.tty && !io::stdin().is_terminal() {
+    if options.interactive && options.tty && options.detach.is_none() && !io::stdin().is_terminal() {
         return Err(RunError::NoTerminal);
     }
     let base = find_base(&options.source, options.read_only)?;
@@ -184,6 +191,43 @@ fn find_disk(path: &Path, read_only: bool) -> Result<Base, RunError> {
     Ok(Base::Disk(DiskRoot::of_image(&path, format, read_only)))
 }
 
+/// Leaves a server behind that runs it.
+fn leave_behind(prepared: Prepared) -> Result<u8, RunError> {
+    let Prepared { options, recipe, settings } = prepared;
+    let limits = options.detach.unwrap_or_default();
+    let record = record(&options, &settings);
+    let id = launch(Order { recipe, settings, record, limits })?;
+    // The container runs, whether or not somebody reads its id.
+    let _ = writeln!(io::stdout(), "{id}");
+    Ok(0)
+}
+
+/// What is known of a container before it is made.
+fn record(options: &RunOptions, settings: &Settings) -> Record {
+    let source = match &options.source {
+        Source::Image(path) | Source::Plain(path) => path,
+    };
+    Record {
+        id: String::new(),
+        name: options.name.clone(),
+        image: source.display().to_string(),
+        command: options.command.clone(),
+        created: SystemTime::now(),
+        started: None,
+        ended: None,
+        auto_remove: options.remove,
+        foreground: options.detach.is_none(),
+        tty: options.tty,
+        interactive: options.interactive,
+        stop_signal: options.stop_signal.clone().unwrap_or_default(),
+        stop_timeout: options.stop_timeout,
+        memory_mib: settings.vm.memory_mib,
+        cpus: settings.vm.vcpus,
+        host_root: None,
+        spec: serde_json::Value::Null,
+    }
+}
+
 /// From the first thing made to the last one removed; the command's exit status.
 fn in_sandbox(prepared: Prepared, started: Instant) -> Result<u8, RunError> {
     let Prepared { options, recipe, settings } = prepared;
@@ -223,8 +267,8 @@ async fn perform(
     let shared = sandbox.shared();
     let hostname = sandbox.id().to_owned();
     let laid_out = tokio::task::spawn_blocking(move || {
-        let laid_out = recipe.named(hostname).lay_out(CONTAINER, &shared)?;
-        Ok::<_, RunError>((laid_out, Instant::now()))
+        let LaidOut { spec, root, .. } = recipe.named(hostname).lay_out(CONTAINER, &shared)?;
+        Ok::<_, RunError>(((spec, root), Instant::now()))
     });
     // The guest boots meanwhile. Whichever fails first ends the run.
     let (((spec, root), when), ()) =
@@ -252,7 +296,7 @@ async fn perform(
     let status = container.wait().await?;
     for output in outputs {
         // The thread always tells; without an answer there is nothing to report.
-        output.await.unwrap_or(Ok(())).map_err(RunError::Output)?;
+        output.await.unwrap_or(Ok(false)).map_err(RunError::Output)?;
     }
     drop(raw);
     sandbox.timings().pass(Mark::ContainerEnded);
@@ -305,7 +349,7 @@ fn stdio(options: &RunOptions) -> Stdio {
 }
 
 /// Connects the command's streams with this process's; the outputs tell when they are through.
-fn connect(streams: Streams, options: &RunOptions) -> io::Result<Vec<oneshot::Receiver<io::Result<()>>>> {
+fn connect(streams: Streams, options: &RunOptions) -> io::Result<Vec<oneshot::Receiver<io::Result<bool>>>> {
     let blocking = |stream: tokio::net::UnixStream| {
         let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;

@@ -8,6 +8,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::volume::Volume;
+use crate::detached::output_log::Limits;
+use crate::detached::signal_number;
 
 /// The command line as it is written.
 #[derive(Args, Debug)]
@@ -24,6 +26,9 @@ pub struct RunArguments {
     #[arg(value_name = "IMAGE [COMMAND] [ARG...]", trailing_var_arg = true)]
     words: Vec<String>,
 
+    /// Leave it running in the background, and print its id; `tatami ps` shows it, `tatami logs` what it writes
+    #[arg(short, long, conflicts_with_all = ["console", "timings"])]
+    detach: bool,
     /// Keep standard input open
     #[arg(short, long)]
     interactive: bool,
@@ -57,12 +62,21 @@ pub struct RunArguments {
     #[arg(long, value_name = "DIR|DISK")]
     rootfs: Option<PathBuf>,
 
-    /// Give the sandbox a name, which no other one may have while this one runs
+    /// Give the container a name, which no other one may have until this one is removed
     #[arg(long)]
     name: Option<String>,
-    /// Accepted for habit's sake: a sandbox that runs in the foreground is always removed when its command ends
+    /// With -d, keep nothing of it when its command ends. In the foreground nothing is kept anyway
     #[arg(long)]
     rm: bool,
+    /// The signal that `tatami stop` sends [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL", value_parser = signal_name)]
+    stop_signal: Option<String>,
+    /// How long `tatami stop` waits for the command's end before it kills
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    stop_timeout: u32,
+    /// How much of a detached command's output is kept: max-size=SIZE for each file (10m), max-file=NUMBER of them (3)
+    #[arg(long, value_name = "NAME=VALUE")]
+    log_opt: Vec<String>,
 
     /// Memory of the virtual machine; the host provides only what is used
     #[arg(short, long, value_name = "SIZE[b|k|m|g]", default_value = "512m", value_parser = parse_memory)]
@@ -105,6 +119,11 @@ Examples:
   The same from a disk image, which the guest reads and writes itself:
       mke2fs -q -t ext4 -d ./tree disk.img 64m
       tatami run --rootfs disk.img /bin/sh
+  In the background; then see what it writes, look inside, end and forget it:
+      tatami run -d --name web image.tar
+      tatami logs -f web
+      tatami exec -it web sh
+      tatami stop web && tatami rm web
 
 Exit status: the command's; 125 when Tatami itself fails, 126 when the
 command cannot be executed, 127 when it is not found, 128 + n when signal n
@@ -153,6 +172,14 @@ pub struct RunOptions {
     pub tty: bool,
     /// The sandbox's name.
     pub name: Option<String>,
+    /// It is left in the background, with a log of this size.
+    pub detach: Option<Limits>,
+    /// Nothing is kept of it.
+    pub remove: bool,
+    /// What asks it to end, if not what the image says.
+    pub stop_signal: Option<String>,
+    /// How long it may take then, seconds.
+    pub stop_timeout: u64,
     /// The VM's memory, MiB.
     pub memory_mib: u32,
     /// The VM's CPUs.
@@ -183,12 +210,20 @@ pub enum OptionsError {
     /// `-e` without a name.
     #[error("invalid environment variable {0:?}: expected NAME=VALUE or NAME")]
     Variable(String),
+    /// A log that cannot be so.
+    #[error("invalid --log-opt {0:?}: max-size=SIZE (at least 1k) and max-file=NUMBER (1 to 100) are known")]
+    Log(String),
     /// Two volumes in one place.
     #[error("two volumes for {}", .0.display())]
     Twice(PathBuf),
 }
 
 impl RunArguments {
+    /// Whether it is to be left in the background.
+    pub fn is_detached(&self) -> bool {
+        self.detach
+    }
+
     /// The options that these arguments mean; `environment` is the caller's.
     ///
     /// # Errors
@@ -209,6 +244,8 @@ impl RunArguments {
                 return Err(OptionsError::Twice(volume.destination.clone()));
             }
         }
+        let limits = log_limits(&self.log_opt)?;
+        let detach = self.detach.then_some(limits);
         Ok(RunOptions {
             source,
             command: words,
@@ -222,6 +259,10 @@ impl RunArguments {
             interactive: self.interactive,
             tty: self.tty,
             name: self.name,
+            detach,
+            remove: self.rm || !self.detach,
+            stop_signal: self.stop_signal,
+            stop_timeout: self.stop_timeout.into(),
             memory_mib: self.memory,
             cpus: self.cpus,
             kernel: self.kernel,
@@ -234,8 +275,34 @@ impl RunArguments {
     }
 }
 
+/// How much of the output is kept.
+fn log_limits(given: &[String]) -> Result<Limits, OptionsError> {
+    let mut limits = Limits::default();
+    for text in given {
+        let wrong = || OptionsError::Log(text.clone());
+        match text.split_once('=').ok_or_else(wrong)? {
+            ("max-size", size) => {
+                limits.size = parse_size(size).ok().filter(|size| *size >= 1024).ok_or_else(wrong)?;
+            }
+            ("max-file", number) => {
+                limits.files = number.parse().ok().filter(|number| (1..=100).contains(number)).ok_or_else(wrong)?;
+            }
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(limits)
+}
+
+/// The name of a signal that there is.
+fn signal_name(text: &str) -> Result<String, String> {
+    signal_number(text).map(|_| text.to_owned()).ok_or_else(|| format!("there is no signal {text}"))
+}
+
 /// `NAME=VALUE` for each; a name alone takes the caller's value, and stays alone where the caller has none.
-fn variables(given: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Result<Vec<String>, OptionsError> {
+pub(crate) fn variables(
+    given: Vec<String>,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<String>, OptionsError> {
     let mut variables = Vec::new();
     for text in given {
         match text.split_once('=') {
@@ -253,6 +320,14 @@ const LEAST_MEMORY: u64 = 48;
 
 /// A size as docker writes them, in MiB, rounded up.
 fn parse_memory(text: &str) -> Result<u32, String> {
+    match parse_size(text)?.div_ceil(1 << 20) {
+        mib if mib < LEAST_MEMORY => Err(format!("a guest needs at least {LEAST_MEMORY}m")),
+        mib => u32::try_from(mib).map_err(|_| "that is more than any machine has".to_owned()),
+    }
+}
+
+/// A size as docker writes them, in bytes.
+fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, factor) = match text.to_ascii_lowercase().trim_end_matches('b') {
         "" => return Err("expected a size such as 512m or 2g".to_owned()),
         lower => {
@@ -266,11 +341,7 @@ fn parse_memory(text: &str) -> Result<u32, String> {
         }
     };
     let number: u64 = digits.parse().map_err(|_| "expected a size such as 512m or 2g".to_owned())?;
-    let bytes = number.checked_mul(factor).ok_or("that is more than any machine has")?;
-    match bytes.div_ceil(1 << 20) {
-        mib if mib < LEAST_MEMORY => Err(format!("a guest needs at least {LEAST_MEMORY}m")),
-        mib => u32::try_from(mib).map_err(|_| "that is more than any machine has".to_owned()),
-    }
+    number.checked_mul(factor).ok_or_else(|| "that is more than any machine has".to_owned())
 }
 
 #[cfg(test)]
@@ -333,6 +404,20 @@ mod tests {
             ["A=1", "KNOWN=value", "UNKNOWN", "B="]
         );
         assert_eq!(env(&["-e", "=x"]).unwrap_err(), OptionsError::Variable("=x".into()));
+    }
+
+    #[test]
+    fn a_detached_one_has_a_log_of_a_size() {
+        let run = |words: &[&str]| super::tests::options(&[words, &["i"]].concat());
+        assert_eq!(run(&["-i"]).unwrap().detach, None);
+        let options = run(&["-d", "--log-opt", "max-size=2k", "--log-opt", "max-file=7"]).unwrap();
+        assert_eq!((options.detach, options.remove), (Some(Limits { size: 2048, files: 7 }), false));
+        assert!(run(&["-d", "--rm"]).unwrap().remove);
+        for wrong in ["max-size", "max-size=1", "max-file=0", "max-file=x", "mode=y"] {
+            assert_eq!(run(&["-d", "--log-opt", wrong]).unwrap_err(), OptionsError::Log(wrong.into()));
+        }
+        assert!(parse(&["-d", "--timings", "i"]).is_err());
+        assert!(parse(&["--stop-signal", "SIGNONE", "i"]).is_err());
     }
 
     #[test]

@@ -17,14 +17,16 @@ const CHUNK: usize = 64 * 1024;
 /// Stack of a pump's thread: the chunk is on the heap.
 const STACK: usize = 64 * 1024;
 
-/// Copies everything from `stream` to `target` and then tells how that ended.
-///
-/// A reader of `target` that is gone (EPIPE) is no error: the stream is closed, and the process in the guest finds out as
-/// it would on this host.
+/// Copies everything from `stream` to `target` and then tells how that ended: whether a reader of `target` is gone (EPIPE).
+/// That is no error: the stream is closed, and the process in the guest finds out as it would on this host.
 ///
 /// # Errors
 /// When there is no thread to be had.
-pub fn output(name: &str, stream: UnixStream, target: OwnedFd) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+pub fn output(
+    name: &str,
+    stream: impl Read + Send + 'static,
+    target: OwnedFd,
+) -> io::Result<oneshot::Receiver<io::Result<bool>>> {
     let (done, receiver) = oneshot::channel();
     thread(name, move || {
         // Nobody may be waiting any more.
@@ -48,19 +50,36 @@ pub fn input(name: &str, source: OwnedFd, stream: UnixStream) -> io::Result<()> 
     })
 }
 
+/// Copies everything from `source` to `fifo`, then closes it and tells. The thread may wait for `source` as long as this process
+/// lives.
+///
+/// # Errors
+/// When there is no thread to be had.
+pub fn input_of(name: &str, source: OwnedFd, fifo: impl Write + Send + 'static) -> io::Result<oneshot::Receiver<()>> {
+    let (done, receiver) = oneshot::channel();
+    thread(name, move || {
+        if let Err(error) = copy_in(source.as_fd(), fifo) {
+            log::warn!("standard input: {error}");
+        }
+        // Nobody may be waiting any more.
+        let _ = done.send(());
+    })?;
+    Ok(receiver)
+}
+
 fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body).map(drop)
 }
 
-fn copy_out(mut stream: UnixStream, target: BorrowedFd<'_>) -> io::Result<()> {
+fn copy_out(mut stream: impl Read, target: BorrowedFd<'_>) -> io::Result<bool> {
     let mut chunk = vec![0; CHUNK];
     loop {
         let length = match stream.read(&mut chunk) {
-            Ok(0) => return Ok(()),
+            Ok(0) => return Ok(false),
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             // The VMM is gone; its end is reported elsewhere.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(false),
             Err(error) => return Err(error),
         };
         let mut rest = &chunk[..length];
@@ -69,14 +88,14 @@ fn copy_out(mut stream: UnixStream, target: BorrowedFd<'_>) -> io::Result<()> {
                 Ok(written) => rest = &rest[written..],
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => wait(target, PollFlags::OUT),
-                Err(Errno::PIPE) => return Ok(()),
+                Err(Errno::PIPE) => return Ok(true),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 }
 
-fn copy_in(source: BorrowedFd<'_>, mut stream: &UnixStream) -> io::Result<()> {
+fn copy_in(source: BorrowedFd<'_>, mut stream: impl Write) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     loop {
         let length = match rustix::io::read(source, &mut chunk) {

@@ -5,7 +5,7 @@
 //! | `<state>/<id>` (memory) | `lock`, `sandbox.json`, the vsock socket, the shared folder's mount point |
 //! | `<root>/sandboxes/<id>` (disk) | what its containers write |
 //!
-//! The server holds a `flock` on `lock` as long as it lives. A folder whose lock nobody holds is a leftover: its undertaker
+//! What is to be found after a sandbox's end is elsewhere, in [`super::kept`]. The server holds a `flock` on `lock` as long as it lives. A folder whose lock nobody holds is a leftover: its undertaker
 //! removes it, or else the next start does. Knows nothing of mounts or VMs.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use super::kept;
 use super::remove::remove_tree;
 
 /// The folder below the root that holds what containers write.
@@ -64,7 +65,7 @@ pub enum FolderError {
     /// Not of the form that names have.
     #[error("invalid name {0:?}: a letter or digit, then letters, digits, `_`, `.` or `-`, at most 128 in all")]
     Name(String),
-    /// A living sandbox has it.
+    /// A living sandbox has it, or what was kept of one.
     #[error("the name {0:?} is in use by sandbox {1}")]
     Taken(String, String),
     /// The file system would not.
@@ -132,6 +133,11 @@ impl Folder {
         {
             return Err(FolderError::Taken(name.to_owned(), other.id));
         }
+        if let Some(name) = name
+            && let Some(other) = kept::all(places).into_iter().find(|record| record.name.as_deref() == Some(name))
+        {
+            return Err(FolderError::Taken(name.to_owned(), format!("{} (`tatami rm {name}` frees it)", other.id)));
+        }
         make(&lot.state)?;
         let own = lock(&lot.state.join(LOCK), FlockOperation::NonBlockingLockExclusive)?;
         let record = Record { id: lot.id.clone(), name: name.map(str::to_owned), pid: std::process::id() };
@@ -181,6 +187,13 @@ pub fn find(places: &Places, name: &str) -> Result<Option<Found>, FolderError> {
     Ok(found)
 }
 
+/// The sandbox `id`, living, dead or gone.
+pub fn at(places: &Places, id: &str) -> Found {
+    let lot = Lot { state: places.state.join(id), data: places.root.join(SANDBOXES).join(id), id: id.to_owned() };
+    let server = read_record(&lot.state).map_or(0, |record| record.pid as i32);
+    Found { lot, server }
+}
+
 /// The names of all sandboxes that have one, living or dead.
 ///
 /// # Errors
@@ -196,12 +209,17 @@ impl Found {
         self.server
     }
 
+    /// Its folder in memory.
+    pub fn state(&self) -> &Path {
+        &self.lot.state
+    }
+
     /// Whether its server does.
     pub fn lives(&self) -> bool {
-        match lock(&self.lot.state.join(LOCK), FlockOperation::NonBlockingLockExclusive) {
-            Err(FolderError::File { source, .. }) => source.kind() == io::ErrorKind::WouldBlock,
-            _ => false,
-        }
+        let Ok(file) = File::open(self.lot.state.join(LOCK)) else { return false };
+        // Shared: many may look at once.
+        let probed = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
+        probed == Err(rustix::io::Errno::WOULDBLOCK)
     }
 
     /// Whether anything of it is left.
@@ -284,11 +302,15 @@ fn failed<'p>(action: &'static str, path: &'p Path) -> impl FnOnce(io::Error) ->
 
 const ID_LENGTH: usize = 12;
 
-fn is_id(name: &str) -> bool {
+pub(super) fn is_id(name: &str) -> bool {
     name.len() == ID_LENGTH && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-fn new_id() -> Result<String, FolderError> {
+/// Twelve hexadecimal digits that nobody else has.
+///
+/// # Errors
+/// When the host has no random numbers.
+pub fn new_id() -> Result<String, FolderError> {
     let path = Path::new("/dev/urandom");
     let mut bytes = [0; ID_LENGTH / 2];
     File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).map_err(failed("read", path))?;

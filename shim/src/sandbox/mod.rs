@@ -13,6 +13,7 @@ pub mod door;
 pub mod folder;
 pub mod fs_mount;
 pub mod guest;
+pub mod kept;
 pub mod mounts;
 mod overlay_marks;
 mod remove;
@@ -177,6 +178,16 @@ impl Ground {
         mounts::enter_namespace()?;
         let shared = Arc::new(SharedFolder::create(&folder)?);
         Ok(Ground { shared, undertaker, folder })
+    }
+
+    /// The sandbox's id.
+    pub fn id(&self) -> &str {
+        self.folder.id()
+    }
+
+    /// The sandbox's folder in memory.
+    pub fn state(&self) -> &Path {
+        self.folder.state()
     }
 
     /// Where containers' files are laid out.

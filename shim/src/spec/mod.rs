@@ -44,6 +44,21 @@ pub struct ContainerOptions {
     pub hostname: String,
 }
 
+/// What a person asks of a process that joins a container.
+#[derive(Debug, Clone, Default)]
+pub struct JoinOptions {
+    /// Words of the command.
+    pub args: Vec<String>,
+    /// As [`ContainerOptions::env`], over the container's.
+    pub env: Vec<String>,
+    /// Working folder, absolute; else the container's.
+    pub workdir: Option<String>,
+    /// `USER[:GROUP]` by name or number; else the container's.
+    pub user: Option<String>,
+    /// A terminal for standard input and output.
+    pub tty: bool,
+}
+
 /// A folder or file bound into the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
@@ -97,6 +112,37 @@ pub fn container(image: Option<&Config>, accounts: &Accounts, options: &Containe
     Ok(spec)
 }
 
+/// Builds the description of a process that joins the container whose first one is `first`.
+///
+/// # Errors
+/// Options that contradict themselves or the container's accounts.
+pub fn joining(mut first: Process, accounts: &Accounts, options: &JoinOptions) -> Result<Process, SpecError> {
+    let mut variables = Variables::default();
+    for (name, value) in first.env().iter().flatten().filter_map(|variable| variable.split_once('=')) {
+        variables.set(name, value);
+    }
+    if let Some(user) = &options.user {
+        let identity = accounts.find(user)?;
+        variables.set("HOME", &identity.home);
+        let (uid, gid) = (identity.uid, identity.gid);
+        first.set_user(UserBuilder::default().uid(uid).gid(gid).additional_gids(identity.groups).build()?);
+        let bound = first.capabilities().as_ref().and_then(|held| held.bounding().clone()).unwrap_or_default();
+        first.set_capabilities(Some(capabilities(uid, bound)?));
+    }
+    if options.tty {
+        variables.set("TERM", "xterm");
+    }
+    variables.change(&options.env)?;
+    first.set_env(Some(variables.written()));
+    if let Some(workdir) = &options.workdir {
+        first.set_cwd(absolute(Path::new(workdir)).ok_or_else(|| SpecError::Workdir(workdir.clone()))?);
+    }
+    first.set_args(Some(options.args.clone()));
+    first.set_terminal(Some(options.tty));
+    first.set_console_size(None);
+    Ok(first)
+}
+
 fn process(image: &Config, accounts: &Accounts, options: &ContainerOptions) -> Result<Process, SpecError> {
     let user = options.user.clone().or_else(|| image.user().clone()).unwrap_or_default();
     let identity = accounts.find(&user)?;
@@ -117,7 +163,7 @@ fn process(image: &Config, accounts: &Accounts, options: &ContainerOptions) -> R
                 .additional_gids(identity.groups.clone())
                 .build()?,
         )
-        .capabilities(capabilities(identity.uid)?)
+        .capabilities(capabilities(identity.uid, defaults::capabilities())?)
         .rlimits(vec![limit])
         .no_new_privileges(false)
         .build()?;
@@ -152,18 +198,11 @@ fn environment(image: &Config, home: &str, options: &ContainerOptions) -> Result
             variables.set(name, value);
         }
     }
-    for variable in &options.env {
-        match variable.split_once('=') {
-            Some(("", _)) => return Err(SpecError::Environment(variable.clone())),
-            Some((name, value)) => variables.set(name, value),
-            None if variable.is_empty() => return Err(SpecError::Environment(variable.clone())),
-            None => variables.0.retain(|(name, _)| name != variable),
-        }
-    }
+    variables.change(&options.env)?;
     if !variables.0.iter().any(|(name, _)| name == "HOME") {
         variables.set("HOME", home);
     }
-    Ok(variables.0.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
+    Ok(variables.written())
 }
 
 /// Variables in the order in which their names first came.
@@ -171,6 +210,23 @@ fn environment(image: &Config, home: &str, options: &ContainerOptions) -> Result
 struct Variables(Vec<(String, String)>);
 
 impl Variables {
+    /// `NAME=value` sets, `NAME` alone takes away.
+    fn change(&mut self, changes: &[String]) -> Result<(), SpecError> {
+        for variable in changes {
+            match variable.split_once('=') {
+                Some(("", _)) => return Err(SpecError::Environment(variable.clone())),
+                Some((name, value)) => self.set(name, value),
+                None if variable.is_empty() => return Err(SpecError::Environment(variable.clone())),
+                None => self.0.retain(|(name, _)| name != variable),
+            }
+        }
+        Ok(())
+    }
+
+    fn written(self) -> Vec<String> {
+        self.0.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
     fn set(&mut self, name: &str, value: &str) {
         match self.0.iter_mut().find(|(existing, _)| existing == name) {
             Some((_, existing)) => *existing = value.to_owned(),
@@ -201,9 +257,8 @@ fn absolute(path: &Path) -> Option<PathBuf> {
     Some(clean)
 }
 
-/// Docker's default capabilities. A user other than root gets them only as its bound.
-fn capabilities(uid: u32) -> Result<LinuxCapabilities, OciSpecError> {
-    let all = defaults::capabilities();
+/// These capabilities. A user other than root gets them only as its bound.
+fn capabilities(uid: u32, all: Capabilities) -> Result<LinuxCapabilities, OciSpecError> {
     let none = Capabilities::new();
     let held = if uid == 0 { all.clone() } else { none.clone() };
     LinuxCapabilitiesBuilder::default()

@@ -1,0 +1,92 @@
+//! `tatami attach`: a running container's output as it comes, and its input, until it ends or the person leaves.
+//!
+//! Output is read from the container's log, so any number of people can watch.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+use tokio::sync::oneshot;
+
+use super::super::registry;
+use super::super::{Error, server};
+use super::control::{running, waited};
+use super::logs::{Changes, Reader, Show};
+use super::session;
+use crate::run::terminal::{self, RawMode};
+use crate::sandbox::folder::Places;
+
+/// `tatami attach`.
+#[derive(Args)]
+#[command(after_help = "\
+Ends with the container's exit status. Signals that this process receives are passed on to the container's command; three
+of INT or TERM in a row kill it. With a container of `run -dit`, keys go to its terminal; closing this terminal leaves the
+container running.
+
+Example:
+  tatami run -dit --name box image.tar sh
+  tatami attach box")]
+pub struct AttachArguments {
+    /// Do not send standard input, even if the container was started with -i
+    #[arg(long)]
+    no_stdin: bool,
+    /// Name, id, or beginning of an id
+    container: String,
+}
+
+pub(super) async fn attach(places: &Places, arguments: &AttachArguments) -> Result<u8, Error> {
+    let entry = registry::find(places, &arguments.container)?;
+    let client = running(&entry, "attach to").await?;
+    if entry.record.foreground {
+        return Err(Error::State(format!("{} runs in the foreground: its terminal has it already", entry.name())));
+    }
+    let signals = session::catch_signals()?;
+    let system = |source| Error::System { action: "connect the container's streams", source };
+    let mut reader = Reader::at_end(entry.kept.folder()).map_err(system)?;
+    let changes = Changes::of(entry.kept.folder());
+    let input = entry.record.interactive && !arguments.no_stdin;
+    let raw = match input && entry.record.tty && terminal::saved().is_some() {
+        true => Some(RawMode::enter().map_err(|source| Error::System { action: "set up the terminal", source })?),
+        false => None,
+    };
+    if input {
+        let path = entry.found.state().join(server::STDIN);
+        let through = session::send_input(&path.display().to_string()).map_err(system)?;
+        let client = client.clone();
+        tokio::spawn(async move {
+            // A terminal's end is typed, not sent.
+            if through.await.is_ok() {
+                let _ = client.close_stdin("").await;
+            }
+        });
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let (done, written) = oneshot::channel();
+    let ending = over.clone();
+    std::thread::spawn(move || {
+        let mut show = Show::new(false);
+        let result = loop {
+            let last = ending.load(Ordering::Acquire);
+            match reader.read(&mut |line| show.line(line)) {
+                Ok(Ok(())) if !last => changes.wait(),
+                Ok(result) => break result,
+                Err(error) => break Err(error),
+            }
+        };
+        let _ = done.send(result);
+    });
+    if entry.record.tty
+        && let Some((rows, columns)) = terminal::size()
+    {
+        let _ = client.resize("", rows, columns).await;
+    }
+    let outcome = session::wait(&client, "", signals).await;
+    let status = if outcome.is_ok() { waited(&entry).await } else { 0 };
+    over.store(true, Ordering::Release);
+    let result = written.await.unwrap_or(Ok(()));
+    drop(raw);
+    outcome?;
+    result.map_err(|error: io::Error| Error::Output(error))?;
+    Ok(status.min(255) as u8)
+}

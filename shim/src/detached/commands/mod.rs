@@ -1,0 +1,72 @@
+//! The commands about containers in the background: their command lines, and which part carries each out.
+
+mod attach;
+mod control;
+mod exec;
+mod inspect;
+mod logs;
+mod ps;
+mod session;
+
+use clap::Subcommand;
+
+use super::Error;
+use crate::sandbox::folder::Places;
+
+/// The commands' words and options.
+#[derive(Subcommand)]
+pub enum Commands {
+    /// List containers in the background
+    #[command(visible_alias = "list", visible_alias = "ls")]
+    Ps(ps::PsArguments),
+    /// Show what a container has written
+    Logs(logs::LogsArguments),
+    /// Run a further command in a running container
+    Exec(exec::ExecArguments),
+    /// Join a running container's output, and its input with -i
+    Attach(attach::AttachArguments),
+    /// Ask containers to end, and end those that do not
+    Stop(control::StopArguments),
+    /// Send a signal to containers
+    Kill(control::KillArguments),
+    /// Wait until containers have ended, and print their exit statuses
+    Wait(control::WaitArguments),
+    /// Have all processes of containers stand still
+    Pause(control::PauseArguments),
+    /// Have paused containers go on
+    #[command(visible_alias = "unpause")]
+    Resume(control::ResumeArguments),
+    /// Remove containers that have ended: their records and logs
+    Rm(control::RmArguments),
+    /// Show all that is known of containers, as JSON
+    Inspect(inspect::InspectArguments),
+}
+
+impl Commands {
+    /// Carries it out; the exit status.
+    pub(super) fn carry_out(self) -> Result<u8, Error> {
+        let places = Places::from_environment();
+        match self {
+            Commands::Ps(arguments) => run(ps::ps(&places, &arguments)),
+            Commands::Logs(arguments) => logs::logs(&places, &arguments),
+            Commands::Exec(arguments) => run(exec::exec(&places, arguments)),
+            Commands::Attach(arguments) => run(attach::attach(&places, &arguments)),
+            Commands::Stop(arguments) => run(control::stop(&places, arguments)),
+            Commands::Kill(arguments) => run(control::kill(&places, arguments)),
+            Commands::Wait(arguments) => run(control::wait(&places, &arguments)),
+            Commands::Pause(arguments) => run(control::pause(&places, &arguments)),
+            Commands::Resume(arguments) => run(control::resume(&places, &arguments)),
+            Commands::Rm(arguments) => run(control::rm(&places, arguments)),
+            Commands::Inspect(arguments) => run(inspect::inspect(&places, &arguments)),
+        }
+    }
+}
+
+/// Runs a command to its end; threads that still read from somewhere are not waited for.
+fn run(command: impl Future<Output = Result<u8, Error>>) -> Result<u8, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| Error::System { action: "start the runtime", source })?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,209 @@
+//! `tatami ps`: which containers there are, as a table for people or as JSON for programs.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::super::Error;
+use super::super::client::Client;
+use super::super::output_log::time_of;
+use super::super::registry::{self, Entry};
+use crate::sandbox::folder::Places;
+use crate::sandbox::kept::Ended;
+
+/// The longest command that a table shows, in characters.
+const COMMAND: usize = 24;
+
+/// `tatami ps`.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  tatami ps                               # what runs
+  tatami ps -a                            # what has ended and was not removed as well
+  tatami ps -a --format json | jq -r 'select(.State == \"exited\") | .Names'
+  tatami rm -f $(tatami ps -aq)           # everything")]
+pub struct PsArguments {
+    /// Also those that have ended
+    #[arg(short, long)]
+    all: bool,
+    /// Ids only
+    #[arg(short, long)]
+    quiet: bool,
+    /// A table, or a JSON object a line
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Do not cut commands
+    #[arg(long)]
+    no_trunc: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+/// One container, in docker's words.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row {
+    #[serde(rename = "ID")]
+    id: String,
+    image: String,
+    command: String,
+    created_at: String,
+    running_for: String,
+    state: &'static str,
+    status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<u32>,
+    names: String,
+}
+
+pub(super) async fn ps(places: &Places, arguments: &PsArguments) -> Result<u8, Error> {
+    // Servers are asked at the same time: one that does not answer holds up nobody but itself.
+    let rows = registry::all(places).into_iter().map(|entry| tokio::spawn(row(entry)));
+    let mut shown = Vec::new();
+    for row in rows.collect::<Vec<_>>() {
+        shown.extend(row.await.ok().filter(|row| arguments.all || row.exit_code.is_none()));
+    }
+    let text = match (arguments.quiet, arguments.format) {
+        (true, _) => shown.iter().fold(String::new(), |text, row| text + &row.id + "\n"),
+        (false, Format::Json) => {
+            let line = |row| serde_json::to_string(row).expect("texts and numbers are JSON") + "\n";
+            shown.iter().map(line).collect()
+        }
+        (false, Format::Table) => table(&shown, arguments.no_trunc),
+    };
+    let mut stdout = std::io::stdout();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Error::Output)?;
+    if !arguments.all && !arguments.quiet && shown.is_empty() && stdout.is_terminal() {
+        eprintln!(
+            "Nothing runs in the background. `tatami ps -a` also shows what has ended, `tatami run -d` starts something."
+        );
+    }
+    Ok(0)
+}
+
+async fn row(entry: Entry) -> Row {
+    let now = SystemTime::now();
+    let record = &entry.record;
+    let ended = entry.ended();
+    let (state, status) = match (&ended, record.started) {
+        (Some(ended), _) => describe_end(ended, now),
+        (None, None) => ("created", "Created".to_owned()),
+        (None, Some(started)) => {
+            let up = format!("Up {}", ago(started, now));
+            let paused = match Client::connect(&entry).await {
+                Ok(client) => client.is_paused().await,
+                Err(error) => Err(error),
+            };
+            match paused {
+                Ok(false) => ("running", up),
+                Ok(true) => ("paused", format!("{up} (Paused)")),
+                // It may have ended in this moment.
+                Err(_) => entry.ended().map_or_else(
+                    || ("running", format!("{up} (server does not answer)")),
+                    |ended| describe_end(&ended, now),
+                ),
+            }
+        }
+    };
+    Row {
+        id: record.id.clone(),
+        image: record.image.clone(),
+        command: record.command.join(" "),
+        created_at: time_of(record.created),
+        running_for: format!("{} ago", ago(record.created, now)),
+        state,
+        status,
+        exit_code: ended.map(|ended| ended.status),
+        names: record.name.clone().unwrap_or_default(),
+    }
+}
+
+fn describe_end(ended: &Ended, now: SystemTime) -> (&'static str, String) {
+    if ended.at == SystemTime::UNIX_EPOCH {
+        return ("dead", format!("Dead ({}): {}", ended.status, ended.error.as_deref().unwrap_or_default()));
+    }
+    ("exited", format!("Exited ({}) {} ago", ended.status, ago(ended.at, now)))
+}
+
+/// How long ago, in one unit.
+fn ago(then: SystemTime, now: SystemTime) -> String {
+    let seconds = now.duration_since(then).unwrap_or(Duration::ZERO).as_secs();
+    let units = [(86_400 * 2, 86_400, "days"), (7200, 3600, "hours"), (120, 60, "minutes")];
+    let (number, unit) = units
+        .iter()
+        .find(|(from, ..)| seconds >= *from)
+        .map_or((seconds, "seconds"), |(_, length, unit)| (seconds / length, *unit));
+    if number == 1 { format!("1 {}", unit.trim_end_matches('s')) } else { format!("{number} {unit}") }
+}
+
+fn table(rows: &[Row], whole: bool) -> String {
+    let head = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES"].map(str::to_owned);
+    let cells = rows.iter().map(|row| {
+        let command = printable(&row.command);
+        let command = match whole || command.chars().count() <= COMMAND {
+            true => command,
+            false => command.chars().take(COMMAND - 1).chain(['…']).collect(),
+        };
+        let status = printable(&row.status);
+        [row.id.clone(), printable(&row.image), command, row.running_for.clone(), status, row.names.clone()]
+    });
+    let lines: Vec<[String; 6]> = std::iter::once(head).chain(cells).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..6).map(width).collect();
+    lines.iter().fold(String::new(), |mut text, line| {
+        let mut row = String::new();
+        for (cell, width) in line.iter().zip(&widths) {
+            let _ = write!(row, "{cell:width$}   ");
+        }
+        text.push_str(row.trim_end());
+        text.push('\n');
+        text
+    })
+}
+
+/// Without what would move a terminal's cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_one_unit() {
+        let after = |seconds| ago(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let told = [0, 1, 119, 120, 7199, 7200, 172_800].map(after);
+        assert_eq!(told, ["0 seconds", "1 second", "119 seconds", "2 minutes", "119 minutes", "2 hours", "2 days"]);
+        assert_eq!(ago(SystemTime::now() + Duration::from_secs(60), SystemTime::UNIX_EPOCH), "0 seconds");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_what_stands_in_them() {
+        let row = |id: &str, command: &str| Row {
+            id: id.to_owned(),
+            image: "i".to_owned(),
+            command: command.to_owned(),
+            created_at: String::new(),
+            running_for: "1 second ago".to_owned(),
+            state: "running",
+            status: "Up 1 second".to_owned(),
+            exit_code: None,
+            names: "web".to_owned(),
+        };
+        let text = table(&[row("0123456789ab", "sh -c 'a\nlong\u{1b}[2J command that is cut'"), row("b", "x")], false);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[0].starts_with("CONTAINER ID   IMAGE   COMMAND "), "{text}");
+        assert!(lines[1].contains("sh -c 'a long [2J comma…   1 second ago"), "{text}");
+        let column = |line: &str| line.find("web");
+        assert!(column(lines[2]).is_some() && lines[1].ends_with("web"));
+    }
+}
