@@ -65,7 +65,7 @@ fn remains(cgroup: &Path, folder: &Path) -> Vec<String> {
     left.extend(mounts.lines().filter(|line| line.contains(&name)).map(|line| format!("mount {line}")));
     let sockets = fs::read_to_string("/proc/net/unix").expect("/proc is mounted");
     left.extend(sockets.lines().filter(|line| line.contains(&name)).map(|line| format!("socket {line}")));
-    for sandboxes in ["run", "lib/sandboxes"] {
+    for sandboxes in ["run", "lib/sandboxes", "lib/containers"] {
         let entries = fs::read_dir(folder.join(sandboxes)).into_iter().flatten().flatten();
         left.extend(entries.map(|entry| format!("file {}", entry.path().display())));
     }

@@ -139,6 +139,13 @@ impl Tatami {
         Running::start(self.command(&Self::run_arguments(options, command)))
     }
 
+    /// `tatami run -d` with the sample image and a command; the container's id.
+    pub fn detach(&self, options: &[&str], command: &[&str]) -> String {
+        let mut arguments = Self::run_arguments(options, command);
+        arguments[1] = "-d".to_owned();
+        self.tatami(&arguments).expect_status(0).out().trim().to_owned()
+    }
+
     /// The same on a terminal of `rows` by `columns`.
     pub fn start_on_terminal(&self, rows: u16, columns: u16, options: &[&str], command: &[&str]) -> Terminal {
         Terminal::start(self.command(&Self::run_arguments(options, command)), rows, columns)
