@@ -21,8 +21,8 @@ use crate::sandbox::folder::Places;
 #[derive(Args)]
 #[command(after_help = "\
 Ends with the container's exit status. Signals that this process receives are passed on to the container's command; three
-of INT or TERM in a row kill it. With a container of `run -dit`, keys go to its terminal; closing this terminal leaves the
-container running.
+of INT or TERM in a row kill it. With a container of `run -dit`, keys go to its terminal; Ctrl-P Ctrl-Q, or closing this
+terminal, leaves it running.
 
 Example:
   tatami run -dit --name box image.tar sh
@@ -50,16 +50,11 @@ pub(super) async fn attach(places: &Places, arguments: &AttachArguments) -> Resu
         true => Some(RawMode::enter().map_err(|source| Error::System { action: "set up the terminal", source })?),
         false => None,
     };
+    let (leave, left) = oneshot::channel();
     if input {
         let path = entry.found.state().join(server::STDIN);
-        let through = session::send_input(&path.display().to_string()).map_err(system)?;
-        let client = client.clone();
-        tokio::spawn(async move {
-            // A terminal's end is typed, not sent.
-            if through.await.is_ok() {
-                let _ = client.close_stdin("").await;
-            }
-        });
+        // Its end is not the container's input's: others may come.
+        drop(session::send_input(&path.display().to_string(), raw.is_some().then_some(leave)).map_err(system)?);
     }
     let over = Arc::new(AtomicBool::new(false));
     let (done, written) = oneshot::channel();
@@ -81,7 +76,19 @@ pub(super) async fn attach(places: &Places, arguments: &AttachArguments) -> Resu
     {
         let _ = client.resize("", rows, columns).await;
     }
-    let outcome = session::wait(&client, "", signals).await;
+    let left = async {
+        if left.await.is_err() {
+            // Nobody can say so.
+            std::future::pending::<()>().await;
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = session::wait(&client, "", signals, session::Hangup::Leaves) => outcome,
+        () = left => {
+            drop(raw);
+            return Ok(0);
+        }
+    };
     let status = if outcome.is_ok() { waited(&entry).await } else { 0 };
     over.store(true, Ordering::Release);
     let result = written.await.unwrap_or(Ok(()));

@@ -113,7 +113,7 @@ async fn follow(
     let system = |source| Error::System { action: "connect the command's streams", source };
     if !fifos.streams.stdin.is_empty() {
         let (client, exec) = (client.clone(), exec.to_owned());
-        let through = session::send_input(&fifos.streams.stdin).map_err(system)?;
+        let through = session::send_input(&fifos.streams.stdin, None).map_err(system)?;
         tokio::spawn(async move {
             // Without an answer the thread still waits for a key, and nobody for it.
             if through.await.is_ok()
@@ -123,9 +123,9 @@ async fn follow(
             }
         });
     }
-    let mut through: Vec<oneshot::Receiver<io::Result<bool>>> = Vec::new();
-    for (name, fifo, target) in outputs {
-        through.push(pump::output(name, fifo, target).map_err(system)?);
+    let mut through: Vec<(&str, oneshot::Receiver<io::Result<bool>>)> = Vec::new();
+    for (path, (name, fifo, target)) in [&fifos.streams.stdout, &fifos.streams.stderr].into_iter().zip(outputs) {
+        through.push((path, pump::output(name, fifo, target).map_err(system)?));
     }
     if fifos.streams.terminal
         && let Some((rows, columns)) = terminal::size()
@@ -134,18 +134,35 @@ async fn follow(
         let _ = client.resize(exec, rows, columns).await;
     }
     let written = async {
-        for output in through {
+        for (fifo, output) in through {
             match output.await {
                 // Nobody reads any more: the command hears of it as it would from a pipe.
-                Ok(Ok(true)) => drop(client.kill(exec, libc::SIGPIPE as u32, false).await),
+                Ok(Ok(true)) => {
+                    drop(client.kill(exec, libc::SIGPIPE as u32, false).await);
+                    drain(fifo)?;
+                }
                 Ok(Ok(false)) | Err(_) => {}
                 Ok(Err(error)) => return Err(Error::Output(error)),
             }
         }
         Ok(())
     };
-    let (outcome, ()) = tokio::try_join!(session::wait(client, exec, signals), written)?;
+    let (outcome, ()) = tokio::try_join!(session::wait(client, exec, signals, session::Hangup::PassedOn), written)?;
     Ok(outcome)
+}
+
+/// Reads and forgets what is still written: nobody waits for the fifo's being empty.
+fn drain(fifo: &str) -> Result<(), Error> {
+    let system = |source| Error::System { action: "drain the command's output", source };
+    let null = File::options().write(true).open("/dev/null").map_err(system)?;
+    pump::output("drain", open_fifo(fifo).map_err(system)?, null.into()).map(drop).map_err(system)
+}
+
+/// Opens a fifo for reading, whether or not somebody writes.
+fn open_fifo(path: &str) -> io::Result<File> {
+    let fifo = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    rustix::io::ioctl_fionbio(&fifo, false)?;
+    Ok(fifo)
 }
 
 /// The fifos of a process, in a folder of their own, which goes with this.
@@ -173,14 +190,10 @@ impl Fifos {
 
     /// Our ends, with what they lead to. They are to be read when the server has opened its ends.
     fn open_outputs(&self) -> io::Result<Vec<(&'static str, File, OwnedFd)>> {
-        let open = |path: &str| {
-            let options = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-            rustix::io::ioctl_fionbio(&options, false)?;
-            io::Result::Ok(options)
-        };
-        let mut outputs = vec![("stdout", open(&self.streams.stdout)?, io::stdout().as_fd().try_clone_to_owned()?)];
+        let mut outputs =
+            vec![("stdout", open_fifo(&self.streams.stdout)?, io::stdout().as_fd().try_clone_to_owned()?)];
         if !self.streams.stderr.is_empty() {
-            outputs.push(("stderr", open(&self.streams.stderr)?, io::stderr().as_fd().try_clone_to_owned()?));
+            outputs.push(("stderr", open_fifo(&self.streams.stderr)?, io::stderr().as_fd().try_clone_to_owned()?));
         }
         Ok(outputs)
     }

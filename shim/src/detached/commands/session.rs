@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of how the process came to be.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -28,8 +28,17 @@ pub(super) fn catch_signals() -> Result<Signals, Error> {
     Signals::catch().map_err(|source| Error::System { action: "catch signals", source })
 }
 
+/// What it means that the terminal goes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hangup {
+    /// The process is told.
+    PassedOn,
+    /// The person leaves, and the process goes on.
+    Leaves,
+}
+
 /// Waits for the process `exec`, and passes signals and window sizes on meanwhile. Who insists is obeyed: the process is killed.
-pub(super) async fn wait(client: &Client, exec: &str, mut signals: Signals) -> Result<Outcome, Error> {
+pub(super) async fn wait(client: &Client, exec: &str, mut signals: Signals, hangup: Hangup) -> Result<Outcome, Error> {
     let mut insistence = Insistence::default();
     let mut waiting = Box::pin(client.wait(exec));
     loop {
@@ -37,6 +46,9 @@ pub(super) async fn wait(client: &Client, exec: &str, mut signals: Signals) -> R
             status = &mut waiting => return Ok(status.map_or(Outcome::Lost, |status| Outcome::Ended(status.min(255) as u8))),
             signal = signals.next() => signal,
         };
+        if signal == libc::SIGHUP && hangup == Hangup::Leaves {
+            return Err(Error::Interrupted(signal));
+        }
         if insistence.insists(signal, Instant::now()) {
             drop(client.kill(exec, libc::SIGKILL as u32, false).await);
             return Err(Error::Interrupted(signal));
@@ -52,9 +64,72 @@ pub(super) async fn wait(client: &Client, exec: &str, mut signals: Signals) -> R
     }
 }
 
-/// Sends standard input into the fifo at `path`; tells when it is at its end.
-pub(super) fn send_input(path: &str) -> io::Result<oneshot::Receiver<()>> {
+/// Sends standard input into the fifo at `path`; tells when it is at its end. With `leave`, Ctrl-P Ctrl-Q is its end as well, and
+/// told there.
+pub(super) fn send_input(path: &str, leave: Option<oneshot::Sender<()>>) -> io::Result<oneshot::Receiver<()>> {
     // The server has both ends open; if it does not any more, the process has ended.
     let fifo = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
-    pump::input_of("stdin", io::stdin().as_fd().try_clone_to_owned()?, fifo)
+    let keys = Keys { fifo, leave, held: false };
+    pump::input_of("stdin", io::stdin().as_fd().try_clone_to_owned()?, keys)
+}
+
+/// What docker's users type to leave a container that goes on.
+const LEAVE: [u8; 2] = [0x10, 0x11];
+
+/// Passes keys on, but for those that mean this process.
+struct Keys<W> {
+    fifo: W,
+    leave: Option<oneshot::Sender<()>>,
+    /// The first key of the sequence was typed.
+    held: bool,
+}
+
+impl<W: Write> Write for Keys<W> {
+    fn write(&mut self, keys: &[u8]) -> io::Result<usize> {
+        if self.leave.is_none() {
+            return self.fifo.write(keys);
+        }
+        let mut passed = Vec::with_capacity(keys.len() + 1);
+        for &key in keys {
+            if self.held && key == LEAVE[1] {
+                self.fifo.write_all(&passed)?;
+                // Whoever waits for it may be gone: then there is nothing to leave.
+                let _ = self.leave.take().map(|leave| leave.send(()));
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            if std::mem::replace(&mut self.held, key == LEAVE[0]) {
+                passed.push(LEAVE[0]);
+            }
+            if !self.held {
+                passed.push(key);
+            }
+        }
+        self.fifo.write_all(&passed)?;
+        Ok(keys.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.fifo.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_that_leave_are_not_passed_on_and_others_are() {
+        let (leave, mut left) = oneshot::channel();
+        let mut keys = Keys { fifo: Vec::new(), leave: Some(leave), held: false };
+        for typed in [&b"a\x10b"[..], b"\x10", b"\x10c", b"\x11"] {
+            keys.write_all(typed).unwrap();
+        }
+        assert_eq!(keys.fifo, b"a\x10b\x10\x10c\x11");
+        assert!(left.try_recv().is_err());
+        assert!(keys.write_all(b"d\x10\x11e").is_err());
+        assert!(left.try_recv().is_ok() && keys.fifo.ends_with(b"\x11d"));
+        let mut plain = Keys { fifo: Vec::new(), leave: None, held: false };
+        plain.write_all(&LEAVE).unwrap();
+        assert_eq!(plain.fifo, LEAVE);
+    }
 }
