@@ -2,8 +2,11 @@
 //!
 //! Knows which part is asked for what; the parts know how.
 
+use std::fs::Permissions;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use oci_spec::image::Config;
 
@@ -26,6 +29,8 @@ pub(crate) enum ComposeError {
     Spec(#[from] SpecError),
     #[error("a disk image's users are known by their numbers only: give --user as UID or UID:GID, not {0:?}")]
     User(String),
+    #[error("cannot write {path}: {1}", path = .0.display())]
+    NameServers(PathBuf, #[source] std::io::Error),
     #[error("cannot write the container's specification: {0}")]
     Json(#[from] serde_json::Error),
 }
@@ -45,6 +50,8 @@ pub(crate) struct Recipe {
     pub(super) base: Base,
     pub(super) volumes: Vec<HostVolume>,
     pub(super) options: ContainerOptions,
+    /// Name servers, if they are given.
+    pub(super) dns: Vec<IpAddr>,
 }
 
 /// A container that lies ready.
@@ -61,6 +68,7 @@ pub(crate) struct LaidOut {
 impl Recipe {
     /// Takes from the command line what concerns the container. What the guest's paths are is found out by laying it out.
     pub(super) fn new(base: Base, volumes: Vec<HostVolume>, options: &RunOptions) -> Recipe {
+        let dns = options.dns.clone();
         let options = ContainerOptions {
             rootfs: PathBuf::new(),
             args: options.command.clone(),
@@ -80,8 +88,9 @@ impl Recipe {
                 .collect(),
             read_only: options.read_only,
             hostname: options.hostname.clone().unwrap_or_default(),
+            isolation: options.isolation.clone(),
         };
-        Recipe { base, volumes, options }
+        Recipe { base, volumes, options, dns }
     }
 
     /// With this host name, unless the command line gives one.
@@ -93,7 +102,7 @@ impl Recipe {
     }
 
     /// Opens, unpacks and mounts. Takes as long as the image is large.
-    pub(crate) fn lay_out(self, container: &str, shared: &SharedFolder) -> Result<LaidOut, ComposeError> {
+    pub(crate) fn lay_out(mut self, container: &str, shared: &SharedFolder) -> Result<LaidOut, ComposeError> {
         let (root, image) = match &self.base {
             Base::Image(path, store) => {
                 let image = Image::open(path)?;
@@ -103,6 +112,7 @@ impl Recipe {
             Base::Plain(folder) => (Root::Plain(folder.clone()), None),
             Base::Disk(disk) => (Root::Disk(disk.clone()), None),
         };
+        self.show_name_servers(shared)?;
         let layout = shared.lay_out(container, &root, &self.volumes)?;
         let image = image.as_ref().and_then(|image| image.config().config().as_ref());
         let stop_signal = image.and_then(|image| image.stop_signal().clone());
@@ -114,6 +124,30 @@ impl Recipe {
             }
         };
         Ok(LaidOut { spec, root, host_root, stop_signal })
+    }
+}
+
+/// The file that programs look name servers up in.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+impl Recipe {
+    /// Binds a file with the name servers over the container's own, unless there is a volume in its place.
+    fn show_name_servers(&mut self, shared: &SharedFolder) -> Result<(), ComposeError> {
+        let taken = self.options.volumes.iter().any(|volume| volume.destination == Path::new(RESOLV_CONF));
+        if self.dns.is_empty() || taken {
+            return Ok(());
+        }
+        // Beside the shared folder, in the sandbox's own: it goes with it.
+        let source = shared.path().with_file_name("resolv.conf");
+        let text: String = self.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+        std::fs::write(&source, text)
+            .and_then(|()| std::fs::set_permissions(&source, Permissions::from_mode(0o644)))
+            .map_err(|error| ComposeError::NameServers(source.clone(), error))?;
+        // A guest that could write to it could fill this host's memory.
+        self.volumes.push(HostVolume { source, read_only: true, recursive: false });
+        let (guest_source, destination) = (PathBuf::new(), PathBuf::from(RESOLV_CONF));
+        self.options.volumes.push(Volume { guest_source, destination, read_only: true });
+        Ok(())
     }
 }
 

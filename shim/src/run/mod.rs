@@ -4,6 +4,7 @@
 //! create, start, wait, take everything away. Knows nothing of how the sandbox does any of it.
 
 pub(crate) mod compose;
+mod isolation;
 pub mod options;
 pub mod pump;
 pub mod signals;

@@ -2,14 +2,17 @@
 //!
 //! Knows the text; whether the files exist is found out when they are opened.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::isolation::IsolationArguments;
 use super::volume::Volume;
 use crate::detached::output_log::Limits;
 use crate::detached::signal_number;
+use crate::spec::Isolation;
 
 /// The command line as it is written.
 #[derive(Args, Debug)]
@@ -61,6 +64,9 @@ pub struct RunArguments {
     /// nothing is written
     #[arg(long, value_name = "DIR|DISK")]
     rootfs: Option<PathBuf>,
+
+    #[command(flatten)]
+    isolation: IsolationArguments,
 
     /// Give the container a name, which no other one may have until this one is removed
     #[arg(long)]
@@ -170,6 +176,10 @@ pub struct RunOptions {
     pub interactive: bool,
     /// The command has a terminal.
     pub tty: bool,
+    /// Capabilities, limits and the like.
+    pub isolation: Isolation,
+    /// Name servers.
+    pub dns: Vec<IpAddr>,
     /// The sandbox's name.
     pub name: Option<String>,
     /// It is left in the background, with a log of this size.
@@ -210,6 +220,9 @@ pub enum OptionsError {
     /// `-e` without a name.
     #[error("invalid environment variable {0:?}: expected NAME=VALUE or NAME")]
     Variable(String),
+    /// A profile of system calls that cannot be used.
+    #[error("--seccomp {path}: {1}", path = .0.display())]
+    Seccomp(PathBuf, String),
     /// A log that cannot be so.
     #[error("invalid --log-opt {0:?}: max-size=SIZE (at least 1k) and max-file=NUMBER (1 to 100) are known")]
     Log(String),
@@ -244,6 +257,7 @@ impl RunArguments {
                 return Err(OptionsError::Twice(volume.destination.clone()));
             }
         }
+        let (isolation, dns) = self.isolation.validate()?;
         let limits = log_limits(&self.log_opt)?;
         let detach = self.detach.then_some(limits);
         Ok(RunOptions {
@@ -258,6 +272,8 @@ impl RunArguments {
             read_only: self.read_only,
             interactive: self.interactive,
             tty: self.tty,
+            isolation,
+            dns,
             name: self.name,
             detach,
             remove: self.rm || !self.detach,

@@ -5,17 +5,18 @@
 
 mod accounts;
 mod defaults;
+mod isolation;
 #[cfg(test)]
 mod tests;
 
 pub use accounts::{AccountError, Accounts, Identity};
+pub use isolation::{CapabilityName, Isolation, IsolationError, SeccompProfile, Tmpfs, Ulimit};
 
 use oci_spec::OciSpecError;
 use oci_spec::image::Config;
 use oci_spec::runtime::{
     Capabilities, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxResourcesBuilder, Mount,
-    MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
-    UserBuilder,
+    MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 use std::path::{Component, Path, PathBuf};
 
@@ -42,6 +43,8 @@ pub struct ContainerOptions {
     pub read_only: bool,
     /// Host name in the container; also `HOSTNAME`.
     pub hostname: String,
+    /// Capabilities, limits and the like, where they are not the usual ones.
+    pub isolation: Isolation,
 }
 
 /// What a person asks of a process that joins a container.
@@ -88,6 +91,9 @@ pub enum SpecError {
     /// An unknown user or group.
     #[error(transparent)]
     Account(#[from] AccountError),
+    /// A profile of system calls that cannot be applied.
+    #[error("seccomp: {0}")]
+    Isolation(#[from] IsolationError),
     /// A part of the specification could not be put together.
     #[error("cannot build the container's specification: {0}")]
     Build(#[from] OciSpecError),
@@ -107,7 +113,7 @@ pub fn container(image: Option<&Config>, accounts: &Accounts, options: &Containe
         .root(root)
         .process(process(&image, accounts, options)?)
         .mounts(mounts(options)?)
-        .linux(linux()?)
+        .linux(linux(&options.isolation)?)
         .build()?;
     Ok(spec)
 }
@@ -146,11 +152,6 @@ pub fn joining(mut first: Process, accounts: &Accounts, options: &JoinOptions) -
 fn process(image: &Config, accounts: &Accounts, options: &ContainerOptions) -> Result<Process, SpecError> {
     let user = options.user.clone().or_else(|| image.user().clone()).unwrap_or_default();
     let identity = accounts.find(&user)?;
-    let limit = PosixRlimitBuilder::default()
-        .typ(PosixRlimitType::RlimitNofile)
-        .soft(defaults::OPEN_FILES.0)
-        .hard(defaults::OPEN_FILES.1)
-        .build()?;
     let process = ProcessBuilder::default()
         .terminal(options.tty)
         .args(command(image, options)?)
@@ -163,8 +164,8 @@ fn process(image: &Config, accounts: &Accounts, options: &ContainerOptions) -> R
                 .additional_gids(identity.groups.clone())
                 .build()?,
         )
-        .capabilities(capabilities(identity.uid, defaults::capabilities())?)
-        .rlimits(vec![limit])
+        .capabilities(capabilities(identity.uid, options.isolation.capabilities())?)
+        .rlimits(options.isolation.rlimits()?)
         .no_new_privileges(false)
         .build()?;
     Ok(process)
@@ -272,6 +273,10 @@ fn capabilities(uid: u32, all: Capabilities) -> Result<LinuxCapabilities, OciSpe
 
 fn mounts(options: &ContainerOptions) -> Result<Vec<Mount>, SpecError> {
     let mut mounts = defaults::mounts()?;
+    for mount in options.isolation.mounts()? {
+        mounts.retain(|other| other.destination() != mount.destination());
+        mounts.push(mount);
+    }
     for volume in &options.volumes {
         let destination = absolute(&volume.destination).filter(|path| path.parent().is_some());
         let destination = destination.ok_or_else(|| SpecError::VolumeDestination(volume.destination.clone()))?;
@@ -290,11 +295,15 @@ fn mounts(options: &ContainerOptions) -> Result<Vec<Mount>, SpecError> {
     Ok(mounts)
 }
 
-fn linux() -> Result<Linux, OciSpecError> {
-    LinuxBuilder::default()
+fn linux(isolation: &Isolation) -> Result<Linux, SpecError> {
+    let linux = LinuxBuilder::default()
         .namespaces(defaults::namespaces()?)
         .masked_paths(defaults::MASKED_PATHS.map(str::to_owned))
         .readonly_paths(defaults::READ_ONLY_PATHS.map(str::to_owned))
-        .resources(LinuxResourcesBuilder::default().devices(defaults::device_rules()?).build()?)
-        .build()
+        .resources(LinuxResourcesBuilder::default().devices(defaults::device_rules()?).build()?);
+    let linux = match &isolation.seccomp {
+        Some(profile) => linux.seccomp(profile.resolve(&isolation.capabilities())?),
+        None => linux,
+    };
+    Ok(linux.build()?)
 }
