@@ -193,6 +193,11 @@ fn keys_reach_a_container_that_somebody_attaches_to() {
     let tatami = Tatami::new();
     tatami.detach(&["-i", "-t", "--name", "box"], &["sh"]);
     let mut terminal = Terminal::start(tatami.command(&["attach", "box"]), 24, 80);
+    terminal.send("echo $((6*7))\n");
+    terminal.wait_for("42");
+    terminal.send("\u{10}\u{11}");
+    assert_eq!(terminal.finish(), 0);
+    let mut terminal = Terminal::start(tatami.command(&["attach", "box"]), 24, 80);
     terminal.send("echo $((6*7)); exit 4\n");
     terminal.wait_for("42");
     assert_eq!(terminal.finish(), 4);

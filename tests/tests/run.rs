@@ -266,3 +266,30 @@ fn a_name_is_taken_while_its_sandbox_runs_and_free_afterwards() {
     tatami.assert_nothing_left();
     tatami.run_with(&["--name", "solo"], &["true"]).expect_status(0);
 }
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn walls_are_moved_as_asked() {
+    let tatami = Tatami::new();
+    let options = "--tmpfs /scratch:size=1m --cap-drop ALL --cap-add CHOWN --ulimit nofile=99:100 --dns 192.0.2.53";
+    let options: Vec<&str> = options.split(' ').collect();
+    let script = "grep -c '^tmpfs /scratch tmpfs .*size=1024k' /proc/mounts; grep CapBnd /proc/self/status; \
+                  ulimit -n; ulimit -Hn; cat /etc/resolv.conf";
+    let out = tatami.run_with(&options, &["sh", "-c", script]).expect_status(0).out();
+    assert_eq!(out, "1\nCapBnd:\t0000000000000001\n99\n100\nnameserver 192.0.2.53\n");
+    tatami.run_with(&["--cap-add", "FLY"], &["true"]).expect_error(125, &["FLY"]);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_profile_takes_system_calls_away() {
+    let tatami = Tatami::new();
+    let profile = tatami.scratch().join("profile.json");
+    let rule = r#"{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":1}"#;
+    fs::write(&profile, format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{rule}]}}"#)).unwrap();
+    let options = ["--seccomp", profile.to_str().unwrap()];
+    let refused = tatami.run_with(&options, &["mkdir", "/x"]).expect_status(1).err();
+    assert!(refused.contains("not permitted"), "{refused}");
+    fs::write(&profile, "{}").unwrap();
+    tatami.run_with(&options, &["true"]).expect_error(125, &["profile.json", "defaultAction"]);
+}
