@@ -95,13 +95,13 @@ fn exec_on_a_terminal_is_a_terminal() {
     let tatami = Tatami::new();
     tatami.detach(&["--name", "web"], STUBBORN);
     let mut terminal = Terminal::start(tatami.command(&["exec", "-it", "web", "sh"]), 30, 91);
-    terminal.send("stty size; trap 'echo caught' INT\n");
+    terminal.send("stty size; trap 'echo caught $((40+2))' INT\n");
     terminal.wait_for("30 91");
     terminal.resize(20, 70);
     terminal.send("stty size\n");
     terminal.wait_for("20 70");
     terminal.send("\u{3}");
-    terminal.wait_for("\ncaught");
+    terminal.wait_for("caught 42");
     terminal.send("exit 9\n");
     assert_eq!(terminal.finish(), 9);
     tatami.tatami(&["rm", "-f", "web"]).expect_status(0);
