@@ -9,11 +9,13 @@ mod device;
 pub mod fs;
 mod interrupt;
 pub mod mmio;
+pub mod rate_limit;
 pub mod ring;
 pub mod rng;
 pub mod spec;
 #[cfg(test)]
 mod testing;
+mod throttle;
 mod transport;
 pub mod vsock;
 mod worker;
@@ -23,8 +25,10 @@ pub use device::{ActivateError, Activation, ActiveQueue, DeviceKind, Interrupt, 
 pub use fs::{Fs, FsConfig, FsError};
 pub use interrupt::LineInterrupt;
 pub use mmio::MmioTransport;
+pub use rate_limit::{Allowance, RateLimit, RateLimiter};
 pub use ring::{Chain, Ring, RingError, Segment};
 pub use rng::Rng;
+pub use throttle::Throttle;
 pub use transport::{QueueFault, QueueState, RestoreError, Transport, TransportState};
 pub use vsock::{HostPorts, Vsock, VsockError};
 pub use worker::{Fault, Progress, TOKEN_LIMIT, Work, Worker};

@@ -286,6 +286,13 @@ impl Ring {
         done.map_err(|source| self.unreachable(source))
     }
 
+    /// Undoes [`Ring::take`] of `chain`, the last one taken: it will be the next one again. For what cannot be served yet.
+    pub fn put_back(&mut self, chain: Chain) {
+        self.in_use[usize::from(chain.head / 64)] &= !(1 << (chain.head % 64));
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+        self.spare = chain.segments;
+    }
+
     /// Interrupts the driver, unless it does not want to hear of what was given back since the last call.
     ///
     /// # Errors

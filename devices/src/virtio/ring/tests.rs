@@ -79,6 +79,27 @@ fn segment(address: u64, len: u32) -> Segment {
 }
 
 #[test]
+fn what_is_put_back_is_taken_again() {
+    let mut bench = Bench::new();
+    bench.table(&[into(0x1_0000, 64), into(0x2_0000, 32)]);
+    for head in [0, 1] {
+        bench.rings.offer(head);
+    }
+    for _ in 0..3 {
+        let chain = bench.ring.take().unwrap().expect("a chain");
+        assert_eq!(chain.head(), 0);
+        bench.ring.put_back(chain);
+    }
+    for head in [0, 1] {
+        let chain = bench.ring.take().unwrap().expect("a chain");
+        assert_eq!(chain.head(), head);
+        bench.ring.give_back(chain, 1).unwrap();
+    }
+    assert!(bench.ring.take().unwrap().is_none());
+    assert_eq!([bench.rings.used(0), bench.rings.used(1)], [(0, 1), (1, 1)]);
+}
+
+#[test]
 fn a_chain_is_split_into_what_to_read_and_what_to_write() {
     let mut bench = Bench::new();
     let chain = bench
