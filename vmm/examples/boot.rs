@@ -1,18 +1,23 @@
 //! Boots a kernel in this very process, unjailed, with its serial line on stdout: for debugging and for measuring.
 //!
-//! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--quiet]`
+//! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--quiet]
+//! [--disk IMAGE] [--direct] [--no-uring] [--queues N]`
 //! ends when the guest resets, with the time it took, the exits it needed and what KVM counted (where debugfs is mounted) on
 //! stderr. An entropy device is always there; files of DIR appear under the tag `shared`, and SOCKET is made.
+//! IMAGE is the guest's disk, past the host's page cache with `--direct`.
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use tatami_devices::virtio::{Fs, FsConfig, HostPorts, Rng, Threads, VirtioDevice, Vsock};
+use tatami_devices::virtio::{
+    Blk, BlkConfig, DiskPart, Fs, FsConfig, HostPorts, Rng, Slot, Threads, VirtioDevice, Vsock,
+};
 use tatami_vmm::boot::{BuiltVm, Origin, Parts};
 use tatami_vmm::{StopReason, VmConfig, VmmThreads};
 use vmm_sys_util::poll::PollContext;
@@ -22,6 +27,9 @@ struct Arguments {
     initrd: Option<PathBuf>,
     shared: Option<PathBuf>,
     vsock: Option<PathBuf>,
+    disk: Option<PathBuf>,
+    direct: bool,
+    uring: bool,
     config: VmConfig,
 }
 
@@ -73,7 +81,16 @@ fn devices(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> 
     if let Some(socket) = &arguments.vsock {
         let listener = UnixListener::bind(socket).with_context(|| format!("cannot make {}", socket.display()))?;
         let cid = arguments.config.vsock_cid.into();
-        devices.push(Box::new(Vsock::new(cid, listener, Box::new(NoPorts), threads)?));
+        devices.push(Box::new(Vsock::new(cid, listener, Box::new(NoPorts), Arc::clone(&threads))?));
+    }
+    if let Some(disk) = &arguments.disk {
+        let flags = if arguments.direct { libc::O_DIRECT } else { 0 };
+        let image = File::options().read(true).write(true).custom_flags(flags).open(disk);
+        let image = image.with_context(|| format!("cannot open {}", disk.display()))?;
+        let (length, slot) = (image.metadata()?.len(), Slot::empty("disk"));
+        slot.insert(vec![DiskPart { image, start: 0, length, read_only: false }])?;
+        let config = BlkConfig { queues: arguments.config.disk_queues, uring: arguments.uring, ..BlkConfig::default() };
+        devices.push(Box::new(Blk::new(slot, config, threads)?));
     }
     Ok(devices)
 }
@@ -129,6 +146,7 @@ impl Write for Console {
 fn arguments() -> anyhow::Result<Arguments> {
     let mut config = VmConfig { console: true, ..VmConfig::default() };
     let (mut kernel, mut initrd, mut shared, mut vsock) = (None, None, None, None);
+    let (mut disk, mut direct, mut uring) = (None, false, true);
     let mut given = std::env::args().skip(1);
     while let Some(name) = given.next() {
         let mut value = || given.next().with_context(|| format!("{name} wants a value"));
@@ -140,10 +158,15 @@ fn arguments() -> anyhow::Result<Arguments> {
             "--cmdline" => config.command_line_extra = value()?,
             "--memory" => config.memory_mib = value()?.parse()?,
             "--cpus" => config.vcpus = value()?.parse()?,
+            "--disk" => disk = Some(value()?.into()),
+            "--direct" => direct = true,
+            "--no-uring" => uring = false,
+            "--queues" => config.disk_queues = value()?.parse()?,
             "--quiet" => config.console = false,
             _ => bail!("unknown argument {name}"),
         }
     }
     config.max_vcpus = config.vcpus;
-    Ok(Arguments { kernel: kernel.context("--kernel is missing")?, initrd, shared, vsock, config })
+    let kernel = kernel.context("--kernel is missing")?;
+    Ok(Arguments { kernel, initrd, shared, vsock, disk, direct, uring, config })
 }

@@ -107,7 +107,7 @@ enum Beginning {
     /// A kernel and an initrd to be read.
     Load(File, Option<File>),
     /// Everything but memory.
-    Restore(State),
+    Restore(Box<State>),
 }
 
 /// What answers at addresses; the virtio devices among them, in the order of their places.
@@ -133,7 +133,7 @@ impl BuiltVm {
             // Its files are closed here: nothing that the guest could take over may still open them.
             Origin::Snapshot(snapshot) => {
                 let state = snapshot.read(config)?;
-                (snapshot.map(&state, &ram)?, Beginning::Restore(state))
+                (snapshot.map(&state, &ram)?, Beginning::Restore(Box::new(state)))
             }
         };
         let vm = kvm.create_vm(memory)?;

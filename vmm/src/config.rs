@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tatami_arch::{Host, Machine};
+use tatami_devices::virtio::{BLK_QUEUES_MAX, RateLimit};
 
 /// A machine's configuration. Files and sockets travel beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,10 @@ pub struct VmConfig {
     /// Slots for disks, empty at the start: [`crate::VmmProcess::attach_disk`] fills them while the guest runs. The guest knows
     /// them by [`slot_serial`].
     pub disk_slots: u8,
+    /// Queues of each slot, which a guest of several vCPUs fills side by side: at least one. It sets some 64 KiB aside for each.
+    pub disk_queues: u8,
+    /// How fast each slot's disk may be.
+    pub disk_limit: RateLimit,
     /// The guest's kernel talks on its serial line; otherwise only its last words are heard.
     pub console: bool,
 }
@@ -65,6 +70,9 @@ pub enum ConfigError {
     /// More than the machine has places for.
     #[error("a sandbox has at most {MAX_DISK_SLOTS} slots for disks, {0} were asked for")]
     DiskSlots(u8),
+    /// None, or more than a disk can have.
+    #[error("a disk has between 1 and {BLK_QUEUES_MAX} queues, {0} were asked for")]
+    DiskQueues(u8),
 }
 
 impl Default for VmConfig {
@@ -77,6 +85,8 @@ impl Default for VmConfig {
             command_line_extra: String::new(),
             vsock_cid: 3,
             disk_slots: 0,
+            disk_queues: 1,
+            disk_limit: RateLimit::default(),
             console: false,
         }
     }
@@ -101,6 +111,9 @@ impl VmConfig {
         }
         if self.vsock_cid < 3 {
             return Err(ConfigError::VsockAddress(self.vsock_cid));
+        }
+        if self.disk_queues == 0 || self.disk_queues > BLK_QUEUES_MAX {
+            return Err(ConfigError::DiskQueues(self.disk_queues));
         }
         match self.disk_slots {
             0..=MAX_DISK_SLOTS => Ok(()),
@@ -136,5 +149,7 @@ mod tests {
         assert_eq!(error(|c| c.memory_mib = 8), ConfigError::TooLittleMemory { wanted: 8, least: 32 });
         assert_eq!(error(|c| c.vsock_cid = 2), ConfigError::VsockAddress(2));
         assert_eq!(error(|c| c.disk_slots = 9), ConfigError::DiskSlots(9));
+        assert_eq!(error(|c| c.disk_queues = 0), ConfigError::DiskQueues(0));
+        assert_eq!(error(|c| c.disk_queues = 9), ConfigError::DiskQueues(9));
     }
 }

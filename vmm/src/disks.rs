@@ -3,12 +3,13 @@
 //! Opens nothing: images come as descriptors. Does not know what is on them.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tatami_devices::virtio::{Blk, DiskError, DiskPart, Slot, Threads, VirtioDevice};
+use tatami_devices::virtio::{Blk, BlkConfig, DiskError, DiskPart, Slot, Threads, VirtioDevice};
 
-use crate::config::slot_serial;
+use crate::config::{VmConfig, slot_serial};
 use crate::control::Part;
 
 /// Why an order was not carried out.
@@ -43,9 +44,18 @@ impl DiskSlots {
         DiskSlots((0..count).map(|slot| Slot::empty(&slot_serial(slot))).collect())
     }
 
-    /// A device for each.
-    pub(crate) fn devices(&self, threads: &Arc<dyn Threads>) -> impl Iterator<Item = Box<dyn VirtioDevice>> {
-        self.0.iter().map(|slot| Box::new(Blk::new(slot.clone(), Arc::clone(threads))) as _)
+    /// A device for each, as `config` wants them.
+    ///
+    /// # Errors
+    /// When a limited one has no timer.
+    pub(crate) fn devices(
+        &self,
+        config: &VmConfig,
+        threads: &Arc<dyn Threads>,
+    ) -> io::Result<Vec<Box<dyn VirtioDevice>>> {
+        let config = BlkConfig { queues: config.disk_queues, limit: config.disk_limit, uring: true };
+        let device = |slot: &Slot| Ok(Box::new(Blk::new(slot.clone(), config, Arc::clone(threads))?) as _);
+        self.0.iter().map(device).collect()
     }
 
     /// Puts a disk of these parts into an empty slot.

@@ -127,7 +127,7 @@ fn devices(
         Box::new(Vsock::new(start.config.vsock_cid.into(), listener, ports, Arc::clone(&threads))?),
         Box::new(Rng::new(Arc::clone(&threads))),
     ];
-    devices.extend(slots.devices(&threads));
+    devices.extend(slots.devices(&start.config, &threads)?);
     Ok(devices)
 }
 

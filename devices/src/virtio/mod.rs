@@ -20,7 +20,7 @@ mod transport;
 pub mod vsock;
 mod worker;
 
-pub use blk::{Blk, DiskError, DiskPart, Slot};
+pub use blk::{BLK_QUEUES_MAX, Blk, BlkConfig, DiskError, DiskPart, Slot};
 pub use device::{ActivateError, Activation, ActiveQueue, DeviceKind, Interrupt, Role, Threads, VirtioDevice};
 pub use fs::{Fs, FsConfig, FsError};
 pub use interrupt::LineInterrupt;

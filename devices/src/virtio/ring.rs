@@ -231,6 +231,11 @@ impl Ring {
         self.index
     }
 
+    /// Descriptors.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
     /// Signalled when the driver has made chains available.
     pub fn kick(&self) -> &EventFd {
         &self.kick

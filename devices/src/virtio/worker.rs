@@ -56,6 +56,10 @@ pub trait Work: Send + 'static {
     /// # Errors
     /// When the device cannot go on.
     fn ready(&mut self, token: u32, set: EventSet, ops: &mut EventOps<'_>) -> Result<(), Fault>;
+
+    /// Called on the thread after everything else, however it ends: nothing of this device's may touch guest memory or a queue
+    /// afterwards. A device that does all its work within the calls above has nothing to add.
+    fn finish(&mut self) {}
 }
 
 /// Tokens from here on are the worker's own.
@@ -144,7 +148,8 @@ fn serve<W: Work>(manager: &mut EventManager<Turn<W>>, turn: Turn<W>) -> Option<
             break Err(Fault::Host(other(error)));
         }
     };
-    let turn = manager.remove_subscriber(id).ok()?;
+    let mut turn = manager.remove_subscriber(id).ok()?;
+    turn.work.finish();
     if let Err(fault) = outcome {
         log::error!("{}: the device stops until it is reset: {fault}", turn.name);
         turn.interrupt.needs_reset();

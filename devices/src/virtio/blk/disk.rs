@@ -1,22 +1,18 @@
 //! A disk made of raw images, one after another: files or block devices whose bytes are the disk's. No format is ever looked
 //! for in them.
 //!
+//! Says by which steps a request is carried out, each of them one system call on one image; [`super::flight`] takes them.
 //! Knows offsets in bytes, not sectors, and trusts them: [`super::request`] has judged them.
-#![allow(unsafe_code, reason = "preadv and pwritev straight into guest memory, which no safe reference may point into")]
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
 
-use rustix::fs::FallocateFlags;
-use vm_memory::GuestMemory as _;
+use rustix::fs::OFlags;
 
-use super::request::Range;
+use super::request::{Range, Request};
 use super::spec::SECTOR_BYTES;
-use crate::virtio::{GuestMemory, Segment, ring};
-
-/// Most buffers in one system call (IOV_MAX).
-const BUFFERS_MAX: usize = 1024;
+use crate::virtio::ring;
 
 /// One image of a disk, and where on the disk it lies; all in bytes.
 #[derive(Debug)]
@@ -75,20 +71,37 @@ pub enum DiskError {
 #[derive(Debug)]
 pub(super) struct Disk {
     parts: Vec<DiskPart>,
+    cached: bool,
 }
 
-/// The piece of a transfer that lies in one part.
-struct Piece<'a> {
-    part: &'a DiskPart,
-    /// Where in the image.
-    offset: u64,
-    /// How many bytes of the transfer come before it.
-    done: u64,
-    len: u64,
+/// One system call on one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) deed: Deed,
+    /// Index of the part.
+    pub(super) part: usize,
+    /// Where in the image, in bytes.
+    pub(super) offset: u64,
+    /// How many bytes of the request come before it.
+    pub(super) skip: u64,
+    /// Bytes.
+    pub(super) len: u64,
 }
 
-/// A system call that moves bytes between a descriptor and buffers.
-type Move = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off64_t) -> isize;
+/// What a step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    /// preadv: the guest gets what the image has.
+    Read,
+    /// pwritev: the image gets what the guest has.
+    Write,
+    /// fdatasync of the whole image.
+    Sync,
+    /// fallocate: gives space back; what was there is zero afterwards.
+    Punch,
+    /// fallocate: makes zero and keeps the space. Where the file system cannot, it is taken for [`Deed::Punch`].
+    Zero,
+}
 
 impl Disk {
     /// Checks that `parts` make a disk.
@@ -114,61 +127,60 @@ impl Disk {
                 return Err(DiskError::Short { part: index, expected: part.length, found });
             }
         }
-        if parts.is_empty() { Err(DiskError::NoParts) } else { Ok(Disk { parts }) }
+        if parts.is_empty() {
+            return Err(DiskError::NoParts);
+        }
+        let cached = parts.iter().all(|part| is_cached(&part.image));
+        Ok(Disk { parts, cached })
     }
 
     pub(super) fn sectors(&self) -> u64 {
         self.parts.last().map_or(0, |last| (last.start + last.length) / SECTOR_BYTES)
     }
 
-    pub(super) fn read(&self, memory: &GuestMemory, into: &[Segment], offset: u64) -> io::Result<()> {
-        for piece in self.pieces(offset, ring::total(into).into(), false)? {
-            piece.transfer(libc::preadv64, memory, into)?;
-        }
-        Ok(())
+    /// The file of part number `part`, which a [`Step`] names.
+    pub(super) fn image(&self, part: usize) -> &File {
+        &self.parts[part].image
     }
 
-    pub(super) fn write(&self, memory: &GuestMemory, from: &[Segment], offset: u64) -> io::Result<()> {
-        for piece in self.pieces(offset, ring::total(from).into(), true)? {
-            piece.transfer(libc::pwritev64, memory, from)?;
-        }
-        Ok(())
+    /// Whether all of it goes through the host's page cache: not opened with O_DIRECT.
+    pub(super) fn is_cached(&self) -> bool {
+        self.cached
     }
 
-    pub(super) fn flush(&self) -> io::Result<()> {
-        self.parts.iter().filter(|part| !part.read_only).try_for_each(|part| part.image.sync_data())
-    }
-
-    /// Gives a range's space back; its contents are zero afterwards.
-    pub(super) fn discard(&self, range: Range) -> io::Result<()> {
-        self.allocate(range, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE)
-    }
-
-    /// Makes a range zero, keeping its space unless it may go (or the file system cannot do it otherwise).
-    pub(super) fn write_zeroes(&self, range: Range) -> io::Result<()> {
-        if !range.unmap {
-            let kept = self.allocate(range, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE);
-            if !matches!(&kept, Err(error) if error.kind() == io::ErrorKind::Unsupported) {
-                return kept;
-            }
-        }
-        self.discard(range)
-    }
-
-    fn allocate(&self, range: Range, flags: FallocateFlags) -> io::Result<()> {
-        for piece in self.pieces(range.offset, range.len, true)? {
-            rustix::fs::fallocate(&piece.part.image, flags, piece.offset, piece.len)?;
-        }
-        Ok(())
-    }
-
-    /// Where `len` bytes at `offset` are.
+    /// The steps that `request` takes. `durable`: what it changes must last when it has been carried out.
     ///
     /// # Errors
-    /// When some of them are nowhere, or `writing` and they may not be written: nothing is done by halves.
-    fn pieces(&self, offset: u64, len: u64, writing: bool) -> io::Result<Vec<Piece<'_>>> {
-        let (mut pieces, mut done) = (Vec::new(), 0);
-        for part in &self.parts {
+    /// When some of what is asked for is nowhere, or must not be written: then nothing is to be done, not even a part.
+    pub(super) fn plan(&self, request: &Request, durable: bool) -> io::Result<VecDeque<Step>> {
+        let mut steps = VecDeque::new();
+        match request {
+            Request::Read { offset, into } => self.add(&mut steps, Deed::Read, *offset, ring::total(into).into())?,
+            Request::Write { offset, from } => self.add(&mut steps, Deed::Write, *offset, ring::total(from).into())?,
+            Request::Discard(ranges) => {
+                for &Range { offset, len, .. } in ranges {
+                    self.add(&mut steps, Deed::Punch, offset, len)?;
+                }
+            }
+            Request::WriteZeroes(ranges) => {
+                for &Range { offset, len, unmap } in ranges {
+                    self.add(&mut steps, if unmap { Deed::Punch } else { Deed::Zero }, offset, len)?;
+                }
+            }
+            Request::Flush | Request::Identify { .. } => {}
+        }
+        let changes = !matches!(request, Request::Read { .. } | Request::Identify { .. });
+        if matches!(request, Request::Flush) || durable && changes {
+            let writable = self.parts.iter().enumerate().filter(|(_, part)| !part.read_only);
+            steps.extend(writable.map(|(part, _)| Step { deed: Deed::Sync, part, offset: 0, skip: 0, len: 0 }));
+        }
+        Ok(steps)
+    }
+
+    /// Adds the steps that do `deed` to `len` bytes at `offset`.
+    fn add(&self, steps: &mut VecDeque<Step>, deed: Deed, offset: u64, len: u64) -> io::Result<()> {
+        let mut done = 0;
+        for (index, part) in self.parts.iter().enumerate() {
             let at = offset + done;
             if done == len || at < part.start {
                 break;
@@ -176,51 +188,20 @@ impl Disk {
             if at >= part.start + part.length {
                 continue;
             }
-            if writing && part.read_only {
+            if deed != Deed::Read && part.read_only {
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a write to what is read-only"));
             }
             let (offset, len) = (at - part.start, (len - done).min(part.start + part.length - at));
-            pieces.push(Piece { part, offset, done, len });
+            steps.push_back(Step { deed, part: index, offset, skip: done, len });
             done += len;
         }
         match done == len {
-            true => Ok(pieces),
+            true => Ok(()),
             false => Err(io::Error::new(io::ErrorKind::InvalidInput, "a request for what lies between two images")),
         }
     }
 }
 
-impl Piece<'_> {
-    /// Moves this piece's share of `segments`, in as many calls as it takes.
-    fn transfer(&self, call: Move, memory: &GuestMemory, segments: &[Segment]) -> io::Result<()> {
-        let mut moved = 0;
-        while moved < self.len {
-            // Within one request, whose length is a u32.
-            let (skip, len) = ((self.done + moved) as u32, (self.len - moved) as u32);
-            let mut buffers = Vec::with_capacity(segments.len().min(BUFFERS_MAX));
-            for segment in ring::slice(segments, skip, len).iter().take(BUFFERS_MAX) {
-                let slice = memory.get_slice(segment.address, segment.len as usize).map_err(io::Error::other)?;
-                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-                buffers.push(libc::iovec { iov_base, iov_len: slice.len() });
-            }
-            let at = i64::try_from(self.offset + moved).map_err(io::Error::other)?;
-            // SAFETY: the buffers lie in guest RAM, which `memory` keeps mapped for the call; the guest may write there at the same
-            // time, and nothing here has a reference into it.
-            let count =
-                unsafe { call(self.part.image.as_raw_fd(), buffers.as_ptr(), buffers.len() as libc::c_int, at) };
-            match count {
-                // The image has shrunk since it was opened.
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                // At most what was asked for, which fits.
-                1.. => moved += count as u64,
-                _ => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
+fn is_cached(image: &File) -> bool {
+    rustix::fs::fcntl_getfl(image).is_ok_and(|flags| !flags.contains(OFlags::DIRECT))
 }

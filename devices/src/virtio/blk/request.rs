@@ -25,6 +25,26 @@ pub(super) enum Request {
     WriteZeroes(Vec<Range>),
 }
 
+impl Request {
+    /// Bytes that it moves between guest and disk.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Request::Read { into: segments, .. } | Request::Write { from: segments, .. } => {
+                ring::total(segments).into()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Where they are in the guest.
+    pub(super) fn into_segments(self) -> Vec<Segment> {
+        match self {
+            Request::Read { into: segments, .. } | Request::Write { from: segments, .. } => segments,
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// A part of the disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {

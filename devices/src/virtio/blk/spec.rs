@@ -9,6 +9,10 @@ pub(super) const FEATURE_SEGMENTS_MAX: u64 = 1 << 2;
 pub(super) const FEATURE_BLOCK_SIZE: u64 = 1 << 6;
 /// VIRTIO_BLK_F_FLUSH: there is a cache, and a command to write it out.
 pub(super) const FEATURE_FLUSH: u64 = 1 << 9;
+/// VIRTIO_BLK_F_TOPOLOGY: what sizes the disk likes is in the configuration.
+pub(super) const FEATURE_TOPOLOGY: u64 = 1 << 10;
+/// VIRTIO_BLK_F_MQ: `num_queues` is in the configuration.
+pub(super) const FEATURE_QUEUES: u64 = 1 << 12;
 /// VIRTIO_BLK_F_DISCARD.
 pub(super) const FEATURE_DISCARD: u64 = 1 << 13;
 /// VIRTIO_BLK_F_WRITE_ZEROES.
@@ -42,23 +46,31 @@ pub(super) enum Status {
 
 /// Most buffers of one request: what a ring holds, without header and status.
 pub(super) const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Size of the one queue. The guest sets memory aside for as many requests, some 500 bytes each, whether the slot is used or not.
+/// Size of a queue. The guest sets memory aside for as many requests, some 500 bytes each, whether the slot is used or not.
 pub(super) const QUEUE_SIZE: u16 = 128;
 /// Most ranges of one request to discard or to zero.
 pub(super) const RANGES_MAX: u32 = 16;
 /// Most sectors of one such range: 2 GiB.
 pub(super) const RANGE_SECTORS_MAX: u32 = 1 << 22;
 
+/// Sectors of a block that is written without reading it first, as a power of two.
+const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
+
 /// Bytes of the configuration space.
 pub(super) const CONFIG_BYTES: usize = 60;
 
-/// The configuration space (5.2.4) of a disk of `sectors` sectors.
-pub(super) fn config_space(sectors: u64) -> [u8; CONFIG_BYTES] {
+/// The configuration space (5.2.4) of a disk of `sectors` sectors and `queues` queues.
+pub(super) fn config_space(sectors: u64, queues: u16) -> [u8; CONFIG_BYTES] {
     let mut space = [0; CONFIG_BYTES];
     let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &sectors.to_le_bytes());
     put(12, &SEGMENTS_MAX.to_le_bytes());
     put(20, &(SECTOR_BYTES as u32).to_le_bytes());
+    // Topology: images lie in files and on disks of 4 KiB blocks, 2^3 sectors; no offset; the least and the best sizes of a transfer,
+    // in sectors (0: no best one).
+    put(24, &[PHYSICAL_BLOCK_EXPONENT, 0]);
+    put(26, &(1_u16 << PHYSICAL_BLOCK_EXPONENT).to_le_bytes());
+    put(34, &queues.to_le_bytes());
     // Discard: sectors, ranges, alignment.
     put(36, &RANGE_SECTORS_MAX.to_le_bytes());
     put(40, &RANGES_MAX.to_le_bytes());

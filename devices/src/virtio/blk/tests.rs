@@ -1,13 +1,21 @@
-//! A disk in a temporary file through the device; requests at and beyond its edges; slots that fill while the guest runs.
+//! Disks in temporary files through the device: what both engines must do alike (`tests/cases.rs`), and what is the device's own.
 
-use std::fs::{File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use super::spec::*;
 use super::*;
-use crate::virtio::spec::INTERRUPT_CONFIG;
-use crate::virtio::testing::{Driver, into, memory, out, threads};
+use crate::virtio::Allowance;
+use crate::virtio::testing::{Driver, into, out, threads};
+
+mod many;
+
+#[allow(clippy::duplicate_mod, reason = "the same cases on each engine")]
+#[path = "tests/cases.rs"]
+mod with_uring;
+#[allow(clippy::duplicate_mod, reason = "the same cases on each engine")]
+#[path = "tests/cases.rs"]
+mod without_uring;
 
 const SECTORS: u64 = 128;
 const HEADER_AT: u64 = 0x1000;
@@ -33,12 +41,6 @@ fn part(image: File, start: u64, read_only: bool) -> DiskPart {
 /// A disk of one image.
 fn whole(image: File) -> Vec<DiskPart> {
     vec![part(image, 0, false)]
-}
-
-fn start(read_only: bool) -> (Driver, File) {
-    let (slot, file) = (Slot::empty("disk-1"), image());
-    slot.insert(vec![part(file.try_clone().unwrap(), 0, read_only)]).unwrap();
-    (Driver::start(Box::new(Blk::new(slot, threads()))), file)
 }
 
 fn header(driver: &Driver, kind: u32, sector: u64) {
@@ -69,306 +71,49 @@ const OK: u8 = Status::Ok as u8;
 const ERROR: u8 = Status::Error as u8;
 const UNSUPPORTED: u8 = Status::Unsupported as u8;
 
-#[test]
-fn the_configuration_tells_the_size() {
-    let (driver, _) = start(false);
-    assert_eq!(u64::from_le_bytes(driver.config(0)), SECTORS);
-    assert_eq!(u32::from_le_bytes(driver.config(12)), u32::from(QUEUE_SIZE) - 2);
-    assert_eq!(u32::from_le_bytes(driver.config(20)), 512);
-    assert_eq!(driver.config::<8>(57), [0; 8]);
+fn device(slot: &Slot, config: BlkConfig) -> Box<dyn VirtioDevice> {
+    Box::new(Blk::new(slot.clone(), config, threads()).unwrap())
+}
+
+/// Whether io_uring can be tested here.
+fn has_uring() -> bool {
+    Uring::new(1).is_some()
 }
 
 #[test]
-fn parts_that_make_no_disk_are_refused_and_the_slot_stays_as_it_is() {
-    let slot = Slot::empty("");
-    let file = |length: u64| {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(length).unwrap();
-        file
-    };
-    let at = |start: u64, length: u64| part(file(length), start, false);
-    let error = |parts: Vec<DiskPart>| slot.insert(parts).unwrap_err();
-    assert!(matches!(error(vec![]), DiskError::NoParts));
-    assert!(matches!(error(vec![at(0, 0)]), DiskError::Empty(0)));
-    assert!(matches!(error(vec![at(0, 512), at(512, 1000)]), DiskError::Unaligned { part: 1, bytes: 1000 }));
-    assert!(matches!(error(vec![at(100, 512)]), DiskError::Unaligned { part: 0, bytes: 100 }));
-    assert!(matches!(error(vec![at(0, 1024), at(512, 512)]), DiskError::Overlap(1)));
-    assert!(matches!(error(vec![at(u64::MAX - 511, 512)]), DiskError::Overlap(0)));
-    let short = DiskPart { length: 1024, ..at(0, 512) };
-    assert!(matches!(error(vec![short]), DiskError::Short { part: 0, expected: 1024, found: 512 }));
-    let (pipe, _writer) = std::io::pipe().unwrap();
-    let no_disk = DiskPart { image: File::from(std::os::fd::OwnedFd::from(pipe)), length: 512, ..at(0, 0) };
-    assert!(matches!(error(vec![no_disk]), DiskError::Size { part: 0, .. }));
-    assert!(!slot.is_filled());
-    assert_eq!(slot.show(), 0);
-
-    slot.insert(vec![at(512, 512), at(4096, 512)]).unwrap();
-    error(vec![]);
-    assert!(slot.is_filled());
-    assert_eq!(slot.show(), 9);
-}
-
-#[test]
-fn reads_scatter_and_writes_gather() {
-    let (mut driver, file) = start(false);
-    let pieces = [into(DATA_AT, 100), into(DATA_AT + 0x1000, 412), into(DATA_AT + 0x2000, 512)];
-    assert_eq!(ask(&mut driver, TYPE_READ, 7, &pieces), (OK, 1025));
-    assert_eq!(driver.bytes(DATA_AT, 101), [&[7; 100][..], &[0]].concat());
-    assert_eq!(driver.bytes(DATA_AT + 0x1000, 412), [7; 412]);
-    assert_eq!(driver.bytes(DATA_AT + 0x2000, 512), [8; 512]);
-
-    driver.put(DATA_AT, &[0xab; 1024]);
-    assert_eq!(ask(&mut driver, TYPE_WRITE, 3, &[out(DATA_AT, 24), out(DATA_AT + 24, 1000)]), (OK, 1));
-    assert_eq!(ask(&mut driver, TYPE_FLUSH, 0, &[]), (OK, 1));
-    let mut bytes = [0; 4 * 512];
-    file.read_exact_at(&mut bytes, 2 * 512).unwrap();
-    assert_eq!(bytes, *[&[2; 512][..], &[0xab; 1024], &[5; 512]].concat());
-}
-
-#[test]
-fn header_and_status_may_lie_anywhere_in_a_chain() {
-    let (mut driver, _) = start(false);
-    header(&driver, TYPE_READ, 5);
-    // The header in two pieces; data and status in one buffer.
-    driver.post(0, 0, &[out(HEADER_AT, 3), out(HEADER_AT + 3, 13), into(DATA_AT, 513)]);
-    assert_eq!(driver.take(0), (0, 513));
-    assert_eq!(driver.bytes(DATA_AT, 514), [&[5; 512][..], &[OK, 0]].concat());
-}
-
-#[test]
-fn nothing_beyond_the_end_is_reached() {
-    let (mut driver, file) = start(false);
-    let one = [into(DATA_AT, 512)];
-    assert_eq!(ask(&mut driver, TYPE_READ, SECTORS - 1, &one), (OK, 513));
-    for sector in [SECTORS, u64::MAX / 512, u64::MAX / 512 + 1, u64::MAX] {
-        assert_eq!(ask(&mut driver, TYPE_READ, sector, &one), (ERROR, 1), "read at {sector}");
-        assert_eq!(ask(&mut driver, TYPE_WRITE, sector, &[out(DATA_AT, 512)]), (ERROR, 1), "write at {sector}");
-    }
-    assert_eq!(ask(&mut driver, TYPE_READ, SECTORS - 1, &[into(DATA_AT, 1024)]), (ERROR, 1));
-    assert_eq!(ask(&mut driver, TYPE_READ, 0, &[into(DATA_AT, 511)]), (ERROR, 1), "half a sector");
-    assert_eq!(ask(&mut driver, TYPE_WRITE, 0, &[out(DATA_AT, 513)]), (ERROR, 1), "a sector and a byte");
-    assert_eq!(file.metadata().unwrap().len(), SECTORS * 512, "the image has grown");
-}
-
-#[test]
-fn a_read_only_disk_stays_as_it_is() {
-    let (mut driver, file) = start(true);
-    assert_eq!(ask(&mut driver, TYPE_WRITE, 0, &[out(DATA_AT, 512)]), (ERROR, 1));
-    driver.put(DATA_AT, &range(0, 8, 0));
-    assert_eq!(ask(&mut driver, TYPE_DISCARD, 0, &[out(DATA_AT, 16)]), (ERROR, 1));
-    assert_eq!(ask(&mut driver, TYPE_WRITE_ZEROES, 0, &[out(DATA_AT, 16)]), (ERROR, 1));
-    assert_eq!(ask(&mut driver, TYPE_FLUSH, 0, &[]), (OK, 1));
-    let mut bytes = [0; 512];
-    file.read_exact_at(&mut bytes, 512).unwrap();
-    assert_eq!(bytes, [1; 512]);
-}
-
-#[test]
-fn a_disk_of_several_images_is_one_disk_with_holes_that_nobody_reaches() {
-    let (first, second) = (image(), image());
-    let slot = Slot::empty("");
-    let parts =
-        vec![part(first.try_clone().unwrap(), 0, true), part(second.try_clone().unwrap(), SECTORS * 512, false)];
-    slot.insert(parts).unwrap();
-    let mut driver = Driver::start(Box::new(Blk::new(slot.clone(), threads())));
-    assert_eq!(u64::from_le_bytes(driver.config(0)), 2 * SECTORS);
-
-    // Across the border, in pieces that do not end there.
-    let pieces = [into(DATA_AT, 700), into(DATA_AT + 0x1000, 324), into(DATA_AT + 0x2000, 512)];
-    assert_eq!(ask(&mut driver, TYPE_READ, SECTORS - 1, &pieces), (OK, 1537));
-    assert_eq!(driver.bytes(DATA_AT, 700), [&[127; 512][..], &[0; 188]].concat());
-    assert_eq!(driver.bytes(DATA_AT + 0x1000, 324), [0; 324]);
-    assert_eq!(driver.bytes(DATA_AT + 0x2000, 512), [1; 512]);
-
-    // What may not be written is not written in part either.
-    driver.put(DATA_AT, &[0xab; 1024]);
-    assert_eq!(ask(&mut driver, TYPE_WRITE, SECTORS - 1, &[out(DATA_AT, 1024)]), (ERROR, 1));
-    assert_eq!(ask(&mut driver, TYPE_WRITE, SECTORS + 1, &[out(DATA_AT, 1024)]), (OK, 1));
-    let mut bytes = [0; 4 * 512];
-    second.read_exact_at(&mut bytes, 0).unwrap();
-    assert_eq!(bytes, *[&[0; 512][..], &[0xab; 1024], &[3; 512]].concat());
-
-    slot.insert(vec![part(first, 512, false), part(second, (SECTORS + 2) * 512, false)]).unwrap();
-    let two = [into(DATA_AT, 1024)];
-    for (sector, status) in [(0, ERROR), (1, OK), (SECTORS, ERROR), (SECTORS + 1, ERROR), (SECTORS + 2, OK)] {
-        assert_eq!(ask(&mut driver, TYPE_READ, sector, &two).0, status, "at {sector}");
-    }
-}
-
-#[test]
-fn it_says_who_it_is() {
-    let (mut driver, _) = start(false);
-    assert_eq!(ask(&mut driver, TYPE_IDENTIFY, 0, &[into(DATA_AT, 20)]), (OK, 21));
-    assert_eq!(driver.bytes(DATA_AT, 20), *b"disk-1\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    assert_eq!(ask(&mut driver, TYPE_IDENTIFY, 0, &[into(DATA_AT, 19)]), (ERROR, 1));
-}
-
-#[test]
-fn unknown_requests_are_unsupported() {
-    let (mut driver, _) = start(false);
-    for kind in [2, 3, 99, u32::MAX] {
-        assert_eq!(ask(&mut driver, kind, 0, &[out(DATA_AT, 512)]), (UNSUPPORTED, 1));
-    }
-}
-
-#[test]
-fn zeroes_are_written_and_space_is_given_back() {
-    let (mut driver, mut file) = start(false);
-    let before = file.metadata().unwrap().blocks();
-    driver.put(DATA_AT, &[range(1, 2, 0), range(8, 8, RANGE_UNMAP)].concat());
-    assert_eq!(ask(&mut driver, TYPE_WRITE_ZEROES, 0, &[out(DATA_AT, 32)]), (OK, 1));
-    driver.put(DATA_AT, &range(64, 64, 0));
-    assert_eq!(ask(&mut driver, TYPE_DISCARD, 0, &[out(DATA_AT, 16)]), (OK, 1));
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).unwrap();
-    for (sector, content) in (0..).zip(bytes.chunks_exact(512)) {
-        let is_zero = matches!(sector, 0..=2 | 8..=15 | 64..=127);
-        assert_eq!(content, [if is_zero { 0 } else { sector as u8 }; 512], "sector {sector}");
-    }
-    assert!(file.metadata().unwrap().blocks() < before, "no space was given back");
-}
-
-#[test]
-fn bad_ranges_are_refused() {
-    let (mut driver, _) = start(false);
-    for (sector, sectors, flags, status) in [
-        (SECTORS, 1, 0, ERROR),
-        (0, SECTORS as u32 + 1, 0, ERROR),
-        (u64::MAX, 1, 0, ERROR),
-        (0, u32::MAX, 0, ERROR),
-        (0, 1, 2, UNSUPPORTED),
-    ] {
-        driver.put(DATA_AT, &range(sector, sectors, flags));
-        for kind in [TYPE_DISCARD, TYPE_WRITE_ZEROES] {
-            assert_eq!(ask(&mut driver, kind, 0, &[out(DATA_AT, 16)]), (status, 1), "{sectors} at {sector}");
+fn each_queue_is_served() {
+    for uring in [true, false] {
+        let slot = Slot::empty("");
+        slot.insert(whole(image())).unwrap();
+        let mut driver = Driver::start(device(&slot, BlkConfig { queues: 4, uring, ..BlkConfig::default() }));
+        assert_eq!(u16::from_le_bytes(driver.config(34)), 4);
+        for queue in 0..4 {
+            header(&driver, TYPE_READ, queue as u64 + 1);
+            driver.post(queue, 0, &[out(HEADER_AT, HEADER_BYTES as u32), into(DATA_AT, 513)]);
+            assert_eq!(driver.take(queue), (0, 513));
+            assert_eq!(driver.bytes(DATA_AT, 513), [&[queue as u8 + 1; 512][..], &[OK]].concat());
         }
     }
-    driver.put(DATA_AT, &range(0, 1, RANGE_UNMAP));
-    assert_eq!(ask(&mut driver, TYPE_DISCARD, 0, &[out(DATA_AT, 16)]), (UNSUPPORTED, 1));
-    for len in [0, 15, 17, 16 * (RANGES_MAX + 1)] {
-        assert_eq!(ask(&mut driver, TYPE_DISCARD, 0, &[out(0x20_0000, len)]), (ERROR, 1), "{len} bytes of ranges");
-    }
 }
 
 #[test]
-fn requests_that_cannot_be_answered_stop_the_device() {
-    let chains = [
-        vec![out(HEADER_AT, 16)],
-        vec![into(STATUS_AT, 1)],
-        vec![out(HEADER_AT, 15), into(STATUS_AT, 1)],
-        vec![out(HEADER_AT, 16), into(STATUS_AT, 0)],
-    ];
-    for chain in chains {
-        let (mut driver, _) = start(false);
-        header(&driver, TYPE_READ, 0);
-        driver.post(0, 0, &chain);
-        driver.wait_for_needs_reset();
-        assert_eq!(driver.used(0), 0);
-    }
-}
-
-#[test]
-fn a_failing_image_fails_the_request_and_nothing_else() {
-    let (mut driver, file) = start(false);
-    file.set_len(512).unwrap();
-    assert_eq!(ask(&mut driver, TYPE_READ, 1, &[into(DATA_AT, 512)]), (ERROR, 1));
-    assert_eq!(ask(&mut driver, TYPE_READ, 0, &[into(DATA_AT, 512)]), (OK, 513));
-}
-
-#[test]
-fn an_empty_slot_is_a_disk_of_nothing() {
-    let slot = Slot::empty("empty");
-    let mut driver = Driver::start(Box::new(Blk::new(slot, threads())));
-    assert_eq!(driver.config::<8>(0), [0; 8]);
-    assert_eq!(ask(&mut driver, TYPE_READ, 0, &[into(DATA_AT, 512)]), (ERROR, 1));
-    assert_eq!(ask(&mut driver, TYPE_FLUSH, 0, &[]), (ERROR, 1));
-    assert_eq!(ask(&mut driver, TYPE_IDENTIFY, 0, &[into(DATA_AT, 20)]), (OK, 21));
-}
-
-#[test]
-fn a_slot_is_filled_and_emptied_while_the_guest_runs() {
-    let slot = Slot::empty("later");
-    let mut driver = Driver::start(Box::new(Blk::new(slot.clone(), threads())));
-    let generation = driver.get(0xfc);
-    slot.insert(whole(image())).unwrap();
-    assert_eq!(driver.get(0x60), INTERRUPT_CONFIG);
-    assert_ne!(driver.get(0xfc), generation);
-    assert_eq!(u64::from_le_bytes(driver.config(0)), SECTORS);
-    assert_eq!(ask(&mut driver, TYPE_READ, 2, &[into(DATA_AT, 512)]), (OK, 513));
-    slot.eject();
-    assert_eq!(ask(&mut driver, TYPE_READ, 2, &[into(DATA_AT, 512)]), (ERROR, 1));
-}
-
-#[test]
-fn a_slot_is_used_again_and_again() {
-    let slot = Slot::empty("again");
-    let mut driver = Driver::start(Box::new(Blk::new(slot.clone(), threads())));
-    for round in 0..3_u8 {
-        let file = tempfile::tempfile().unwrap();
-        let sectors = u64::from(round) + 1;
-        file.write_all_at(&vec![0x10 + round; 512 * sectors as usize], 0).unwrap();
-        slot.insert(whole(file)).unwrap();
-        assert_eq!(u64::from_le_bytes(driver.config(0)), sectors);
-        assert_eq!(ask(&mut driver, TYPE_READ, sectors - 1, &[into(DATA_AT, 512)]), (OK, 513));
-        assert_eq!(driver.bytes(DATA_AT, 512), [0x10 + round; 512]);
-        assert_eq!(ask(&mut driver, TYPE_READ, sectors, &[into(DATA_AT, 512)]), (ERROR, 1));
-        slot.eject();
-        assert!(!slot.is_filled());
-        assert_eq!(driver.config::<8>(0), [0; 8]);
-    }
-}
-
-#[test]
-fn a_reset_leaves_the_disk_and_forgets_the_driver() {
-    let slot = Slot::empty("reset");
-    let mut driver = Driver::start(Box::new(Blk::new(slot.clone(), threads())));
-    slot.insert(whole(image())).unwrap();
-    driver.set(0x70, 0);
-    assert_eq!((driver.get(0x70), driver.get(0x60)), (0, 0));
-    // Nobody to tell.
-    slot.eject();
-    assert_eq!(driver.get(0x60), 0);
-    slot.insert(whole(image())).unwrap();
-    driver.bring_up(u64::MAX);
-    assert_eq!(u64::from_le_bytes(driver.config(0)), SECTORS);
-    assert_eq!(driver.get(0x60) & INTERRUPT_CONFIG, 0, "what the driver has not read has not changed");
-}
-
-#[test]
-fn a_disk_that_comes_while_the_driver_starts_is_not_missed() {
-    let slot = Slot::empty("racy");
-    let mut driver = Driver::new(Box::new(Blk::new(slot.clone(), threads())));
-    assert_eq!(driver.config::<8>(0), [0; 8]);
-    slot.insert(whole(image())).unwrap();
-    driver.bring_up(u64::MAX);
-    assert_eq!(driver.get(0x60) & INTERRUPT_CONFIG, INTERRUPT_CONFIG);
-}
-
-#[test]
-fn more_pieces_than_one_system_call_takes() {
-    let (memory, file) = (memory(), image());
-    let disk = Disk::new(whole(file.try_clone().unwrap())).unwrap();
-    let piece = |index: u64| crate::virtio::Segment { address: vm_memory::GuestAddress(DATA_AT + 64 * index), len: 32 };
-    let pieces: Vec<_> = (0..2048).map(piece).collect();
-    disk.read(&memory, &pieces, 0).unwrap();
-    disk.write(&memory, &pieces[..16], 127 * 512).unwrap();
-    for index in [0, 15, 16, 1023, 1024, 2047] {
-        let mut bytes = [0; 32];
-        ring::read(&memory, &pieces[index..=index], &mut bytes);
-        assert_eq!(bytes, [(index / 16) as u8; 32], "piece {index}");
-    }
-    let mut last = [1; 512];
-    file.read_exact_at(&mut last, 127 * 512).unwrap();
-    assert_eq!(last, [0; 512]);
-}
-
-#[test]
-fn an_image_opened_for_reading_only_cannot_be_written_whatever_the_slot_says() {
-    let named = tempfile::NamedTempFile::new().unwrap();
-    named.as_file().set_len(4096).unwrap();
+fn a_driver_may_leave_queues_alone_but_the_first() {
     let slot = Slot::empty("");
-    slot.insert(whole(OpenOptions::new().read(true).open(named.path()).unwrap())).unwrap();
-    let mut driver = Driver::start(Box::new(Blk::new(slot, threads())));
-    assert_eq!(ask(&mut driver, TYPE_WRITE, 0, &[out(DATA_AT, 512)]), (ERROR, 1));
-    assert_eq!(ask(&mut driver, TYPE_READ, 0, &[into(DATA_AT, 512)]), (OK, 513));
+    let config = BlkConfig { queues: 2, ..BlkConfig::default() };
+    let mut driver = Driver::new(device(&slot, config));
+    driver.negotiate(u64::MAX);
+    driver.set_up_queue(0);
+    driver.add_status(crate::virtio::spec::STATUS_DRIVER_OK);
+    assert_eq!(ask(&mut driver, TYPE_IDENTIFY, 0, &[into(DATA_AT, 20)]), (OK, 21));
+    driver.reset();
+    driver.negotiate(u64::MAX);
+    driver.set_up_queue(1);
+    driver.add_status(crate::virtio::spec::STATUS_DRIVER_OK);
+    driver.wait_for_needs_reset();
+}
+
+#[test]
+fn one_queue_is_not_called_many() {
+    let device = device(&Slot::empty(""), BlkConfig::default());
+    assert_eq!((device.features() & FEATURE_QUEUES, device.queue_sizes().len()), (0, 1));
 }
