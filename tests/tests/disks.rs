@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use tatami_tests::{Finished, Tatami};
 
-const COMMANDS: [&str; 9] = ["cat", "dd", "echo", "id", "ls", "mount", "sh", "sleep", "true"];
+const COMMANDS: [&str; 12] = ["cat", "cp", "dd", "echo", "id", "ls", "md5sum", "mount", "sh", "sleep", "sync", "true"];
 
 /// A busybox and a greeting.
 fn tree(tatami: &Tatami) -> PathBuf {
@@ -92,6 +92,58 @@ fn a_block_device_is_the_root_too() {
     refused.expect_error(125, &[&device, "in use"]);
     assert_eq!(finished.expect_status(0).out(), "from the disk\n");
     assert_eq!(on_disk(&disk, "/etc/new"), "written\n");
+}
+
+/// Whether this machine lets processes have an io_uring (sysctl kernel.io_uring_disabled); as it was when dropped.
+struct UringSetting(String);
+
+impl UringSetting {
+    const PATH: &str = "/proc/sys/kernel/io_uring_disabled";
+
+    /// Nobody may.
+    fn forbid() -> UringSetting {
+        let before = UringSetting(fs::read_to_string(Self::PATH).unwrap());
+        fs::write(Self::PATH, "2").unwrap();
+        before
+    }
+}
+
+impl Drop for UringSetting {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::PATH, &self.0);
+    }
+}
+
+/// Four writers and readers at once; what a guest has written is what the next one, with nothing in its cache, reads.
+fn write_and_read_at_once(log: impl Fn(&str)) {
+    let tatami = Tatami::new();
+    let disk = ext4(&tatami);
+    let script = "for n in 1 2 3 4; do
+            (dd if=/dev/urandom of=/big$n bs=64k count=32; sync; cp /big$n /copy$n; sync) 2>/dev/null &
+        done; wait; cd /; md5sum big? copy?";
+    let guest = |options: &[&str], script: &str| {
+        let mut command = tatami.command(&arguments(&disk, options, &["sh", "-c", script]));
+        command.env("TATAMI_LOG", "info");
+        let finished = tatami_tests::Running::start(command).finish().expect_status(0);
+        log(&finished.err());
+        finished.out()
+    };
+    let written = guest(&[], script);
+    let sums: Vec<&str> = written.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(sums.len(), 8, "{written}");
+    assert_eq!(sums[..4], sums[4..], "a copy differs: {written}");
+    make("e2fsck", &["-fn", disk.to_str().unwrap()]);
+    assert_eq!(guest(&["--read-only"], "cd /; md5sum big? copy?"), written);
+}
+
+const WITHOUT_URING: &str = "disks go without io_uring";
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn many_write_and_read_at_once_with_io_uring_and_without() {
+    write_and_read_at_once(|log| assert!(!log.contains(WITHOUT_URING), "{log}"));
+    let _forbidden = UringSetting::forbid();
+    write_and_read_at_once(|log| assert!(log.contains(WITHOUT_URING), "{log}"));
 }
 
 #[test]
