@@ -69,7 +69,7 @@ lint: deps ## format, clippy with warnings denied, the project's own rules
 	$(CARGO) clippy --locked --workspace --all-targets --features tatami-tests/clients -- -D warnings
 	$(CARGO) test --locked --quiet -p tatami-tests --test tidy --test licences
 
-bench: build guest image ## boot time against QEMU's microvm, a whole `tatami run`, containerd next to runc, fifty at once
+bench: build guest image ## boot and disk against QEMU's microvm, a whole `tatami run`, containerd next to runc, fifty at once
 	$(CARGO) build --release --locked -p tatami-tests --bin bench
 	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami-vmm --example boot
 	$(STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-tests --bin bench-init

@@ -37,28 +37,42 @@ pub(crate) fn table(rounds: usize, clock: &str) -> Result<()> {
     Ok(())
 }
 
-/// The contestants, all of them with the files on the host's own disk.
+/// The contestants.
 fn contestants() -> Result<Vec<Contestant>> {
-    let nearby = |path: PathBuf| {
-        let copy = on_own_disk(&path).with_context(|| format!("{}: run `make bench`", path.display()))?;
-        Ok::<_, anyhow::Error>(copy.display().to_string())
-    };
-    let kernel = nearby(kernel())?;
-    let initrd = nearby(checkout().join("target/bench/initrd.img"))?;
-    let boot = nearby(checkout().join("target/release/examples/boot"))?;
-    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let files = words(&format!("--kernel {kernel} --initrd {initrd}"));
-    let tatami = [vec![boot], words("--quiet --memory 128 --cpus 1"), files].concat();
-    let microvm = [
-        words(
-            "qemu-system-x86_64 -M microvm,x-option-roms=off,pit=off,pic=off,rtc=off,acpi=off,isa-serial=on -accel kvm",
-        ),
-        words("-cpu host -m 128 -smp 1 -nodefaults -no-user-config -display none -no-reboot -serial stdio"),
-        words(&format!("-kernel {kernel} -initrd {initrd} -append")),
-        vec![COMMAND_LINE.to_owned()],
-    ]
-    .concat();
-    Ok(vec![Contestant { name: "Tatami", command: tatami }, Contestant { name: "QEMU microvm", command: microvm }])
+    Ok(vec![
+        Contestant { name: "Tatami", command: tatami("")? },
+        Contestant { name: "QEMU microvm", command: microvm("", "")? },
+    ])
+}
+
+/// What runs the benchmark's guest in Tatami, with `more` arguments.
+pub(crate) fn tatami(more: &str) -> Result<Vec<String>> {
+    let (boot, [kernel, initrd]) = (nearby(checkout().join("target/release/examples/boot"))?, guest()?);
+    let words = format!("{boot} --quiet --memory 128 --cpus 1 --kernel {kernel} --initrd {initrd} {more}");
+    Ok(words.split_whitespace().map(str::to_owned).collect())
+}
+
+/// What runs the same guest in QEMU's microvm, with `parameters` more for the kernel, and `more` arguments.
+pub(crate) fn microvm(parameters: &str, more: &str) -> Result<Vec<String>> {
+    let [kernel, initrd] = guest()?;
+    let words = format!(
+        "qemu-system-x86_64 -M microvm,x-option-roms=off,pit=off,pic=off,rtc=off,acpi=off,isa-serial=on -accel kvm \
+         -cpu host -m 128 -smp 1 -nodefaults -no-user-config -display none -no-reboot -serial stdio \
+         -kernel {kernel} -initrd {initrd} {more} -append"
+    );
+    let mut command: Vec<_> = words.split_whitespace().map(str::to_owned).collect();
+    command.push(format!("{COMMAND_LINE}{parameters}"));
+    Ok(command)
+}
+
+/// Kernel and initrd, on the host's own disk.
+fn guest() -> Result<[String; 2]> {
+    Ok([nearby(kernel())?, nearby(checkout().join("target/bench/initrd.img"))?])
+}
+
+fn nearby(path: PathBuf) -> Result<String> {
+    let copy = on_own_disk(&path).with_context(|| format!("{}: run `make bench`", path.display()))?;
+    Ok(copy.display().to_string())
 }
 
 /// How long until the mark comes on the contestant's standard output.

@@ -1,4 +1,4 @@
-//! `make bench`: how long a boot takes next to its peers, where a whole `tatami run` spends its time, and what containerd's
+//! `make bench`: how long a boot and a disk's requests take next to its peers, where a whole `tatami run` spends its time, and what containerd's
 //! users wait and pay for next to runc.
 //!
 //! Every figure comes from one run on one host: the same kernel, the same initrd, the same size of guest, the contestants in
@@ -10,6 +10,7 @@ mod containerd;
 mod contest;
 mod cost;
 mod crowd;
+mod disk;
 mod run;
 
 use anyhow::{Result, bail};
@@ -18,12 +19,15 @@ use anyhow::{Result, bail};
 const ROUNDS: usize = 7;
 /// Rounds of the boot table where instructions are counted.
 const INSTRUCTION_ROUNDS: usize = 3;
+/// Rounds of the disk tables.
+const DISK_ROUNDS: usize = 5;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => {
             boot::table(ROUNDS, "wall clock")?;
+            disk::tables(DISK_ROUNDS, "wall clock")?;
             run::table(ROUNDS);
             containerd::tables(ROUNDS);
             crowd::table();
@@ -31,6 +35,7 @@ fn main() -> Result<()> {
         }
         // For a host whose clock counts instructions: rounds differ only in the state of its caches.
         ["instructions"] => boot::table(INSTRUCTION_ROUNDS, "instruction-counted"),
+        ["disk"] => disk::tables(DISK_ROUNDS, "wall clock"),
         ["containerd"] => {
             containerd::tables(ROUNDS);
             Ok(())
@@ -39,6 +44,6 @@ fn main() -> Result<()> {
             crowd::table();
             Ok(())
         }
-        _ => bail!("usage: bench [instructions | containerd | crowd]"),
+        _ => bail!("usage: bench [instructions | disk | containerd | crowd]"),
     }
 }
