@@ -16,7 +16,7 @@ STATIC := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C 
 RUNNER := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(CURDIR)/tests/with-kvm"
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build kernel initrd guest image run test test-unit test-host test-kvm test-clients lint bench install uninstall clean
+.PHONY: help deps build kernel initrd guest image standalone run test test-unit test-host test-kvm test-clients lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,11 @@ guest: kernel initrd
 
 image: deps ## build the sample OCI image
 	rootfs/build-sample-image --output $(IMAGE)
+
+standalone: build guest ## one file that is the whole installation: target/release/tatami-standalone has kernel and initrd within
+	TATAMI_EMBED=$(CURDIR)/$(GUEST) $(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami
+	@install -CD -m 755 target/$(TRIPLE)/release/tatami target/release/tatami-standalone
+	@ls -l target/release/tatami-standalone
 
 run: build guest image ## build everything, then run the sample image in a micro-VM
 	@tests/with-kvm target/release/tatami run --rm $(IMAGE)

@@ -3,7 +3,7 @@
 //! Changes nothing on the host. Every look at the host is one function that returns a [`Finding`]; whoever needs more of
 //! a host adds a line to [`REQUIREMENTS`].
 
-use crate::guest_files;
+use crate::guest_files::{self, GuestFile};
 use clap::Args;
 use std::fs;
 use std::io::{self, Write};
@@ -135,14 +135,14 @@ fn guest_initrd(arguments: &CheckArguments) -> Finding {
     found(guest_files::find_initrd(arguments.initrd.as_deref()))
 }
 
-fn found(file: Result<PathBuf, guest_files::GuestFilesError>) -> Finding {
-    let path = match file {
-        Ok(path) => path,
+fn found(file: Result<GuestFile, guest_files::GuestFilesError>) -> Finding {
+    let file = match file {
+        Ok(file) => file,
         Err(error) => return Finding::problem(error.to_string(), ""),
     };
-    match fs::File::open(&path).and_then(|file| file.metadata()) {
-        Ok(metadata) => Finding::Ok(format!("{} ({:.1} MB)", path.display(), metadata.len() as f64 / 1e6)),
-        Err(error) => Finding::problem(format!("cannot open {}: {error}", path.display()), "make it readable"),
+    match file.open().and_then(|open| open.metadata()) {
+        Ok(metadata) => Finding::Ok(format!("{file} ({:.1} MB)", metadata.len() as f64 / 1e6)),
+        Err(error) => Finding::problem(format!("cannot open {file}: {error}"), "make it readable"),
     }
 }
 

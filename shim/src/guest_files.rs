@@ -1,11 +1,22 @@
-//! Where the guest's kernel and initrd are found.
+//! Where the guest's kernel and initrd are found: in files, or in this binary itself.
 //!
-//! Knows the search order and the file names that the builders produce; does not open or judge the files: the VMM says
+//! Knows the search order and the file names that the builders produce; does not judge what is in the files: the VMM says
 //! whether a kernel is one.
 
 use std::env;
 use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// What `make standalone` put in: `build.rs` writes it.
+mod embedded {
+    include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+}
 
 /// File name of the guest kernel, an ELF `vmlinux`, in every folder that is searched.
 pub const KERNEL_NAME: &str = "vmlinux";
@@ -49,28 +60,88 @@ pub enum GuestFilesError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestFiles {
     /// An ELF kernel.
-    pub kernel: PathBuf,
+    pub kernel: GuestFile,
     /// A newc cpio archive, possibly compressed, with the agent as `/init`.
-    pub initrd: PathBuf,
+    pub initrd: GuestFile,
+}
+
+/// Something that a guest boots from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum GuestFile {
+    /// A file.
+    OnDisk(PathBuf),
+    /// Bytes of this binary.
+    Embedded(&'static [u8]),
+}
+
+impl GuestFile {
+    /// Opens it for reading, at its beginning.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or there is no memory for a copy of what is embedded.
+    pub fn open(&self) -> io::Result<File> {
+        match self {
+            GuestFile::OnDisk(path) => File::open(path),
+            // The VMM, which has no way back to this binary, is handed a file. Nobody changes it any more.
+            GuestFile::Embedded(bytes) => {
+                let copy = memfd_create(c"tatami-guest", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+                let mut copy = File::from(copy);
+                copy.write_all(bytes)?;
+                io::Seek::rewind(&mut copy)?;
+                fcntl(&copy, FcntlArg::F_ADD_SEALS(SealFlag::all()))?;
+                Ok(copy)
+            }
+        }
+    }
+}
+
+impl fmt::Display for GuestFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GuestFile::OnDisk(path) => path.display().fmt(f),
+            GuestFile::Embedded(_) => f.write_str("embedded in this binary"),
+        }
+    }
+}
+
+impl fmt::Debug for GuestFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GuestFile({self})")
+    }
 }
 
 impl GuestFiles {
-    /// Finds both files: what the flags name, else what `TATAMI_KERNEL` and `TATAMI_INITRD` name, else beside the
-    /// binary (`../guest/<architecture>/`, where a build leaves them), else `/usr/share/tatami/`.
+    /// Finds both files: what the flags name, else what `TATAMI_KERNEL` and `TATAMI_INITRD` name, else what the binary
+    /// carries within, else beside it (`../guest/<architecture>/`, where a build leaves them), else `/usr/share/tatami/`.
+    ///
+    /// # Errors
+    /// [`GuestFilesError`], for the first of them.
     pub fn find(kernel: Option<&Path>, initrd: Option<&Path>) -> Result<GuestFiles, GuestFilesError> {
         Ok(GuestFiles { kernel: find_kernel(kernel)?, initrd: find_initrd(initrd)? })
     }
 }
 
 /// Finds the kernel alone; see [`GuestFiles::find`].
-pub fn find_kernel(flag: Option<&Path>) -> Result<PathBuf, GuestFilesError> {
-    let wanted = Wanted { what: "guest kernel", name: KERNEL_NAME, flag: "--kernel", variable: KERNEL_VARIABLE };
+pub fn find_kernel(flag: Option<&Path>) -> Result<GuestFile, GuestFilesError> {
+    let wanted = Wanted {
+        what: "guest kernel",
+        name: KERNEL_NAME,
+        flag: "--kernel",
+        variable: KERNEL_VARIABLE,
+        embedded: embedded::KERNEL,
+    };
     wanted.find(flag, env::var_os(KERNEL_VARIABLE), &folders())
 }
 
 /// Finds the initrd alone; see [`GuestFiles::find`].
-pub fn find_initrd(flag: Option<&Path>) -> Result<PathBuf, GuestFilesError> {
-    let wanted = Wanted { what: "initrd", name: INITRD_NAME, flag: "--initrd", variable: INITRD_VARIABLE };
+pub fn find_initrd(flag: Option<&Path>) -> Result<GuestFile, GuestFilesError> {
+    let wanted = Wanted {
+        what: "initrd",
+        name: INITRD_NAME,
+        flag: "--initrd",
+        variable: INITRD_VARIABLE,
+        embedded: embedded::INITRD,
+    };
     wanted.find(flag, env::var_os(INITRD_VARIABLE), &folders())
 }
 
@@ -105,6 +176,7 @@ struct Wanted {
     name: &'static str,
     flag: &'static str,
     variable: &'static str,
+    embedded: Option<&'static [u8]>,
 }
 
 impl Wanted {
@@ -113,25 +185,30 @@ impl Wanted {
         flag: Option<&Path>,
         variable: Option<OsString>,
         folders: &[PathBuf],
-    ) -> Result<PathBuf, GuestFilesError> {
+    ) -> Result<GuestFile, GuestFilesError> {
         if let Some(path) = flag {
             return self.named(path, self.flag);
         }
         if let Some(path) = variable.filter(|path| !path.is_empty()) {
             return self.named(Path::new(&path), self.variable);
         }
+        if let Some(bytes) = self.embedded {
+            return Ok(GuestFile::Embedded(bytes));
+        }
         let tried: Vec<PathBuf> = folders.iter().map(|folder| folder.join(self.name)).collect();
-        tried.iter().find(|path| path.is_file()).cloned().ok_or_else(|| GuestFilesError::NotFound {
-            what: self.what,
-            searched: tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
-            flag: self.flag,
-            variable: self.variable,
+        tried.iter().find(|path| path.is_file()).cloned().map(GuestFile::OnDisk).ok_or_else(|| {
+            GuestFilesError::NotFound {
+                what: self.what,
+                searched: tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", "),
+                flag: self.flag,
+                variable: self.variable,
+            }
         })
     }
 
-    fn named(&self, path: &Path, origin: &'static str) -> Result<PathBuf, GuestFilesError> {
+    fn named(&self, path: &Path, origin: &'static str) -> Result<GuestFile, GuestFilesError> {
         if path.is_file() {
-            Ok(path.to_path_buf())
+            Ok(GuestFile::OnDisk(path.to_path_buf()))
         } else {
             Err(GuestFilesError::Named { what: self.what, path: path.to_path_buf(), origin })
         }
@@ -144,7 +221,7 @@ mod tests {
     use std::fs;
 
     const WANTED: Wanted =
-        Wanted { what: "guest kernel", name: KERNEL_NAME, flag: "--kernel", variable: KERNEL_VARIABLE };
+        Wanted { what: "guest kernel", name: KERNEL_NAME, flag: "--kernel", variable: KERNEL_VARIABLE, embedded: None };
 
     #[test]
     fn flag_wins_over_variable_and_folders() {
@@ -155,10 +232,26 @@ mod tests {
         let folders = [dir.path().to_path_buf()];
         let flag = dir.path().join("flag");
         let variable = dir.path().join("variable");
+        let on_disk = |path: &Path| GuestFile::OnDisk(path.to_owned());
         let by_all = WANTED.find(Some(&flag), Some(variable.clone().into()), &folders).unwrap();
-        assert_eq!(by_all, flag);
-        assert_eq!(WANTED.find(None, Some(variable.clone().into()), &folders).unwrap(), variable);
-        assert_eq!(WANTED.find(None, Some(OsString::new()), &folders).unwrap(), dir.path().join(KERNEL_NAME));
+        assert_eq!(by_all, on_disk(&flag));
+        assert_eq!(WANTED.find(None, Some(variable.clone().into()), &folders).unwrap(), on_disk(&variable));
+        let in_folder = on_disk(&dir.path().join(KERNEL_NAME));
+        assert_eq!(WANTED.find(None, Some(OsString::new()), &folders).unwrap(), in_folder);
+
+        let carrying = Wanted { embedded: Some(b"within"), ..WANTED };
+        assert_eq!(carrying.find(Some(&flag), None, &folders).unwrap(), on_disk(&flag));
+        assert_eq!(carrying.find(None, Some(variable.clone().into()), &folders).unwrap(), on_disk(&variable));
+        assert_eq!(carrying.find(None, None, &folders).unwrap(), GuestFile::Embedded(b"within"));
+    }
+
+    #[test]
+    fn what_is_embedded_is_a_file_to_whoever_opens_it() {
+        let mut file = GuestFile::Embedded(b"a kernel").open().unwrap();
+        let mut text = String::new();
+        io::Read::read_to_string(&mut file, &mut text).unwrap();
+        assert_eq!(text, "a kernel");
+        assert_eq!(file.write(b"x").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     }
 
     #[test]

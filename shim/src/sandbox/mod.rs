@@ -25,7 +25,6 @@ pub mod vm;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +46,8 @@ use timings::{Mark, Timings};
 use undertaker::Undertaker;
 use vm::{Vm, VmError, VmOrder, VmWatch};
 
+use crate::guest_files::GuestFile;
+
 /// How long an orderly shutdown may take before the VM is ended without one.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
 
@@ -63,14 +64,14 @@ pub enum Error {
     #[error(transparent)]
     Kvm(#[from] ProbeError),
     /// The VM could not be made of what was given.
-    #[error("{error} (kernel {}, initrd {})", kernel.display(), initrd.display())]
+    #[error("{error} (kernel {kernel}, initrd {initrd})")]
     Create {
         /// What the VMM said.
         error: VmError,
         /// The guest's kernel.
-        kernel: PathBuf,
+        kernel: GuestFile,
         /// The guest's initrd.
-        initrd: PathBuf,
+        initrd: GuestFile,
     },
     /// There is no VM, or none any more.
     #[error(transparent)]
@@ -90,12 +91,12 @@ pub enum Error {
         missing: bool,
     },
     /// A file that the VM needs cannot be opened.
-    #[error("cannot open {what} {}: {source}", path.display())]
+    #[error("cannot open {what} {file}: {source}")]
     Open {
         /// What it is for.
         what: &'static str,
         /// Which.
-        path: PathBuf,
+        file: GuestFile,
         /// Why not.
         source: io::Error,
     },
@@ -123,9 +124,9 @@ pub struct Settings {
     /// The VM's configuration, valid.
     pub vm: VmConfig,
     /// The guest's kernel, an ELF file.
-    pub kernel: PathBuf,
+    pub kernel: GuestFile,
     /// The guest's initrd.
-    pub initrd: PathBuf,
+    pub initrd: GuestFile,
     /// Show the guest's serial output on standard error as it comes.
     pub live_console: bool,
     /// How long the guest may take until the agent announces itself.
@@ -390,6 +391,6 @@ impl Settings {
     }
 }
 
-fn open(what: &'static str, path: &Path) -> Result<File, Error> {
-    File::open(path).map_err(|source| Error::Open { what, path: path.to_owned(), source })
+fn open(what: &'static str, file: &GuestFile) -> Result<File, Error> {
+    file.open().map_err(|source| Error::Open { what, file: file.clone(), source })
 }

@@ -9,7 +9,7 @@
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
@@ -18,6 +18,7 @@ use tatami_vmm::snapshot::Snapshot;
 
 use super::folder::Places;
 use super::remove::remove_tree;
+use crate::guest_files::GuestFile;
 
 /// `off`, or the folder to keep templates in.
 pub const VARIABLE: &str = "TATAMI_TEMPLATES";
@@ -60,12 +61,17 @@ impl Templates {
     ///
     /// # Errors
     /// When one of the files is not there.
-    pub(super) fn key(&self, config: &VmConfig, kernel: &Path, initrd: &Path) -> io::Result<Key> {
+    pub(super) fn key(&self, config: &VmConfig, kernel: &GuestFile, initrd: &GuestFile) -> io::Result<Key> {
         let mut hash = Sha256::new();
         // The processor and the host's kernel are as they were; and what a crash of the host left half written is not taken up.
         hash.update(fs::read("/proc/sys/kernel/random/boot_id")?);
-        for file in [Path::new("/proc/self/exe"), kernel, initrd] {
-            hash.update(identity(&fs::metadata(file)?));
+        hash.update(identity(&fs::metadata("/proc/self/exe")?));
+        for file in [kernel, initrd] {
+            match file {
+                GuestFile::OnDisk(path) => hash.update(identity(&fs::metadata(path)?)),
+                // The binary says it all.
+                GuestFile::Embedded(_) => hash.update("embedded"),
+            }
         }
         hash.update(serde_json::to_vec(config)?);
         let digest = hash.finalize();
@@ -219,7 +225,7 @@ mod tests {
         let file = |name: &str| {
             let path = folder.path().join(name);
             fs::write(&path, name).unwrap();
-            path
+            GuestFile::OnDisk(path)
         };
         let (kernel, initrd) = (file("kernel"), file("initrd"));
         let first = templates.key(&VmConfig::default(), &kernel, &initrd).unwrap();
@@ -227,8 +233,10 @@ mod tests {
         assert_ne!(templates.key(&VmConfig::default(), &initrd, &kernel).unwrap(), first);
         let larger = VmConfig { memory_mib: 256, ..VmConfig::default() };
         assert_ne!(templates.key(&larger, &kernel, &initrd).unwrap(), first);
-        fs::write(&kernel, "another").unwrap();
+        assert_ne!(templates.key(&VmConfig::default(), &GuestFile::Embedded(b""), &initrd).unwrap(), first);
+        fs::write(folder.path().join("kernel"), "another").unwrap();
         assert_ne!(templates.key(&VmConfig::default(), &kernel, &initrd).unwrap(), first);
-        assert!(templates.key(&VmConfig::default(), &folder.path().join("none"), &initrd).is_err());
+        let none = GuestFile::OnDisk(folder.path().join("none"));
+        assert!(templates.key(&VmConfig::default(), &none, &initrd).is_err());
     }
 }
