@@ -8,6 +8,7 @@
 //! | `guest` | what of a specification no guest of this kind can do |
 //! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
 //! | `storage` | the file systems that are mounted for a container |
+//! | `volumes` | what of the host's files it sees, and who hears of changes to them |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
 //! | `launch`, `wire`, `zygote`, `creator`, `join`, `priority`, `rights`, `executor` | making one: libcontainer in a forked, single-threaded child |
 //!
@@ -45,6 +46,7 @@ mod storage;
 mod syscalls;
 mod sysctl;
 mod transport;
+mod volumes;
 mod wire;
 mod zygote;
 

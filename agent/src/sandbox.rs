@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tatami_protocol::agent::CreateContainerRequest;
+use tatami_protocol::agent::{Change, CreateContainerRequest};
 use tatami_protocol::stream::{Kind, StreamHeader};
 
 use crate::container::Container;
@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::launch::Launcher;
 use crate::process::Process;
 use crate::storage::Storages;
+use crate::volumes::{TellError, Volumes};
 use crate::zygote::Zygote;
 
 /// The longest id, in bytes: it becomes a file name.
@@ -22,6 +23,8 @@ pub struct Sandbox {
     containers: Mutex<HashMap<String, Slot>>,
     /// What is mounted for each container.
     storages: Mutex<HashMap<String, Storages>>,
+    /// What each container sees of the host's files.
+    volumes: Mutex<HashMap<String, Arc<Volumes>>>,
 }
 
 enum Slot {
@@ -34,7 +37,7 @@ impl Sandbox {
     /// A sandbox without containers, whose processes descend from `zygote`.
     pub fn new(zygote: Zygote) -> Arc<Self> {
         let launcher = Launcher::new(zygote);
-        Arc::new(Self { launcher, containers: Mutex::default(), storages: Mutex::default() })
+        Arc::new(Self { launcher, containers: Mutex::default(), storages: Mutex::default(), volumes: Mutex::default() })
     }
 
     /// Mounts the storages asked for, makes a container and returns its first process's id.
@@ -47,7 +50,10 @@ impl Sandbox {
         let claim = self.claim(id)?;
         let mut mounted = Storages::mount(&request).await?;
         let stdio = request.stdio.clone().into_option().unwrap_or_default();
-        let container = match Container::create(&self.launcher, id, &request.spec_json, stdio).await {
+        let volumes = Volumes::open(&request).await;
+        let created = Container::create(&self.launcher, id, &request.spec_json, stdio).await;
+        volumes.hide();
+        let container = match created {
             Ok(container) => container,
             Err(error) => {
                 mounted.unmount().await.unwrap_or_else(|rest| log::warn!("{rest}"));
@@ -56,6 +62,7 @@ impl Sandbox {
         };
         let pid = container.process("")?.pid().unwrap_or_default();
         self.storages().insert(id.to_owned(), mounted);
+        self.volumes().insert(id.to_owned(), Arc::new(volumes));
         claim.settle(Slot::Ready(Arc::new(container)));
         Ok(pid)
     }
@@ -72,6 +79,7 @@ impl Sandbox {
             claim.settle(Slot::Ready(container));
             return Err(error);
         }
+        self.volumes().remove(id);
         // The id is taken for as long as its folder of storages is.
         let mounted = self.storages().remove(id);
         match mounted {
@@ -87,6 +95,21 @@ impl Sandbox {
         for mut mounted in all {
             mounted.unmount().await.unwrap_or_else(|error| log::warn!("{error}"));
         }
+    }
+
+    /// Tells who watches the files concerned of changes on the host; what is gone by now is passed over. Takes as long as the
+    /// host's file systems take.
+    ///
+    /// # Errors
+    /// When the kernel cannot.
+    pub(crate) fn tell(&self, changes: &[Change]) -> Result<(), TellError> {
+        for change in changes {
+            let volumes = self.volumes().get(&change.container_id).cloned();
+            if let Some(volumes) = volumes {
+                volumes.tell(change)?;
+            }
+        }
+        Ok(())
     }
 
     /// The container `id`.
@@ -118,6 +141,10 @@ impl Sandbox {
 
     fn storages(&self) -> MutexGuard<'_, HashMap<String, Storages>> {
         self.storages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn volumes(&self) -> MutexGuard<'_, HashMap<String, Arc<Volumes>>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Slot>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tatami_protocol::agent::{
-    ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
+    Changes, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
     HelloResponse, OomRequest, OomResponse, ProcessList, ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest,
     StartProcessResponse, Stats, UpdateRequest, WaitResponse,
 };
@@ -161,6 +161,15 @@ impl Agent for Service {
         let container = self.sandbox.container(&request.container_id).map_err(status)?;
         let killed = container.oom_kills(request.seen).await.map_err(status)?;
         Ok(OomResponse { killed, ..Default::default() })
+    }
+
+    async fn tell_changes(&self, _: &TtrpcContext, request: Changes) -> ttrpc::Result<Empty> {
+        let sandbox = Arc::clone(&self.sandbox);
+        // Looks files up, which the host may take its time for.
+        let told = tokio::task::spawn_blocking(move || sandbox.tell(&request.changes)).await;
+        told.map_err(|cause| internal("tell of changes", &cause))?
+            .map_err(|cause| ttrpc::Error::RpcStatus(ttrpc::get_status(Code::UNIMPLEMENTED, cause.to_string())))?;
+        Ok(Empty::default())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
