@@ -20,6 +20,8 @@ pub(crate) struct Container {
     /// The version of its specification.
     pub(super) version: String,
     pub(super) hooks: HostHooks,
+    /// How many files and folders of the host it sees.
+    pub(super) volumes: usize,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Exec>>,
     disk: Mutex<Option<Disk>>,
@@ -44,6 +46,7 @@ impl Container {
             place,
             version,
             hooks: HostHooks::default(),
+            volumes: 0,
             init,
             execs: Mutex::default(),
             disk: Mutex::default(),

@@ -166,6 +166,9 @@ impl Tasks {
         process.life().may_start()?;
         guest.call(guest.agent().start(id, "")).await.map_err(|error| oci_failure("start", error))?;
         process.life().started();
+        if let Some(shared) = &self.shared {
+            shared.tell_changes(container.place(), id, container.volumes, &guest);
+        }
         let event = TaskStart { container_id: id.to_owned(), pid: Tasks::pid(), ..Default::default() };
         self.events.publish(Topic::Start, &event);
         drop(starting);

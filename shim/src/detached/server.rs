@@ -145,7 +145,8 @@ async fn begin(
         terminal: record.tty,
     };
     let (opened, output) = Output::open(&stdio, log).await?;
-    let composed = Composed { id: id.clone(), folder: kept.folder().to_owned(), stdio, opened };
+    let (folder, volumes) = (kept.folder().to_owned(), recipe.volumes());
+    let composed = Composed { id: id.clone(), folder, volumes, stdio, opened };
     let (tell, told) = oneshot::channel();
     let creating = tasks.create_composed(composed, move |shared, place| {
         let LaidOut { spec, root, host_root, stop_signal } =

@@ -93,6 +93,11 @@ impl Recipe {
         Recipe { base, volumes, options, dns }
     }
 
+    /// How many files and folders of the host the command line names.
+    pub(crate) fn volumes(&self) -> usize {
+        self.volumes.len()
+    }
+
     /// With this host name, unless the command line gives one.
     pub(crate) fn named(mut self, hostname: String) -> Recipe {
         if self.options.hostname.is_empty() {

@@ -277,7 +277,8 @@ async fn perform(
             Ok(sandbox.ready().await?)
         },)?;
     sandbox.timings().pass_at(Mark::ContainerPrepared, when);
-    let (container, streams) = sandbox.create_container(CONTAINER, spec, stdio(options), &root).await?;
+    let (container, streams) =
+        sandbox.create_container(CONTAINER, spec, stdio(options), &root, options.volumes.len()).await?;
     sandbox.timings().pass(Mark::ContainerCreated);
 
     let raw = match options.interactive && options.tty {
@@ -287,6 +288,7 @@ async fn perform(
     let outputs = connect(streams, options).map_err(|source| RunError::System { action: "start a thread", source })?;
     running.replace(Some(container.clone()));
     container.start().await?;
+    sandbox.tell_changes(CONTAINER, options.volumes.len());
     sandbox.timings().pass(Mark::ContainerStarted);
     if options.tty
         && let Some((rows, columns)) = terminal::size()

@@ -6,8 +6,9 @@ use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
-    ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse, OomRequest,
-    ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest, WaitResponse,
+    Change, Changes, ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse,
+    OomRequest, ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest,
+    WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{Kind, StreamHeader};
@@ -255,6 +256,15 @@ impl Agent {
         let request = OomRequest { container_id: id.to_owned(), seen, ..Default::default() };
         let result = self.client.wait_oom(Context::default(), &request).await;
         result.map(|response| response.killed).map_err(|error| explain("WaitOom", error))
+    }
+
+    /// Tells it of changes on the host.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] with UNIMPLEMENTED when the guest's kernel cannot tell those who watch.
+    pub async fn tell_changes(&self, changes: Vec<Change>) -> Result<(), AgentError> {
+        let request = Changes { changes, ..Default::default() };
+        answer("TellChanges", self.client.tell_changes(Context::default(), &request)).await.map(drop)
     }
 
     /// Ends all containers and syncs; the guest then resets itself.

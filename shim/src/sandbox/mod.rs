@@ -5,6 +5,7 @@
 //! left). Front ends call these and show the results; knows nothing of command lines, terminals or containerd.
 
 pub mod agent;
+mod changes;
 pub mod console;
 pub mod container;
 pub mod disk_root;
@@ -329,7 +330,7 @@ impl Sandbox {
         Error::Create { error, kernel, initrd }
     }
 
-    /// Creates a container from a specification whose paths are the guest's, and whose root was laid out.
+    /// Creates a container from a specification whose paths are the guest's, and whose root and `volumes` were laid out.
     ///
     /// # Errors
     /// [`Error::Command`] when its command cannot be executed, [`Error::Agent`], [`Error::Vm`].
@@ -342,6 +343,7 @@ impl Sandbox {
         spec_json: Vec<u8>,
         stdio: Stdio,
         root: &Root,
+        volumes: usize,
     ) -> Result<(Container, Streams), Error> {
         let guest = self.guest().expect("the agent is ready");
         // Its disk, if it has one, stays as long as the sandbox.
@@ -349,10 +351,18 @@ impl Sandbox {
             container_id: id.to_owned(),
             spec_json,
             stdio: Some(stdio.clone()).into(),
+            volumes: volumes as u32,
             ..Default::default()
         };
         self.disks.create_container(&guest, request, root, id).await?;
         Container::attach(guest, id, &stdio).await
+    }
+
+    /// Has those in the guest told who watch files of the container's volumes, when somebody on the host changes them.
+    pub fn tell_changes(&self, container: &str, volumes: usize) {
+        if let Some(guest) = self.guest() {
+            self.ground.shared.tell_changes(container, container, volumes, &guest);
+        }
     }
 
     /// Ends it, in order if the guest still answers, and removes everything that belongs to it; the clock comes back.

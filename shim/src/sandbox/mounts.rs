@@ -21,9 +21,11 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
+use super::changes::Changes;
 use super::disk_root::{DiskRoot, LAYERS};
 use super::folder::Folder;
 use super::fs_mount::FsMount;
+use super::guest::Guest;
 use super::overlay_marks;
 use super::remove::remove_tree;
 
@@ -136,6 +138,7 @@ pub struct SharedFolder {
     below: OwnedFd,
     data: PathBuf,
     detached: AtomicBool,
+    changes: Changes,
 }
 
 impl SharedFolder {
@@ -149,7 +152,13 @@ impl SharedFolder {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let below = rustix::fs::open(&path, flags, Mode::empty()).map_err(refused("open", &path))?;
         rustix::mount::mount_bind(&path, &path).map_err(refused("bind", &path))?;
-        let shared = SharedFolder { path, below, data: folder.data().to_owned(), detached: AtomicBool::new(false) };
+        let shared = SharedFolder {
+            path,
+            below,
+            data: folder.data().to_owned(),
+            detached: AtomicBool::new(false),
+            changes: Changes::default(),
+        };
         // Private first: it must not go on receiving what is mounted on the host at that place.
         for flag in [MountPropagationFlags::PRIVATE, MountPropagationFlags::SHARED] {
             rustix::mount::mount_change(&shared.path, flag).map_err(refused("share", &shared.path))?;
@@ -213,12 +222,21 @@ impl SharedFolder {
         Ok(shown)
     }
 
+    /// From now on, who watches files of `volumes` volumes in the guest is told when somebody on the host changes them: those laid
+    /// out as `place` for the container that the agent knows as `container`. Call it inside a runtime; it does not wait.
+    pub fn tell_changes(&self, place: &str, container: &str, volumes: usize, guest: &Guest) {
+        if volumes > 0 {
+            self.changes.watch(&self.path, container, place, guest);
+        }
+    }
+
     /// Unmounts what was laid out for `container`, as far as it was, and removes what was made for it. The container must
     /// be gone from the guest.
     ///
     /// # Errors
     /// [`MountError::Refused`] with the first thing that could not be taken away.
     pub fn clear(&self, container: &str) -> Result<(), MountError> {
+        self.changes.forget(container);
         let place = self.path.join(container);
         let mut targets = vec![place.join("rootfs")];
         for folder in ["volumes", LAYERS] {
@@ -261,6 +279,7 @@ impl SharedFolder {
     /// Takes it away with everything in it, here and in the VMM's namespace. A thread that is still laying out a container
     /// finds its place gone.
     pub fn detach(&self) {
+        self.changes.stop();
         if !self.detached.swap(true, Ordering::AcqRel)
             && let Err(error) = rustix::mount::unmount(&self.path, UnmountFlags::DETACH)
         {

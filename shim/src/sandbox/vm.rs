@@ -100,6 +100,7 @@ pub struct VmWatch {
     progress: watch::Receiver<Progress>,
     console: Arc<Mutex<ConsoleRing>>,
     orders: mpsc::UnboundedSender<Order>,
+    pid: u32,
 }
 
 /// What the VMM is to do while it runs, and who wants to know.
@@ -138,6 +139,7 @@ impl Vm {
         // SAFETY: an owned descriptor stays open until the registration is dropped with it.
         let control =
             unsafe { AsyncFd::register_with_interest(control, Interest::READABLE) }.map_err(io::Error::from)?;
+        let pid = process.pid();
         let console = Arc::new(Mutex::new(ConsoleRing::default()));
         let (sender, progress) = watch::channel(Progress::default());
         let (end, ended) = oneshot::channel();
@@ -151,7 +153,7 @@ impl Vm {
             unanswered: HashMap::new(),
         };
         let task = tokio::spawn(observer.watch_until(control, given, ended));
-        Ok(Vm { watch: VmWatch { progress, console, orders }, end: Some(end), task })
+        Ok(Vm { watch: VmWatch { progress, console, orders, pid }, end: Some(end), task })
     }
 
     /// The view to hand out.
@@ -169,6 +171,11 @@ impl Vm {
 }
 
 impl VmWatch {
+    /// The VMM's process id, as this process sees it.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// How far it has come.
     pub fn progress(&self) -> Progress {
         self.progress.borrow().clone()
@@ -376,7 +383,7 @@ pub(super) mod tests {
 
     fn vm() -> (watch::Sender<Progress>, VmWatch) {
         let (sender, progress) = watch::channel(Progress::default());
-        (sender, VmWatch { progress, console: Arc::default(), orders: mpsc::unbounded_channel().0 })
+        (sender, VmWatch { progress, console: Arc::default(), orders: mpsc::unbounded_channel().0, pid: 0 })
     }
 
     /// A view of a VM of which nothing is heard.

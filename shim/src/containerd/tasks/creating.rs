@@ -30,6 +30,8 @@ pub(crate) struct Composed {
     pub(crate) id: String,
     /// The folder that is the container's on the host.
     pub(crate) folder: PathBuf,
+    /// How many files and folders of the host it sees.
+    pub(crate) volumes: usize,
     /// The names of its streams, for those who ask.
     pub(crate) stdio: StdioPaths,
     /// The streams themselves.
@@ -71,7 +73,7 @@ impl Tasks {
         lay_out: impl FnOnce(&SharedFolder, &str) -> Result<(Vec<u8>, Root), TaskError> + Send + 'static,
     ) -> Result<(), TaskError> {
         self.want();
-        let Composed { id, folder, stdio, opened } = composed;
+        let Composed { id, folder, volumes, stdio, opened } = composed;
         let event = TaskCreate { container_id: id.clone(), pid: Tasks::pid(), ..Default::default() };
         let named = id.clone();
         self.create_from(&id, event, async move |shared, place| {
@@ -80,7 +82,8 @@ impl Tasks {
             let (spec, root) = laid_out.await.map_err(TaskError::failed("laying out the container"))??;
             let wanted = stdio.wanted((0, 0));
             let init = Process::new(&named, "", stdio);
-            let container = Container::new(&named, &folder, place.to_owned(), String::new(), init);
+            let mut container = Container::new(&named, &folder, place.to_owned(), String::new(), init);
+            container.volumes = volumes;
             Ok(LaidOut { container, spec, root, opened, wanted })
         })
         .await
@@ -139,6 +142,7 @@ impl Tasks {
         let mut container =
             Container::new(&request.id, bundle_path, place.to_owned(), plan.version().to_owned(), init.clone());
         container.hooks = std::mem::take(&mut plan.hooks);
+        container.volumes = layout.guest_volumes.len();
         let state = hooks::state(&container.version, &request.id, "creating", bundle_path);
         self.host.run(&container.hooks.create, &state).await.map_err(|error| TaskError::Failed(error.to_string()))?;
         let wanted = init.stdio().wanted(plan.console_size());
@@ -155,6 +159,7 @@ impl Tasks {
             container_id: id.to_owned(),
             spec_json: spec,
             stdio: Some(wanted.clone()).into(),
+            volumes: container.volumes as u32,
             ..Default::default()
         };
         let created = disks.create_container(&guest, message, &root, place).await;
