@@ -11,6 +11,7 @@ mod roots;
 mod sandboxes;
 mod stage;
 mod streams;
+mod watches;
 mod wrong;
 
 use std::cell::RefCell;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         roots::CASES,
         sandboxes::CASES,
         wrong::CASES,
+        watches::CASES,
         kills::CASES,
     ]
     .into_iter()
