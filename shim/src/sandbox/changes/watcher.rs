@@ -99,7 +99,7 @@ impl Watcher {
                 loop {
                     match orders.try_recv() {
                         Ok(Order::Watch(container, place)) => self.watch(&container, &place),
-                        Ok(Order::Forget(place)) => self.tree.forget(&place),
+                        Ok(Order::Forget(place)) => self.forget(&place),
                         Err(TryRecvError::Empty) => break,
                         Err(TryRecvError::Disconnected) => return,
                     }
@@ -172,6 +172,17 @@ impl Watcher {
                     "changes of volume {number} of {container} on the host are not told to its watchers: {errno}"
                 );
             }
+        }
+    }
+
+    /// Forgets a container's volumes. What is marked stays so while there are others: they may be the same folders, as those of a
+    /// container that was started again are.
+    fn forget(&mut self, place: &str) {
+        self.tree.forget(place);
+        if self.tree.is_empty() {
+            self.unseen.clear();
+            let flushed = self.group.mark(MarkFlags::FAN_MARK_FLUSH, MaskFlags::empty(), CWD, None::<&Path>);
+            flushed.unwrap_or_else(|errno| log::debug!("folders stay watched for nothing: {errno}"));
         }
     }
 
