@@ -10,6 +10,7 @@ mod leaks;
 mod nearby;
 mod pty;
 mod running;
+mod tools;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -22,6 +23,7 @@ pub use leaks::Process;
 pub use nearby::on_own_disk;
 pub use pty::Terminal;
 pub use running::{Finished, Running};
+pub use tools::pack;
 
 /// Longest that any single command of a test may take; emulated hosts are slow, hangs are slower.
 pub const PATIENCE: Duration = Duration::from_secs(300);

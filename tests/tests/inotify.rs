@@ -9,14 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use tatami_tests::{PATIENCE, Running, Tatami};
+use tatami_tests::{PATIENCE, Running, Tatami, pack};
 
 /// How long nothing comes after what was expected.
 const QUIET: Duration = Duration::from_secs(2);
-/// What changes something: written (c), closed after writing (w), attributes (e), created, deleted, moved out, moved in, and
-/// what happens to the watched file itself. Not: opened, read, closed without writing.
-const CHANGES: &str = "cwendmyDMx";
-
 /// A watcher in a guest, and the folder of the host it sees.
 struct Watched {
     running: Running,
@@ -26,11 +22,10 @@ struct Watched {
 }
 
 impl Watched {
-    /// Runs busybox's inotifyd on `paths`, which are in `/watched`, and waits until it hears.
+    /// Runs `script`, in which `$watch` prints what happens to files below `/watched` (see `watcher.rs`), and waits until it hears.
     fn start(tatami: &Tatami, folder: &Path, script: &str) -> Watched {
         let volume = format!("{}:/watched", folder.display());
-        let running = tatami.start(&["-v", &volume], &["sh", "-c", script]);
-        let mut watched = Watched { running, folder: folder.to_owned(), seen: 0 };
+        let mut watched = Watched { running: run(tatami, &volume, script), folder: folder.to_owned(), seen: 0 };
         watched.until_heard(&folder.join("probe"), "probe");
         watched
     }
@@ -56,10 +51,7 @@ impl Watched {
     fn hears(&mut self, what: &str, change: impl FnOnce(&Path), wanted: &[&str]) {
         change(&self.folder);
         let deadline = Instant::now() + PATIENCE;
-        let lines = |running: &Running| -> Vec<String> {
-            // busybox separates by tabs.
-            running.out_so_far().lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
-        };
+        let lines = |running: &Running| -> Vec<String> { running.out_so_far().lines().map(str::to_owned).collect() };
         while lines(&self.running).len() < self.seen + wanted.len() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(20));
         }
@@ -75,6 +67,13 @@ impl Watched {
     }
 }
 
+fn run(tatami: &Tatami, volume: &str, script: &str) -> Running {
+    let tools = tatami.scratch().join("tools");
+    let watch = pack(Path::new(env!("CARGO_BIN_EXE_watcher")), &tools);
+    let tools = format!("{}:/tools:ro", tools.display());
+    tatami.start(&["-v", &tools, "-v", volume, "-e", &format!("watch={watch}")], &["sh", "-c", script])
+}
+
 fn append(path: &Path) {
     OpenOptions::new().append(true).open(path).unwrap().write_all(b"more").unwrap();
 }
@@ -86,11 +85,9 @@ fn changes_on_the_host_are_told_to_watchers_in_the_guest() {
     let folder = tatami.scratch().join("watched");
     fs::create_dir_all(folder.join("sub")).unwrap();
     fs::write(folder.join("old"), "old").unwrap();
-    let script = format!(
-        "inotifyd - /watched:{CHANGES} /watched/sub:{CHANGES} /watched/old:{CHANGES} & \
-         until [ -d /watched/fresh ]; do sleep 0.1; done; inotifyd - /watched/fresh:{CHANGES} & wait"
-    );
-    let mut watched = Watched::start(&tatami, &folder, &script);
+    let script = "$watch /watched /watched/sub /watched/old & \
+        until [ -d /watched/fresh ]; do sleep 0.3; done; $watch /watched/fresh & wait";
+    let mut watched = Watched::start(&tatami, &folder, script);
     let both = ["c /watched old", "c /watched/old", "w /watched old", "w /watched/old"];
     watched.hears("a file written to", |folder| append(&folder.join("old")), &both);
     let attributes = |folder: &Path| fs::set_permissions(folder.join("old"), Permissions::from_mode(0o600)).unwrap();
@@ -124,11 +121,9 @@ fn what_the_guest_does_itself_is_told_once() {
     let tatami = Tatami::new();
     let folder = tatami.scratch().join("watched");
     fs::create_dir_all(&folder).unwrap();
-    let script = format!(
-        "inotifyd - /watched:{CHANGES} & until [ -e /watched/go ]; do sleep 0.1; done; sleep 2; \
-         echo x > /watched/own; mkdir /watched/own-folder; mv /watched/own /watched/own-folder/x; wait"
-    );
-    let mut watched = Watched::start(&tatami, &folder, &script);
+    let script = "$watch /watched & until [ -e /watched/go ]; do sleep 0.3; done; sleep 2; \
+        echo x > /watched/own; mkdir /watched/own-folder; mv /watched/own /watched/own-folder/x; wait";
+    let mut watched = Watched::start(&tatami, &folder, script);
     let own = [
         "n /watched go",
         "c /watched go",
@@ -156,8 +151,7 @@ fn a_file_is_watched_for_as_long_as_it_is_the_same_file() {
     let file = folder.join("file");
     fs::write(&file, "x").unwrap();
     let volume = format!("{}:/file", file.display());
-    let running = tatami.start(&["-v", &volume], &["sh", "-c", &format!("inotifyd - /file:{CHANGES}")]);
-    let mut watched = Watched { running, folder, seen: 0 };
+    let mut watched = Watched { running: run(&tatami, &volume, "$watch /file"), folder, seen: 0 };
     let deadline = Instant::now() + PATIENCE;
     while watched.running.out_so_far().is_empty() {
         assert!(Instant::now() < deadline, "nothing was heard");
@@ -183,14 +177,15 @@ fn a_flood_of_changes_takes_no_memory() {
     let tatami = Tatami::new();
     let folder = tatami.scratch().join("watched");
     fs::create_dir_all(&folder).unwrap();
-    let mut watched = Watched::start(&tatami, &folder, "inotifyd - /watched:n > /dev/null & inotifyd - /watched:yd");
+    let watched = Watched::start(&tatami, &folder, "$watch /watched");
     let status = format!("/proc/{}/status", watched.running.pid());
     let resident = || -> u64 {
         let text = fs::read_to_string(&status).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     };
-    let flood = || (0..10_000).for_each(|number| fs::write(folder.join(number.to_string()), "x").unwrap());
+    // Each is made, written to and closed.
+    let flood = || (0..3_400).for_each(|number| fs::write(folder.join(number.to_string()), "x").unwrap());
     let before = resident();
     flood();
     thread::sleep(QUIET);

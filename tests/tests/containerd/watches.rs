@@ -7,8 +7,8 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use tatami_tests::Running;
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::{Running, pack};
 
 use crate::stage::{Ctr, PATIENCE};
 
@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case<Ctr>] = &[Case::new("watchers of the host's files
 /// After what was expected, for what was not.
 const QUIET: Duration = Duration::from_millis(700);
 
-/// What is called so, is done to the folder, and is heard of by busybox's inotifyd: c for written to, w closed after writing, e
+/// What is called so, is done to the folder, and is heard of as `watcher.rs` says it: c for written to, w closed after writing, e
 /// attributes, n new, d deleted, m moved out, y moved in; D and x for the watched file itself, which is gone.
 type Step = (&'static str, fn(&Path), &'static str);
 
@@ -49,10 +49,12 @@ fn watchers(ctr: &mut Ctr, notes: &mut Notes) {
     [folder.join("old"), folder.join("other"), folder.with_file_name("single")].iter().for_each(|path| write(path));
     let volume = format!("type=bind,src={},dst=/watched,options=rbind:rw", folder.display());
     let single = format!("type=bind,src={},dst=/single,options=bind:ro", folder.with_file_name("single").display());
-    let script =
-        ["/watched", "/watched/sub", "/watched/old", "/single"].map(|path| format!("{path}:cwendmyDMx")).join(" ");
-    let options = ["--rm", "--mount", &volume, "--mount", &single];
-    let running = ctr.start("a", &options, &["sh", "-c", &format!("inotifyd - {script}")]);
+    let tools = ctr.scratch().join("tools");
+    let watch = pack(Path::new(env!("CARGO_BIN_EXE_watcher")), &tools);
+    let tools = format!("type=bind,src={},dst=/tools,options=rbind:ro", tools.display());
+    let options = ["--rm", "--mount", &volume, "--mount", &single, "--mount", &tools];
+    let script = format!("exec {watch} /watched /watched/sub /watched/old /single");
+    let running = ctr.start("a", &options, &["sh", "-c", &script]);
     let deadline = Instant::now() + PATIENCE;
     while !heard(&running).iter().any(|line| line == "d/watched probe") {
         assert!(Instant::now() < deadline, "nothing is heard: {:?}", heard(&running));
@@ -82,8 +84,7 @@ fn watchers(ctr: &mut Ctr, notes: &mut Notes) {
 
 /// The lines so far.
 fn heard(running: &Running) -> Vec<String> {
-    let line = |line: &str| line.replacen('\t', "", 1).replace('\t', " ").trim().to_owned();
-    running.out_so_far().lines().map(line).collect()
+    running.out_so_far().lines().map(|line| line.replacen(' ', "", 1)).collect()
 }
 
 fn write(path: &Path) {
