@@ -26,6 +26,7 @@ mod error;
 mod events;
 mod executor;
 mod guest;
+mod idle;
 mod join;
 mod kmsg;
 mod launch;
