@@ -22,6 +22,8 @@ pub(crate) struct Container {
     pub(super) hooks: HostHooks,
     /// How many files and folders of the host it sees.
     pub(super) volumes: usize,
+    /// Its client looks for its processes on the host.
+    pub(super) host_ps: bool,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Exec>>,
     disk: Mutex<Option<Disk>>,
@@ -47,6 +49,7 @@ impl Container {
             version,
             hooks: HostHooks::default(),
             volumes: 0,
+            host_ps: false,
             init,
             execs: Mutex::default(),
             disk: Mutex::default(),

@@ -15,6 +15,7 @@ mod disk_rootfs;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod hooks;
+mod host_ps;
 mod info;
 pub(crate) mod lifecycle;
 mod log_file;

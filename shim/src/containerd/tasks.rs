@@ -32,10 +32,6 @@ use crate::sandbox::disks::Disks;
 use crate::sandbox::guest::Guest;
 use crate::sandbox::mounts::SharedFolder;
 
-/// The namespace that dockerd calls its own. For `docker top` it runs the host's `ps`, and keeps the lines whose process ids it
-/// is told: a guest's ids would show none there, or strangers.
-const DOCKERS_NAMESPACE: &str = "moby";
-
 /// The guest, when it is known what became of it: the reason if there is none.
 pub(crate) type Booted = Option<Result<(Guest, Disks), String>>;
 
@@ -416,7 +412,7 @@ impl Tasks {
         if matches!(container.init().phase(), Phase::Stopped(_)) {
             return Ok(Vec::new());
         }
-        if self.namespace == DOCKERS_NAMESPACE {
+        if container.host_ps {
             return Ok(vec![Tasks::pid()]);
         }
         let guest = self.guest().await?;

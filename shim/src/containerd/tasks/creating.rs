@@ -16,6 +16,7 @@ use super::super::container::Container;
 use super::super::error::TaskError;
 use super::super::events::Topic;
 use super::super::hooks;
+use super::super::host_ps::asks_the_host;
 use super::super::memory_watch::MemoryWatch;
 use super::super::process::Process;
 use super::super::pump::Io;
@@ -128,6 +129,7 @@ impl Tasks {
         let bundle_path = Path::new(&request.bundle);
         let spec = bundle::read(bundle_path).map_err(|error| TaskError::InvalidArgument(error.to_string()))?;
         let root = rootfs::root(&request.rootfs, &spec, bundle_path)?;
+        let host_ps = asks_the_host(&self.namespace, &spec);
         let mut plan = Plan::new(spec, self.known_pids())?;
         let stdio = StdioPaths {
             stdin: request.stdin.clone(),
@@ -143,6 +145,7 @@ impl Tasks {
             Container::new(&request.id, bundle_path, place.to_owned(), plan.version().to_owned(), init.clone());
         container.hooks = std::mem::take(&mut plan.hooks);
         container.volumes = layout.guest_volumes.len();
+        container.host_ps = host_ps;
         let state = hooks::state(&container.version, &request.id, "creating", bundle_path);
         self.host.run(&container.hooks.create, &state).await.map_err(|error| TaskError::Failed(error.to_string()))?;
         let wanted = init.stdio().wanted(plan.console_size());
