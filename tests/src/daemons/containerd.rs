@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use super::thin_pool::ThinPool;
 use super::{CLEARANCE, Daemon, Home};
 use crate::{Finished, Running};
 
@@ -22,6 +23,7 @@ pub struct Containerd {
     // Before the home, so that they end before their folder goes.
     daemon: Daemon,
     events: Child,
+    pool: ThinPool,
     home: Home,
 }
 
@@ -39,17 +41,22 @@ impl Containerd {
         let scratch = home.path("scratch.ext4");
         let made = Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&scratch).arg("32m").status();
         assert!(made.is_ok_and(|status| status.success()), "mke2fs does not make {}", scratch.display());
+        let pool = ThinPool::new(home.name(), &home.path(""));
         let config = format!(
             "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [{disabled}]\n[grpc]\naddress = \"{}\"\n\
-             [plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = \"{}\"\n",
+             [plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = \"{}\"\n\
+             [plugins.\"io.containerd.snapshotter.v1.devmapper\"]\nroot_path = \"{}\"\npool_name = \"{}\"\n\
+             base_image_size = \"64MB\"\n",
             home.path("root").display(),
             home.path("state").display(),
             home.path("containerd.sock").display(),
-            scratch.display()
+            scratch.display(),
+            home.path("devmapper").display(),
+            pool.name()
         );
         fs::write(home.path("config.toml"), config).expect("a file");
         let daemon = start_daemon(&home);
-        let mut started = Self { daemon, events: start_events(&home), home };
+        let mut started = Self { daemon, events: start_events(&home), pool, home };
         started.wait_ready();
         let image = crate::image();
         let imported = started.ctr(&["image", "import", &image.display().to_string()]);
@@ -131,6 +138,11 @@ impl Containerd {
         let sandboxes =
             self.home.path("state/io.containerd.sandbox.controller.v1.shim").join(self.home.containers_cgroup());
         self.home.remains(&[self.daemon.pid()], &[self.bundles(), sandboxes], patience)
+    }
+
+    /// The disks of its devmapper snapshotter that are active on the host.
+    pub fn thin_disks(&self) -> Vec<String> {
+        self.pool.disks()
     }
 
     /// Ends it in order.

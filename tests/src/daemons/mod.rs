@@ -8,6 +8,7 @@ mod containerd;
 mod docker;
 #[cfg(feature = "clients")]
 mod grpc;
+mod thin_pool;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -187,7 +188,8 @@ impl Home {
         }
         for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
             let backing = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-            if backing.contains(&folder) {
+            // The pool's own stay as long as the pool.
+            if backing.contains(&folder) && !backing.contains(thin_pool::FILES) {
                 left.push(format!("loop device of {}", backing.trim()));
             }
         }
@@ -210,7 +212,8 @@ impl Home {
             .env("TATAMI_KERNEL", crate::kernel())
             .env("TATAMI_INITRD", crate::initrd())
             .env("TATAMI_STATE", self.path("run"))
-            .env("TATAMI_ROOT", self.path("lib"));
+            .env("TATAMI_ROOT", self.path("lib"))
+            .envs(thin_pool::environment());
     }
 }
 
@@ -238,6 +241,7 @@ fn sweep() {
         let pid = name.strip_prefix("tatami-test-").and_then(|rest| rest.split('-').next());
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             leaks::kill_all(&entry.path());
+            thin_pool::remove(&name);
         }
     }
 }
