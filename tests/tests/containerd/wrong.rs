@@ -33,6 +33,9 @@ fn no_command(ctr: &mut Ctr, notes: &mut Notes) {
     notes.see("task", ctr.status("a"));
     let finished = ctr.run("b", &["--rm", "--cwd", "/etc/passwd"], &["true"]);
     notes.want("a folder that is a file", finished.status, 1);
+    let finished = ctr.run("c", &["--rm", "--env", "PATH"], &["sh", "-c", "true"]);
+    notes.want("no path to seek it on", finished.status, 1);
+    notes.want("and that is said", finished.err().contains("executable file not found in $PATH"), true);
 }
 
 fn taken(ctr: &mut Ctr, notes: &mut Notes) {
@@ -73,6 +76,7 @@ fn wrong_state(ctr: &mut Ctr, notes: &mut Notes) {
     notes.see("kill after the end", error_or_ok(&ctr.task("a", &["kill", "-s", "SIGKILL"])));
     refused(notes, "exec after the end", ctr.exec("a", "e1", &[], &["true"]));
     refused(notes, "pause after the end", ctr.task("a", &["pause"]));
+    refused(notes, "resume after the end", ctr.task("a", &["resume"]));
     notes.see("start after the end", error_or_ok(&ctr.task("a", &["start", "-d"])));
     notes.want("rm", exit_status(&ctr.task("a", &["rm"])), 137);
     notes.see("rm again", error(&ctr.task("a", &["rm"])));
@@ -186,9 +190,13 @@ fn not_understood(ctr: &mut Ctr, notes: &mut Notes) {
     // what comes with them must not run.
     let options = field(9, &field(1, b"containerd.runc.v1.CheckpointOptions"));
     let root = field(3, &[field(1, b"nosuchfs"), field(2, b"none")].concat());
-    let requests =
-        [("options for something else", [options, root.clone()].concat()), ("a root of a kind that is none", root)];
-    for (what, rest) in requests {
+    let (invalid, not_found) = ("3: ", "5: ");
+    let requests = [
+        ("options for something else", [options, root.clone()].concat(), invalid),
+        ("a root of a kind that is none", root, invalid),
+        ("output into a fifo that has gone", field(5, b"/no/such/fifo"), not_found),
+    ];
+    for (what, rest, code) in requests {
         let start = Instant::now();
         let request = [field(1, id.as_bytes()), rest].concat();
         let answer = tasks.call("/containerd.services.tasks.v1.Tasks/Create", &request);
@@ -198,7 +206,7 @@ fn not_understood(ctr: &mut Ctr, notes: &mut Notes) {
         if ctr.is_ours() {
             let error = answer.expect_err("a refusal");
             let itself = error.contains("invalid task create option");
-            assert!(itself || error.starts_with("3: "), "{what}: not an invalid argument: {error}");
+            assert!(itself || error.starts_with(code), "{what}: not of the kind {code}{error}");
         }
         notes.want(format!("{what}: no task"), ctr.status("a"), "none");
     }
