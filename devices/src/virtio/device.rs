@@ -9,12 +9,14 @@ use std::thread::JoinHandle;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::GuestMemory;
+use super::{GuestMemory, RestoreError};
 
 /// Device types, as numbered in virtio 1.2, section 5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DeviceKind {
+    /// Network device (5.1).
+    Net = 1,
     /// Block device (5.2).
     Block = 2,
     /// Entropy device (5.4).
@@ -44,6 +46,8 @@ pub enum Role {
     Vcpu,
     /// Moves bytes between rings and descriptors that are already open (block, entropy).
     Io,
+    /// Moves frames between rings and taps or sockets that are already open, and tells taps what the driver wants (net).
+    Frames,
     /// Accepts and moves unix-socket streams (vsock).
     Socket,
     /// Serves files: opens, creates, renames below its own root.
@@ -118,6 +122,20 @@ pub trait VirtioDevice: Send {
     /// queue has been answered. The queues come back as they stand, so that a later [`VirtioDevice::activate`] goes on where
     /// this one ended; what the device itself remembers (open files, connections) stays. Empty before activation.
     fn pause(&mut self) -> Vec<Option<ActiveQueue>>;
+
+    /// What the device remembers beyond its queues and must know in a new process, for [`VirtioDevice::restore`]; it does not work
+    /// meanwhile. Most remember nothing.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes up what another device like this one saved. Before activation, which comes only if that one was at work.
+    ///
+    /// # Errors
+    /// When it is not of a device like this; the device is then as new.
+    fn restore(&mut self, saved: &[u8], _memory: &GuestMemory) -> Result<(), RestoreError> {
+        if saved.is_empty() { Ok(()) } else { Err(RestoreError::Device) }
+    }
 
     /// Stops work for good: as [`VirtioDevice::pause`], but queues and everything remembered of this driver are dropped.
     /// Idempotent; also before activation.

@@ -9,6 +9,7 @@ mod device;
 pub mod fs;
 mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod rate_limit;
 pub mod ring;
 pub mod rng;
@@ -25,6 +26,7 @@ pub use device::{ActivateError, Activation, ActiveQueue, DeviceKind, Interrupt, 
 pub use fs::{Fs, FsConfig, FsError};
 pub use interrupt::LineInterrupt;
 pub use mmio::MmioTransport;
+pub use net::{Net, NicError, NicKind, NicShape, NicSlot};
 pub use rate_limit::{Allowance, RateLimit, RateLimiter};
 pub use ring::{Chain, Ring, RingError, Segment};
 pub use rng::Rng;

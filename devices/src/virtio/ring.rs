@@ -15,6 +15,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::spec::{AVAIL_NO_INTERRUPT, DESCRIPTOR_BYTES, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE};
 use super::{ActiveQueue, Fault, GuestMemory, Interrupt, Progress};
 
+/// How many segment lists a ring keeps to use again.
+const SPARES: usize = 64;
+
 /// What a driver did to a ring that no driver may do. The device stops and asks for a reset.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
@@ -196,8 +199,10 @@ pub struct Ring {
     interrupt: Arc<dyn Interrupt>,
     /// One bit a head, set while the device has the chain.
     in_use: Vec<u64>,
-    /// A segment list to use again, so that taking a chain allocates nothing in the long run.
-    spare: Vec<Segment>,
+    /// Segment lists to use again, so that taking chains allocates nothing in the long run.
+    spare: Vec<Vec<Segment>>,
+    /// The used index that the driver was told of, or did not want to be told of, last.
+    told: u16,
 }
 
 impl std::fmt::Debug for Ring {
@@ -210,6 +215,7 @@ impl Ring {
     /// Puts queue number `index` of a device to work.
     pub fn new(index: u16, active: ActiveQueue, memory: GuestMemory, interrupt: Arc<dyn Interrupt>) -> Self {
         let words = usize::from(active.queue.size()).div_ceil(64);
+        let told = active.queue.next_used();
         Ring {
             index,
             queue: active.queue,
@@ -218,6 +224,7 @@ impl Ring {
             interrupt,
             in_use: vec![0; words],
             spare: Vec::new(),
+            told,
         }
     }
 
@@ -231,7 +238,7 @@ impl Ring {
         self.index
     }
 
-    /// Descriptors.
+    /// How many descriptors the driver gave it.
     pub fn size(&self) -> u16 {
         self.queue.size()
     }
@@ -285,17 +292,41 @@ impl Ring {
     /// # Errors
     /// When the used ring is out of reach.
     pub fn give_back(&mut self, chain: Chain, written: u32) -> Result<(), RingError> {
-        self.in_use[usize::from(chain.head / 64)] &= !(1 << (chain.head % 64));
-        let done = self.queue.add_used(&self.memory, chain.head, written);
-        self.spare = chain.segments;
-        done.map_err(|source| self.unreachable(source))
+        self.give_back_all(std::iter::once((chain, written)))
     }
 
-    /// Undoes [`Ring::take`] of `chain`, the last one taken: it will be the next one again. For what cannot be served yet.
+    /// Gives several chains back at once: the driver sees all of them, or none yet.
+    ///
+    /// # Errors
+    /// When the used ring is out of reach.
+    pub fn give_back_all(&mut self, chains: impl Iterator<Item = (Chain, u32)>) -> Result<(), RingError> {
+        let (ring, size) = (GuestAddress(self.queue.used_ring()), self.queue.size());
+        let unreachable =
+            |queue, source| RingError::Unreachable { queue, source: virtio_queue::Error::GuestMemory(source) };
+        let mut next = self.queue.next_used();
+        for (chain, written) in chains {
+            let entry = [u32::from(chain.head).to_le(), written.to_le()];
+            let slot = ring.unchecked_add(4 + 8 * u64::from(next % size));
+            self.memory.write_obj(entry, slot).map_err(|source| unreachable(self.index, source))?;
+            next = next.wrapping_add(1);
+            self.release(chain);
+        }
+        self.queue.set_next_used(next);
+        let index = ring.unchecked_add(2);
+        self.memory.store(next.to_le(), index, Ordering::Release).map_err(|source| unreachable(self.index, source))
+    }
+
+    /// Undoes the last [`Ring::take`], whose chain this is: it will be taken again. Of several, the one taken last comes first.
     pub fn put_back(&mut self, chain: Chain) {
-        self.in_use[usize::from(chain.head / 64)] &= !(1 << (chain.head % 64));
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
-        self.spare = chain.segments;
+        self.release(chain);
+    }
+
+    fn release(&mut self, chain: Chain) {
+        self.in_use[usize::from(chain.head / 64)] &= !(1 << (chain.head % 64));
+        if self.spare.len() < SPARES {
+            self.spare.push(chain.segments);
+        }
     }
 
     /// Interrupts the driver, unless it does not want to hear of what was given back since the last call.
@@ -303,17 +334,21 @@ impl Ring {
     /// # Errors
     /// When the available ring is out of reach.
     pub fn notify(&mut self) -> Result<(), RingError> {
-        let wanted = if self.queue.event_idx_enabled() {
-            self.queue.needs_notification(&self.memory).map_err(|source| self.unreachable(source))?
-        } else {
-            // needs_notification knows event indexes only; without them the driver has a flag.
-            std::sync::atomic::fence(Ordering::SeqCst);
-            let flags = self
-                .memory
-                .load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-                .map(u16::from_le)
-                .map_err(|source| self.unreachable(virtio_queue::Error::GuestMemory(source)))?;
-            flags & AVAIL_NO_INTERRUPT == 0
+        let by_index = self.queue.event_idx_enabled();
+        // The flags, or behind the ring the used index whose passing the driver wants to hear of (2.7.7, 2.7.10).
+        let skip = if by_index { 4 + 2 * u64::from(self.queue.size()) } else { 0 };
+        // What was given back must be visible before this is read.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let word = self
+            .memory
+            .load::<u16>(GuestAddress(self.queue.avail_ring()).unchecked_add(skip), Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(|source| self.unreachable(virtio_queue::Error::GuestMemory(source)))?;
+        let now = self.queue.next_used();
+        let new = now.wrapping_sub(std::mem::replace(&mut self.told, now));
+        let wanted = match by_index {
+            true => now.wrapping_sub(word).wrapping_sub(1) < new,
+            false => word & AVAIL_NO_INTERRUPT == 0,
         };
         if wanted {
             self.interrupt.queue(self.index);
@@ -366,7 +401,7 @@ impl Ring {
     }
 
     fn walk(&mut self, head: u16) -> Result<Chain, RingError> {
-        let mut segments = std::mem::take(&mut self.spare);
+        let mut segments = self.spare.pop().unwrap_or_default();
         segments.clear();
         let mut walk = Walk { queue: self.index, head, size: self.queue.size(), memory: &self.memory };
         let readable = walk.run(self.queue.desc_table(), &mut segments)?;

@@ -15,7 +15,7 @@ use super::spec::{
     DESCRIPTOR_BYTES, DESCRIPTOR_NEXT, STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK,
     STATUS_NEEDS_RESET,
 };
-use super::{GuestMemory, MmioTransport, Role, Threads, VirtioDevice};
+use super::{GuestMemory, MmioTransport, Role, Threads, TransportState, VirtioDevice};
 
 /// Low RAM of the test machine, in bytes; buffers and rings live here.
 pub(crate) const LOW_BYTES: usize = 16 << 20;
@@ -159,6 +159,13 @@ impl Driver {
         let mut driver = Driver::new(device);
         driver.bring_up(u64::MAX);
         driver
+    }
+
+    /// The same guest in front of another device, to which `state` has been restored.
+    pub(crate) fn continue_with(&self, device: Box<dyn VirtioDevice>, state: &TransportState) -> Self {
+        let mut transport = MmioTransport::new(device, self.memory.clone()).expect("a transport");
+        transport.restore(state).expect("a state of this device");
+        Driver { transport, memory: self.memory.clone(), sizes: self.sizes.clone(), taken: self.taken.clone() }
     }
 
     /// Brings the device up with those of `features` that it offers.
