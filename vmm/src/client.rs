@@ -192,6 +192,25 @@ impl VmmProcess {
         self.order(What::DetachDisk(slot), &[])
     }
 
+    /// Asks for `ends` to be plugged into a network slot, in place of what is there: the queues of a tap, one for each pair of queues,
+    /// or a stream socket, as the slot's configuration says. Answered like [`VmmProcess::attach_disk`]; the descriptors may be closed at
+    /// once.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn plug_nic(&mut self, slot: u8, ends: &[OwnedFd]) -> Result<u64, ControlError> {
+        let ends: Vec<_> = ends.iter().map(AsFd::as_fd).collect();
+        self.order(What::PlugNic(slot), &ends)
+    }
+
+    /// Asks for a network slot to be emptied: the guest's link goes down. Answered like [`VmmProcess::attach_disk`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pull_nic(&mut self, slot: u8) -> Result<u64, ControlError> {
+        self.order(What::PullNic(slot), &[])
+    }
+
     /// Asks for the machine to be written to `files`, both empty and open for writing. It goes on afterwards. Answered like
     /// [`VmmProcess::attach_disk`].
     ///

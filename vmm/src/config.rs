@@ -25,8 +25,49 @@ pub struct VmConfig {
     pub disk_queues: u8,
     /// How fast each slot's disk may be.
     pub disk_limit: RateLimit,
+    /// Slots for networks, empty at the start: [`crate::VmmProcess::plug_nic`] fills them while the guest runs. The guest knows them
+    /// by [`nic_address`].
+    pub nics: Vec<NicConfig>,
     /// The guest's kernel talks on its serial line; otherwise only its last words are heard.
     pub console: bool,
+}
+
+/// A slot for a network, as the guest finds it when it boots. What is plugged in later must be of this kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicConfig {
+    /// What is plugged in.
+    pub kind: NicKind,
+    /// Pairs of queues: as many as a tap has queues, 1 for a stream; at most [`MAX_QUEUE_PAIRS`].
+    pub queue_pairs: u8,
+    /// The largest packet, in bytes, that the guest's kernel is told to send; none: whoever sets the guest's interface up decides.
+    pub mtu: Option<u16>,
+}
+
+/// What can be plugged into a slot for a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum NicKind {
+    /// A tap without packet information, with headers of 12 bytes (IFF_NO_PI, IFF_VNET_HDR, TUNSETVNETHDRSZ, TUNSETVNETLE).
+    Tap {
+        /// It cuts UDP for its reader and its writer (TUN_F_USO4 and TUN_F_USO6; Linux 6.2).
+        cuts_udp: bool,
+    },
+    /// A connected stream socket to a network in user space: each frame behind its length, four bytes in network order.
+    Stream,
+}
+
+/// The most slots for networks: the machine's places for devices, without those that other devices need.
+pub const MAX_NICS: usize = 4;
+
+/// The most pairs of queues that a network device has.
+pub const MAX_QUEUE_PAIRS: u8 = 16;
+
+/// The hardware address by which the guest finds the network device in `slot`: the order of devices means nothing. It is the
+/// permanent one; whoever sets the interface up in the guest gives it the one that it is to have.
+pub fn nic_address(slot: u8) -> [u8; 6] {
+    // Locally administered; it never leaves the guest.
+    [0x02, b't', b'a', b't', 0, slot]
 }
 
 /// The most slots for disks: the machine's places for devices, without those that other devices need.
@@ -73,6 +114,15 @@ pub enum ConfigError {
     /// None, or more than a disk can have.
     #[error("a disk has between 1 and {BLK_QUEUES_MAX} queues, {0} were asked for")]
     DiskQueues(u8),
+    /// More than the machine has places for.
+    #[error("a sandbox has at most {MAX_NICS} network interfaces, {0} were asked for")]
+    Nics(usize),
+    /// None, or more than a device has.
+    #[error("a network interface has 1 to {MAX_QUEUE_PAIRS} pairs of queues, not {0}")]
+    QueuePairs(u8),
+    /// Less than any network carries.
+    #[error("a network interface's MTU is 68 or more, not {0}")]
+    Mtu(u16),
 }
 
 impl Default for VmConfig {
@@ -87,6 +137,7 @@ impl Default for VmConfig {
             disk_slots: 0,
             disk_queues: 1,
             disk_limit: RateLimit::default(),
+            nics: Vec::new(),
             console: false,
         }
     }
@@ -115,15 +166,29 @@ impl VmConfig {
         if self.disk_queues == 0 || self.disk_queues > BLK_QUEUES_MAX {
             return Err(ConfigError::DiskQueues(self.disk_queues));
         }
-        match self.disk_slots {
-            0..=MAX_DISK_SLOTS => Ok(()),
-            more => Err(ConfigError::DiskSlots(more)),
+        if self.disk_slots > MAX_DISK_SLOTS {
+            return Err(ConfigError::DiskSlots(self.disk_slots));
         }
+        if self.nics.len() > MAX_NICS {
+            return Err(ConfigError::Nics(self.nics.len()));
+        }
+        self.nics.iter().try_for_each(NicConfig::validate)
     }
 
     /// RAM in bytes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         u64::from(self.memory_mib) << 20
+    }
+}
+
+impl NicConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let most = if self.kind == NicKind::Stream { 1 } else { MAX_QUEUE_PAIRS };
+        match (self.queue_pairs, self.mtu) {
+            (pairs, _) if pairs == 0 || pairs > most => Err(ConfigError::QueuePairs(pairs)),
+            (_, Some(mtu @ ..68)) => Err(ConfigError::Mtu(mtu)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -151,5 +216,13 @@ mod tests {
         assert_eq!(error(|c| c.disk_slots = 9), ConfigError::DiskSlots(9));
         assert_eq!(error(|c| c.disk_queues = 0), ConfigError::DiskQueues(0));
         assert_eq!(error(|c| c.disk_queues = 9), ConfigError::DiskQueues(9));
+        const NIC: NicConfig = NicConfig { kind: NicKind::Tap { cuts_udp: true }, queue_pairs: 1, mtu: None };
+        assert_eq!(error(|c| c.nics = vec![NIC; 5]), ConfigError::Nics(5));
+        assert_eq!(error(|c| c.nics = vec![NicConfig { queue_pairs: 17, ..NIC }]), ConfigError::QueuePairs(17));
+        assert_eq!(error(|c| c.nics = vec![NicConfig { queue_pairs: 0, ..NIC }]), ConfigError::QueuePairs(0));
+        let stream = |queue_pairs| NicConfig { kind: NicKind::Stream, queue_pairs, mtu: None };
+        assert_eq!(stream(2).validate(), Err(ConfigError::QueuePairs(2)));
+        assert_eq!(stream(1).validate(), Ok(()));
+        assert_eq!(error(|c| c.nics = vec![NicConfig { mtu: Some(67), ..NIC }]), ConfigError::Mtu(67));
     }
 }

@@ -76,6 +76,10 @@ pub(crate) enum What {
     AttachDisk(u8, Vec<Part>),
     /// Empty a slot.
     DetachDisk(u8),
+    /// Plug into a network slot what comes as descriptors, one for each pair of queues.
+    PlugNic(u8),
+    /// Pull out what is plugged into a network slot.
+    PullNic(u8),
     /// Write the machine to two files, memory and state, which come as descriptors; then let it go on.
     Save,
 }

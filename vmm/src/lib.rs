@@ -15,6 +15,7 @@ mod jail;
 mod kernel;
 mod kvm;
 mod memory;
+mod nics;
 mod ports;
 pub mod probe;
 pub mod process;
@@ -24,7 +25,9 @@ mod threads;
 mod vcpu;
 
 pub use client::{Event, Resources, SpawnError, VmmProcess};
-pub use config::{ConfigError, MAX_DISK_SLOTS, VmConfig, slot_serial};
+pub use config::{
+    ConfigError, MAX_DISK_SLOTS, MAX_NICS, MAX_QUEUE_PAIRS, NicConfig, NicKind, VmConfig, nic_address, slot_serial,
+};
 pub use control::{ControlError, DISK_PARTS_LIMIT};
 pub use kernel::LoadError;
 pub use kvm::KvmError;

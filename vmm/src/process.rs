@@ -20,6 +20,7 @@ use crate::control::{
 };
 use crate::disks::DiskSlots;
 use crate::jail::{self, Jail, JailError};
+use crate::nics::NicSlots;
 use crate::snapshot::Snapshot;
 use crate::stop::StopReason;
 use crate::threads::VmmThreads;
@@ -99,7 +100,7 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
         OriginKind::Snapshot => Origin::Snapshot(Snapshot { memory: file()?, state: file()? }),
     };
 
-    let slots = DiskSlots::new(start.config.disk_slots);
+    let slots = Slots { disks: DiskSlots::new(start.config.disk_slots), nics: NicSlots::new(&start.config.nics)? };
     let devices = devices(&start, jail, listener, &slots, channel)?;
     let serial = Box::new(ConsoleOutput::new(Arc::clone(channel)));
     let vm = BuiltVm::new(&start.config, Parts { kvm, origin, devices, serial })?;
@@ -115,7 +116,7 @@ fn devices(
     start: &Start,
     jail: Jail,
     listener: UnixListener,
-    slots: &DiskSlots,
+    slots: &Slots,
     channel: &Arc<Channel>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, ProcessError> {
     let threads: Arc<dyn Threads> = Arc::new(VmmThreads);
@@ -127,8 +128,15 @@ fn devices(
         Box::new(Vsock::new(start.config.vsock_cid.into(), listener, ports, Arc::clone(&threads))?),
         Box::new(Rng::new(Arc::clone(&threads))),
     ];
-    devices.extend(slots.devices(&start.config, &threads)?);
+    devices.extend(slots.disks.devices(&start.config, &threads)?);
+    devices.extend(slots.nics.devices(&threads));
     Ok(devices)
+}
+
+/// What the server fills and empties while the guest runs.
+struct Slots {
+    disks: DiskSlots,
+    nics: NicSlots,
 }
 
 /// Host ports, all of which the server decides about: it gets the other end of whatever the guest connects to.
@@ -144,7 +152,7 @@ impl HostPorts for ServerPorts {
 }
 
 /// Carries out the server's orders until the guest stops or the server goes away.
-fn supervise(vm: RunningVm, slots: DiskSlots, channel: &Arc<Channel>) -> Result<StopReason, ProcessError> {
+fn supervise(vm: RunningVm, slots: Slots, channel: &Arc<Channel>) -> Result<StopReason, ProcessError> {
     let mut manager = EventManager::new()?;
     let id = manager.add_subscriber(Supervisor { vm: Some(vm), slots, channel: Arc::clone(channel), end: None });
     loop {
@@ -157,7 +165,7 @@ fn supervise(vm: RunningVm, slots: DiskSlots, channel: &Arc<Channel>) -> Result<
 
 struct Supervisor {
     vm: Option<RunningVm>,
-    slots: DiskSlots,
+    slots: Slots,
     channel: Arc<Channel>,
     end: Option<Result<StopReason, ProcessError>>,
 }
@@ -173,8 +181,10 @@ impl Supervisor {
                 let Order { number, what } = parse(&body)?;
                 let result = match what {
                     What::Save => self.save(descriptors)?,
-                    What::AttachDisk(slot, parts) => told(self.slots.attach(slot, parts, descriptors)),
-                    What::DetachDisk(slot) => told(self.slots.detach(slot)),
+                    What::AttachDisk(slot, parts) => told(self.slots.disks.attach(slot, parts, descriptors)),
+                    What::DetachDisk(slot) => told(self.slots.disks.detach(slot)),
+                    What::PlugNic(slot) => told(self.slots.nics.plug(slot, descriptors)),
+                    What::PullNic(slot) => told(self.slots.nics.pull(slot)),
                 };
                 Ok(self.channel.send(&Notice::Answer(number, result.map_err(bounded)), &[], true)?)
             }
@@ -226,6 +236,10 @@ impl MutEventSubscriber for Supervisor {
                     counts.memory,
                     counts.ports
                 );
+                let (received, sent) = self.slots.nics.lost();
+                if received + sent > 0 {
+                    log::info!("{received} frames did not reach the guest, {sent} of the guest's reached nobody");
+                }
                 self.end = Some(Ok(reason));
             }
             _ => {
