@@ -7,6 +7,7 @@
 //! | `sandbox`, `container`, `process` | what exists: containers, their processes, their states |
 //! | `guest` | what of a specification no guest of this kind can do |
 //! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
+//! | `network`, `netlink` | the guest's network interfaces, which all containers share |
 //! | `storage` | the file systems that are mounted for a container |
 //! | `volumes` | what of the host's files it sees, and who hears of changes to them |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
@@ -33,6 +34,8 @@ mod launch;
 mod limits;
 mod loopback;
 mod mounts;
+mod netlink;
+mod network;
 mod priority;
 mod process;
 mod pump;

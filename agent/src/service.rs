@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tatami_protocol::agent::{
     Changes, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
-    HelloResponse, OomRequest, OomResponse, ProcessList, ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest,
-    StartProcessResponse, Stats, UpdateRequest, WaitResponse,
+    HelloResponse, NetworkRequest, OomRequest, OomResponse, ProcessList, ProcessRequest, ResizeRequest, ShutdownRequest,
+    SignalRequest, StartProcessResponse, Stats, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::Agent;
 use ttrpc::Code;
@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::process::Process;
 use crate::sandbox::{Sandbox, check_id};
 use crate::server::Shutdown;
-use crate::{cgroup, clock, entropy, mounts};
+use crate::{cgroup, clock, entropy, mounts, network};
 
 /// The answer to a shutdown must be on its way before the machine restarts; no one waits longer than this for it.
 const FAREWELL: Duration = Duration::from_millis(5);
@@ -78,6 +78,11 @@ impl Agent for Service {
             agent_ready_ms: self.times.ready_ms,
             ..Default::default()
         })
+    }
+
+    async fn configure_network(&self, _: &TtrpcContext, request: NetworkRequest) -> ttrpc::Result<Empty> {
+        network::configure(&request).map_err(status)?;
+        Ok(Empty::default())
     }
 
     async fn create_container(

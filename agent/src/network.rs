@@ -1,0 +1,256 @@
+//! The guest's network interfaces, which all containers share: found by their devices, named, addressed, brought up, and routes.
+//!
+//! Does as it is told; knows nothing of where addresses come from.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use tatami_protocol::agent::{Interface, Neighbour, NetworkRequest, Route};
+
+use crate::error::Error;
+use crate::netlink::Netlink;
+
+/// What containers may have as their /etc/resolv.conf.
+const RESOLV_CONF: &str = "/run/tatami/resolv.conf";
+/// The longest name of an interface, in bytes.
+const MAX_NAME: usize = 15;
+
+/// Does what `request` says, as far as it comes.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for what cannot be understood, [`Error::NotFound`] for an interface that is not there, else the kernel's,
+/// each naming what it is about.
+pub(crate) fn configure(request: &NetworkRequest) -> Result<(), Error> {
+    let mut netlink = Netlink::connect().map_err(Error::internal("reach the kernel's network configuration"))?;
+    for interface in &request.interfaces {
+        set_up(&mut netlink, interface)?;
+    }
+    for route in &request.routes {
+        add_route(&mut netlink, route)?;
+    }
+    for neighbour in &request.neighbours {
+        add_neighbour(&mut netlink, neighbour)?;
+    }
+    if !request.resolv_conf.is_empty() {
+        let folder = Path::new(RESOLV_CONF).parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(RESOLV_CONF, &request.resolv_conf))
+            .map_err(Error::internal(format!("write {RESOLV_CONF}")))?;
+    }
+    Ok(())
+}
+
+/// A network interface as the kernel lists it.
+struct Link {
+    index: u32,
+    name: String,
+    address: Vec<u8>,
+    /// Given to the device when it was made.
+    permanent: Vec<u8>,
+}
+
+fn links(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
+    let all = netlink
+        .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
+        .map_err(Error::internal("list the network interfaces"))?;
+    let link = |message| match message {
+        RouteNetlinkMessage::NewLink(message) => Some(Link::from(message)),
+        _ => None,
+    };
+    Ok(all.into_iter().filter_map(link).collect())
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Link {
+        let (mut name, mut address, mut permanent) = (String::new(), Vec::new(), Vec::new());
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(text) => name = text,
+                LinkAttribute::Address(bytes) => address = bytes,
+                LinkAttribute::PermAddress(bytes) => permanent = bytes,
+                _ => {}
+            }
+        }
+        Link { index: message.header.index, name, address, permanent }
+    }
+}
+
+/// The index of the interface called `name`.
+fn index_of(netlink: &mut Netlink, name: &str) -> Result<u32, Error> {
+    let found = links(netlink)?.into_iter().find(|link| link.name == name);
+    found.map(|link| link.index).ok_or_else(|| Error::NotFound(format!("the guest has no network interface {name}")))
+}
+
+fn set_up(netlink: &mut Netlink, interface: &Interface) -> Result<(), Error> {
+    let Interface { device, name, hardware_address, mtu, addresses, .. } = interface;
+    if !(1..=MAX_NAME).contains(&name.len()) || name.contains(['/', ' ']) {
+        return Err(Error::InvalidArgument(format!("{name:?} cannot be the name of a network interface")));
+    }
+    let addresses = addresses.iter().map(|text| prefixed(text)).collect::<Result<Vec<_>, _>>()?;
+    let all = links(netlink)?;
+    let link = all.iter().find(|link| &link.permanent == device || &link.address == device).ok_or_else(|| {
+        Error::NotFound(format!("the guest has no network interface of the device {}", hardware(device)))
+    })?;
+    let failed = |what: &str| Error::internal(format!("{what} network interface {name}"));
+    if let Some(other) = all.iter().find(|other| &other.name == name && other.index != link.index) {
+        let aside = LinkAttribute::IfName(format!("other{}", other.index));
+        change(netlink, other.index, vec![aside], false).map_err(failed("make way for"))?;
+    }
+    let mut attributes = vec![LinkAttribute::IfName(name.clone())];
+    if !hardware_address.is_empty() {
+        attributes.push(LinkAttribute::Address(hardware_address.clone()));
+    }
+    if *mtu > 0 {
+        attributes.push(LinkAttribute::Mtu(*mtu));
+    }
+    change(netlink, link.index, attributes, false).map_err(failed("set up"))?;
+    for (address, prefix) in addresses {
+        add_address(netlink, link.index, address, prefix).map_err(failed(&format!("give {address}/{prefix} to")))?;
+    }
+    change(netlink, link.index, Vec::new(), true).map_err(failed("bring up"))
+}
+
+fn change(netlink: &mut Netlink, index: u32, attributes: Vec<LinkAttribute>, up: bool) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    if up {
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+    }
+    message.attributes = attributes;
+    netlink.order(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.prefix_len = prefix;
+    message.header.index = index;
+    message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
+    match address {
+        IpAddr::V4(address) if prefix < 31 => {
+            let hosts = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+            message.attributes.push(AddressAttribute::Broadcast((address.to_bits() | hosts).into()));
+        }
+        IpAddr::V4(_) => {}
+        // A test for duplicates would keep it from being used for a second.
+        IpAddr::V6(_) => message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad)),
+    }
+    netlink.order(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+fn add_route(netlink: &mut Netlink, route: &Route) -> Result<(), Error> {
+    let Route { interface, destination, gateway, source, metric, on_link, .. } = route;
+    let gateway = (!gateway.is_empty()).then(|| address(gateway)).transpose()?;
+    let source = (!source.is_empty()).then(|| address(source)).transpose()?;
+    let destination = (!destination.is_empty()).then(|| prefixed(destination)).transpose()?;
+    let version = destination.map(|(address, _)| address).or(gateway).or(source);
+    let mut message = RouteMessage::default();
+    message.header.address_family = version.map_or(AddressFamily::Inet, family);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    if let Some((address, prefix)) = destination {
+        message.header.destination_prefix_length = prefix;
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
+    }
+    message.attributes.extend(gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))));
+    message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(RouteAddress::from(source))));
+    if !interface.is_empty() {
+        message.attributes.push(RouteAttribute::Oif(index_of(netlink, interface)?));
+    }
+    if *metric > 0 {
+        message.attributes.push(RouteAttribute::Priority(*metric));
+    }
+    if *on_link {
+        message.header.flags = RouteFlags::Onlink;
+    }
+    netlink
+        .order(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+        .map_err(Error::internal(format!("add the route {}", described(route))))
+}
+
+/// A route as `ip route` writes it.
+fn described(route: &Route) -> String {
+    let mut text = if route.destination.is_empty() { "default".to_owned() } else { route.destination.clone() };
+    for (word, value) in [("via", &route.gateway), ("dev", &route.interface), ("src", &route.source)] {
+        if !value.is_empty() {
+            text.push_str(&format!(" {word} {value}"));
+        }
+    }
+    text
+}
+
+fn add_neighbour(netlink: &mut Netlink, neighbour: &Neighbour) -> Result<(), Error> {
+    let address = address(&neighbour.address)?;
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = index_of(netlink, &neighbour.interface)?;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(match address {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        }),
+        NeighbourAttribute::LinkLayerAddress(neighbour.hardware_address.clone()),
+    ];
+    netlink
+        .order(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+        .map_err(Error::internal(format!("add the neighbour {address} on {}", neighbour.interface)))
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn address(text: &str) -> Result<IpAddr, Error> {
+    text.parse().map_err(|_| Error::InvalidArgument(format!("{text:?} is no IP address")))
+}
+
+/// An address and its prefix's length.
+fn prefixed(text: &str) -> Result<(IpAddr, u8), Error> {
+    let invalid = || Error::InvalidArgument(format!("{text:?} is no IP address with a prefix, as 192.0.2.1/24 is"));
+    let (address, length) = text.split_once('/').ok_or_else(invalid)?;
+    let (address, length): (IpAddr, u8) =
+        (address.parse().map_err(|_| invalid())?, length.parse().map_err(|_| invalid())?);
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    if length > longest { Err(invalid()) } else { Ok((address, length)) }
+}
+
+/// A hardware address as people write it.
+fn hardware(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_with_their_prefixes() {
+        assert_eq!(prefixed("192.0.2.1/24").unwrap(), ("192.0.2.1".parse().unwrap(), 24));
+        assert_eq!(prefixed("2001:db8::1/128").unwrap(), ("2001:db8::1".parse().unwrap(), 128));
+        for bad in ["", "192.0.2.1", "192.0.2.1/", "192.0.2.1/33", "192.0.2/24", "2001:db8::1/129", "x/8", "1.2.3.4/-1"]
+        {
+            assert!(matches!(prefixed(bad), Err(Error::InvalidArgument(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn routes_are_named_as_people_write_them() {
+        let route = Route { gateway: "192.0.2.1".into(), interface: "eth0".into(), ..Default::default() };
+        assert_eq!(described(&route), "default via 192.0.2.1 dev eth0");
+        assert_eq!(hardware(&[2, 0, 0xab, 0, 0, 1]), "02:00:ab:00:00:01");
+    }
+}
