@@ -2,10 +2,8 @@
 //!
 //! Does as it is told; knows nothing of where addresses come from.
 
-use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
@@ -20,8 +18,6 @@ use tatami_protocol::agent::{Interface, Neighbour, NetworkRequest, Route};
 use crate::error::Error;
 use crate::netlink::Netlink;
 
-/// What containers may have as their /etc/resolv.conf.
-const RESOLV_CONF: &str = "/run/tatami/resolv.conf";
 /// The longest name of an interface, in bytes.
 const MAX_NAME: usize = 15;
 
@@ -40,12 +36,6 @@ pub(crate) fn configure(request: &NetworkRequest) -> Result<(), Error> {
     }
     for neighbour in &request.neighbours {
         add_neighbour(&mut netlink, neighbour)?;
-    }
-    if !request.resolv_conf.is_empty() {
-        let folder = Path::new(RESOLV_CONF).parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::write(RESOLV_CONF, &request.resolv_conf))
-            .map_err(Error::internal(format!("write {RESOLV_CONF}")))?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ pub mod detached;
 pub mod guest_files;
 pub mod image;
 pub mod logging;
+pub mod network;
 pub mod run;
 pub mod sandbox;
 pub mod spec;

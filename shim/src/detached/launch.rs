@@ -17,6 +17,7 @@ use super::output_log::Limits;
 use super::server::{self, StartError};
 use crate::containerd::hooks::HostNamespaces;
 use crate::run::compose::Recipe;
+use crate::run::network::Network;
 use crate::sandbox::folder::Places;
 use crate::sandbox::kept::{Kept, Record};
 use crate::sandbox::{Ground, Settings};
@@ -25,6 +26,7 @@ use crate::sandbox::{Ground, Settings};
 pub(crate) struct Order {
     pub(crate) recipe: Recipe,
     pub(crate) settings: Settings,
+    pub(crate) network: Network,
     /// All but what only the server knows.
     pub(crate) record: Record,
     pub(crate) limits: Limits,
@@ -93,7 +95,7 @@ fn become_server(order: Order, mut caller: UnixStream) -> i32 {
 }
 
 fn live(order: Order, caller: UnixStream) -> Result<(), LaunchError> {
-    let Order { recipe, settings, mut record, limits } = order;
+    let Order { recipe, settings, network, mut record, limits } = order;
     let places = Places::from_environment();
     let host = HostNamespaces::current().map_err(|error| failed("the host's namespaces", &error))?;
     let ground = Ground::prepare(&places, record.name.as_deref(), None).map_err(|error| told(&error.into()))?;
@@ -108,7 +110,7 @@ fn live(order: Order, caller: UnixStream) -> Result<(), LaunchError> {
         }
     };
     let (id, auto_remove) = (record.id.clone(), record.auto_remove);
-    let prepared = server::Prepared { ground, host, recipe, settings, kept: kept.clone(), record, limits };
+    let prepared = server::Prepared { ground, host, recipe, settings, network, kept: kept.clone(), record, limits };
     let mut runs = false;
     let result = runtime().and_then(|runtime| {
         let result = runtime.block_on(async {

@@ -30,6 +30,7 @@ use crate::containerd::task_service;
 use crate::containerd::tasks::creating::Composed;
 use crate::containerd::tasks::{Booted, Tasks};
 use crate::run::compose::{LaidOut, Recipe};
+use crate::run::network::{Network, NetworkError};
 use crate::sandbox::kept::{Ended, Kept, Record};
 use crate::sandbox::timings::Timings;
 use crate::sandbox::{self, Ground, Sandbox, Settings};
@@ -47,6 +48,7 @@ pub(super) struct Prepared {
     pub(super) host: HostNamespaces,
     pub(super) recipe: Recipe,
     pub(super) settings: Settings,
+    pub(super) network: Network,
     pub(super) kept: Kept,
     pub(super) record: Record,
     pub(super) limits: Limits,
@@ -57,6 +59,8 @@ pub(super) struct Prepared {
 pub(super) enum StartError {
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Task(#[from] TaskError),
     #[error("cannot {action}: {source}")]
@@ -72,7 +76,7 @@ pub(super) async fn serve(
     mut caller: UnixStream,
     started: impl FnOnce(UnixStream),
 ) -> Result<(), StartError> {
-    let Prepared { ground, host, recipe, settings, kept, mut record, limits } = prepared;
+    let Prepared { ground, host, recipe, settings, mut network, kept, mut record, limits } = prepared;
     let state = ground.state().to_owned();
     let mut sandbox = Sandbox::start(ground, settings, Timings::starting_at(std::time::Instant::now()))?;
     let (booted, guest) = watch::channel::<Booted>(None);
@@ -80,7 +84,8 @@ pub(super) async fn serve(
     let beginning = async {
         let mut server = listen(&state, &tasks)?;
         server.start().await.map_err(|error| TaskError::Failed(error.to_string()))?;
-        let output = begin(&mut sandbox, &booted, &tasks, (&kept, limits, &state), recipe, &mut record).await?;
+        let output =
+            begin((&mut sandbox, &mut network), &booted, &tasks, (&kept, limits, &state), recipe, &mut record).await?;
         Ok::<_, StartError>((server, output))
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("catch signals"))?;
@@ -93,6 +98,7 @@ pub(super) async fn serve(
         Ok(begun) => begun,
         Err(error) => {
             sandbox.end().await?;
+            network.end().await;
             return Err(error);
         }
     };
@@ -110,6 +116,7 @@ pub(super) async fn serve(
     }
     let _ = tokio::time::timeout(LAST_WORDS, others(&tasks, &record.id)).await;
     sandbox.end().await?;
+    network.end().await;
     Ok(())
 }
 
@@ -128,7 +135,7 @@ fn listen(state: &Path, tasks: &Arc<Tasks>) -> Result<ttrpc::r#async::Server, St
 
 /// Boots, lays out, creates and starts, and writes the record.
 async fn begin(
-    sandbox: &mut Sandbox,
+    (sandbox, network): (&mut Sandbox, &mut Network),
     booted: &watch::Sender<Booted>,
     tasks: &Arc<Tasks>,
     (kept, limits, state): (&Kept, Limits, &Path),
@@ -156,13 +163,16 @@ async fn begin(
         Ok((spec, root))
     });
     let booting = async {
-        let ready = sandbox.ready().await;
+        let ready = match sandbox.ready().await {
+            Ok(()) => network.connect(sandbox).await.map_err(StartError::from),
+            Err(error) => Err(StartError::from(error)),
+        };
         let guest = match &ready {
             Ok(()) => sandbox.guest().ok_or_else(|| "the agent is gone".to_owned()),
             Err(error) => Err(error.to_string()),
         };
         booted.send_replace(Some(guest.map(|guest| (guest, sandbox.disks().clone()))));
-        ready.map_err(StartError::from)
+        ready
     };
     tokio::try_join!(booting, async { creating.await.map_err(StartError::from) })?;
     if let Ok((spec, host_root, stop_signal)) = told.await {

@@ -4,7 +4,6 @@
 
 use std::fs::Permissions;
 use std::io::IsTerminal;
-use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -50,8 +49,8 @@ pub(crate) struct Recipe {
     pub(super) base: Base,
     pub(super) volumes: Vec<HostVolume>,
     pub(super) options: ContainerOptions,
-    /// Name servers, if they are given.
-    pub(super) dns: Vec<IpAddr>,
+    /// The resolver's configuration, if it is not the image's.
+    pub(super) resolv_conf: String,
 }
 
 /// A container that lies ready.
@@ -66,9 +65,9 @@ pub(crate) struct LaidOut {
 }
 
 impl Recipe {
-    /// Takes from the command line what concerns the container. What the guest's paths are is found out by laying it out.
-    pub(super) fn new(base: Base, volumes: Vec<HostVolume>, options: &RunOptions) -> Recipe {
-        let dns = options.dns.clone();
+    /// Takes from the command line what concerns the container; `resolv_conf` is the resolver's configuration, or empty. What the
+    /// guest's paths are is found out by laying it out.
+    pub(super) fn new(base: Base, volumes: Vec<HostVolume>, options: &RunOptions, resolv_conf: String) -> Recipe {
         let options = ContainerOptions {
             rootfs: PathBuf::new(),
             args: options.command.clone(),
@@ -90,7 +89,7 @@ impl Recipe {
             hostname: options.hostname.clone().unwrap_or_default(),
             isolation: options.isolation.clone(),
         };
-        Recipe { base, volumes, options, dns }
+        Recipe { base, volumes, options, resolv_conf }
     }
 
     /// How many files and folders of the host the command line names.
@@ -136,16 +135,15 @@ impl Recipe {
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Recipe {
-    /// Binds a file with the name servers over the container's own, unless there is a volume in its place.
+    /// Binds a file with the resolver's configuration over the container's own, unless there is a volume in its place.
     fn show_name_servers(&mut self, shared: &SharedFolder) -> Result<(), ComposeError> {
         let taken = self.options.volumes.iter().any(|volume| volume.destination == Path::new(RESOLV_CONF));
-        if self.dns.is_empty() || taken {
+        if self.resolv_conf.is_empty() || taken {
             return Ok(());
         }
         // Beside the shared folder, in the sandbox's own: it goes with it.
         let source = shared.path().with_file_name("resolv.conf");
-        let text: String = self.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
-        std::fs::write(&source, text)
+        std::fs::write(&source, &self.resolv_conf)
             .and_then(|()| std::fs::set_permissions(&source, Permissions::from_mode(0o644)))
             .map_err(|error| ComposeError::NameServers(source.clone(), error))?;
         // A guest that could write to it could fill this host's memory.

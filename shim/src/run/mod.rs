@@ -5,6 +5,7 @@
 
 pub(crate) mod compose;
 mod isolation;
+pub mod network;
 pub mod options;
 pub mod pump;
 pub mod signals;
@@ -25,6 +26,7 @@ use tokio::sync::oneshot;
 
 use crate::detached::launch::{LaunchError, Order, launch};
 use crate::guest_files::{GuestFiles, GuestFilesError};
+use crate::network::resolv_conf;
 use crate::sandbox::container::Container;
 use crate::sandbox::disk_root::{DiskFormat, DiskRoot};
 use crate::sandbox::disks::DiskImage;
@@ -36,6 +38,7 @@ use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
 use crate::sandbox::{self, Ground, Sandbox, Settings};
 use compose::{Base, ComposeError, LaidOut, Recipe};
+use network::{Network, NetworkError};
 use options::{OptionsError, RunArguments, RunOptions, Source};
 use signals::{Insistence, Signals};
 use terminal::RawMode;
@@ -72,6 +75,8 @@ enum RunError {
     #[error(transparent)]
     Config(#[from] tatami_vmm::ConfigError),
     #[error(transparent)]
+    Network(NetworkError),
+    #[error(transparent)]
     Compose(#[from] ComposeError),
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
@@ -85,6 +90,15 @@ enum RunError {
     Interrupted(i32),
     #[error("ended by force")]
     Forced,
+}
+
+impl From<NetworkError> for RunError {
+    fn from(error: NetworkError) -> RunError {
+        match error {
+            NetworkError::Sandbox(error) => RunError::Sandbox(error),
+            error => RunError::Network(error),
+        }
+    }
 }
 
 impl RunError {
@@ -106,6 +120,7 @@ struct Prepared {
     options: RunOptions,
     recipe: Recipe,
     settings: Settings,
+    network: Network,
 }
 
 /// Carries out `tatami run`; `started` is when the process did.
@@ -145,6 +160,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         .map_err(RunError::Volume)?;
     probe::open().and_then(probe::check).map_err(sandbox::Error::from)?;
     let files = GuestFiles::find(options.kernel.as_deref(), options.initrd.as_deref())?;
+    let network = Network::find(&options.net, &options.publish, options.cpus)?;
     let vm = VmConfig {
         vcpus: options.cpus,
         max_vcpus: options.cpus,
@@ -152,6 +168,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         command_line_extra: options.append.clone(),
         console: options.console,
         disk_slots: matches!(base, Base::Disk(_)).into(),
+        nics: network.slots(),
         ..VmConfig::default()
     };
     vm.validate()?;
@@ -163,8 +180,12 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         boot_limit: options.boot_limit,
         templates: Templates::from_environment(&Places::from_environment()),
     };
-    let recipe = Recipe::new(base, volumes, &options);
-    Ok(Prepared { options, recipe, settings })
+    let resolv_conf = match options.dns.is_empty() {
+        true => network.resolv_conf(),
+        false => resolv_conf::of(&options.dns),
+    };
+    let recipe = Recipe::new(base, volumes, &options, resolv_conf);
+    Ok(Prepared { options, recipe, settings, network })
 }
 
 /// What the container's root comes from, if it is there. An image is read while the guest boots.
@@ -194,10 +215,10 @@ fn find_disk(path: &Path, read_only: bool) -> Result<Base, RunError> {
 
 /// Leaves a server behind that runs it.
 fn leave_behind(prepared: Prepared) -> Result<u8, RunError> {
-    let Prepared { options, recipe, settings } = prepared;
+    let Prepared { options, recipe, settings, network } = prepared;
     let limits = options.detach.unwrap_or_default();
     let record = record(&options, &settings);
-    let id = launch(Order { recipe, settings, record, limits })?;
+    let id = launch(Order { recipe, settings, network, record, limits })?;
     // The container runs, whether or not somebody reads its id.
     let _ = writeln!(io::stdout(), "{id}");
     Ok(0)
@@ -231,7 +252,7 @@ fn record(options: &RunOptions, settings: &Settings) -> Record {
 
 /// From the first thing made to the last one removed; the command's exit status.
 fn in_sandbox(prepared: Prepared, started: Instant) -> Result<u8, RunError> {
-    let Prepared { options, recipe, settings } = prepared;
+    let Prepared { options, recipe, settings, mut network } = prepared;
     let terminal = if options.interactive && options.tty { terminal::saved() } else { None };
     let ground = Ground::prepare(&Places::from_environment(), options.name.as_deref(), terminal)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -244,10 +265,12 @@ fn in_sandbox(prepared: Prepared, started: Instant) -> Result<u8, RunError> {
         let mut sandbox = Sandbox::start(ground, settings, Timings::starting_at(started))?;
         let running = RefCell::new(None);
         let result = tokio::select! {
-            result = perform(&mut sandbox, recipe, &options, &running) => result,
+            result = perform(&mut sandbox, &mut network, recipe, &options, &running) => result,
             error = obey(signals, &running) => Err(error),
         };
-        let timings = sandbox.end().await?;
+        let timings = sandbox.end().await;
+        network.end().await;
+        let timings = timings?;
         if options.timings {
             eprint!("{}", timings.table());
         }
@@ -261,6 +284,7 @@ fn in_sandbox(prepared: Prepared, started: Instant) -> Result<u8, RunError> {
 /// The run itself.
 async fn perform(
     sandbox: &mut Sandbox,
+    network: &mut Network,
     recipe: Recipe,
     options: &RunOptions,
     running: &RefCell<Option<Container>>,
@@ -274,7 +298,8 @@ async fn perform(
     // The guest boots meanwhile. Whichever fails first ends the run.
     let (((spec, root), when), ()) =
         tokio::try_join!(async { laid_out.await.expect("laying out does not panic") }, async {
-            Ok(sandbox.ready().await?)
+            sandbox.ready().await?;
+            Ok(network.connect(sandbox).await?)
         },)?;
     sandbox.timings().pass_at(Mark::ContainerPrepared, when);
     let (container, streams) =

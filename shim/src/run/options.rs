@@ -9,9 +9,11 @@ use std::time::Duration;
 use clap::Args;
 
 use super::isolation::IsolationArguments;
+use super::network::{self, Net};
 use super::volume::Volume;
 use crate::detached::output_log::Limits;
 use crate::detached::signal_number;
+use crate::network::passt::Published;
 use crate::spec::Isolation;
 
 /// The command line as it is written.
@@ -84,6 +86,18 @@ pub struct RunArguments {
     #[arg(long, value_name = "NAME=VALUE")]
     log_opt: Vec<String>,
 
+    /// The network: none; passt, a network in user space that needs no set-up (the program passt must be installed); or a tap
+    /// that you have made, with the guest's addresses and gateways
+    #[arg(
+        long,
+        value_name = "none|passt|tap:NAME[,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mac=ADDRESS][,mtu=BYTES]",
+        default_value = "none"
+    )]
+    net: Net,
+    /// Lead a port of the host to one of the container (with --net passt)
+    #[arg(short, long, value_name = "[ADDRESS:]HOST:GUEST[/udp]", value_parser = network::published)]
+    publish: Vec<Published>,
+
     /// Memory of the virtual machine; the host provides only what is used
     #[arg(short, long, value_name = "SIZE[b|k|m|g]", default_value = "512m", value_parser = parse_memory)]
     memory: u32,
@@ -130,6 +144,12 @@ Examples:
       tatami logs -f web
       tatami exec -it web sh
       tatami stop web && tatami rm web
+  A server that the host reaches on port 8080:
+      tatami run --net passt -p 8080:80 image.tar httpd -f -p 80
+  A network of your own: a tap, and addresses on both ends:
+      ip tuntap add tap0 mode tap && ip addr add 192.0.2.1/24 dev tap0
+      ip link set tap0 up
+      tatami run --net tap:tap0,ip=192.0.2.2/24,gw=192.0.2.1 image.tar sh
 
 Exit status: the command's; 125 when Tatami itself fails, 126 when the
 command cannot be executed, 127 when it is not found, 128 + n when signal n
@@ -140,7 +160,8 @@ container's first process, so it gets INT and TERM only if it handles them.
 Three of these within a few seconds of each other end the sandbox by force.
 When the terminal goes away, the command gets HUP, and ten seconds to end.
 
-There is no network in the container yet.";
+A tap made with `multi_queue` gives each vCPU a queue of its own. Without
+--net the container has a loopback interface, and no other.";
 
 /// Where the container's root comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,7 +200,10 @@ pub struct RunOptions {
     /// Capabilities, limits and the like.
     pub isolation: Isolation,
     /// Name servers.
-    pub dns: Vec<IpAddr>,
+    /// The network.
+    pub net: Net,
+    /// Ports of the host that lead into it.
+    pub publish: Vec<Published>,
     /// The sandbox's name.
     pub name: Option<String>,
     /// It is left in the background, with a log of this size.
@@ -229,6 +253,11 @@ pub enum OptionsError {
     /// Two volumes in one place.
     #[error("two volumes for {}", .0.display())]
     Twice(PathBuf),
+    /// Ports of a network that has none.
+    #[error(
+        "--publish needs --net passt: with a tap, the guest's ports are reached at its own address, and without a network not at all"
+    )]
+    Publish,
 }
 
 impl RunArguments {
@@ -260,6 +289,9 @@ impl RunArguments {
         let (isolation, dns) = self.isolation.validate()?;
         let limits = log_limits(&self.log_opt)?;
         let detach = self.detach.then_some(limits);
+        if !self.publish.is_empty() && self.net != Net::Passt {
+            return Err(OptionsError::Publish);
+        }
         Ok(RunOptions {
             source,
             command: words,
@@ -274,6 +306,8 @@ impl RunArguments {
             tty: self.tty,
             isolation,
             dns,
+            net: self.net,
+            publish: self.publish,
             name: self.name,
             detach,
             remove: self.rm || !self.detach,
@@ -434,6 +468,15 @@ mod tests {
         }
         assert!(parse(&["-d", "--timings", "i"]).is_err());
         assert!(parse(&["--stop-signal", "SIGNONE", "i"]).is_err());
+    }
+
+    #[test]
+    fn ports_need_passt() {
+        assert_eq!(options(&["-p", "80:80", "i"]).unwrap_err(), OptionsError::Publish);
+        assert_eq!(options(&["--net", "tap:t", "-p", "80:80", "i"]).unwrap_err(), OptionsError::Publish);
+        let both = options(&["--net", "passt", "-p", "80:80", "-p", "81:81/udp", "i"]).unwrap();
+        assert_eq!((both.publish.len(), both.net), (2, Net::Passt));
+        assert!(parse(&["--net", "bridge", "i"]).is_err() && parse(&["-p", "80", "i"]).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
     Change, Changes, ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse,
-    OomRequest, ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest,
+    NetworkRequest, OomRequest, ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest,
     WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
@@ -94,6 +94,14 @@ impl Agent {
             ..Default::default()
         };
         answer("Hello", self.client.hello(Context::default(), &request)).await
+    }
+
+    /// Has the guest's network interfaces named, addressed and brought up.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] for an interface that is not there, or an address that cannot be.
+    pub async fn configure_network(&self, request: NetworkRequest) -> Result<(), AgentError> {
+        answer("ConfigureNetwork", self.client.configure_network(Context::default(), &request)).await.map(drop)
     }
 
     /// Makes a container, up to but not including its process; returns the process's id in the guest.

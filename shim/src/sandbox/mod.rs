@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::termios::Termios;
-use tatami_protocol::agent::{CreateContainerRequest, Stdio};
+use tatami_protocol::agent::{CreateContainerRequest, NetworkRequest, Stdio};
 use tatami_vmm::boot::Origin;
 use tatami_vmm::probe::{self, ProbeError};
 use tatami_vmm::{Resources, VmConfig};
@@ -323,6 +323,26 @@ impl Sandbox {
     /// The guest, once its agent is [`ready`](Sandbox::ready).
     pub fn guest(&self) -> Option<Guest> {
         self.agent.clone().map(|agent| Guest::new(agent, self.vm.watch().clone()))
+    }
+
+    /// Plugs the queues of a tap, or a stream socket, into one of the VM's network slots: the guest sees its link come up.
+    ///
+    /// # Errors
+    /// [`Error::Vm`].
+    pub async fn plug(&self, slot: u8, ends: Vec<OwnedFd>) -> Result<(), Error> {
+        Ok(self.vm.watch().order(VmOrder::Plug(slot, ends)).await?)
+    }
+
+    /// Has the guest's network interfaces set up.
+    ///
+    /// # Errors
+    /// [`Error::Agent`], [`Error::Vm`].
+    ///
+    /// # Panics
+    /// When the agent is not [`ready`](Sandbox::ready).
+    pub async fn configure_network(&self, request: NetworkRequest) -> Result<(), Error> {
+        let guest = self.guest().expect("the agent is ready");
+        guest.call(guest.agent().configure_network(request)).await
     }
 
     fn creation_failed(&self, error: VmError) -> Error {

@@ -116,6 +116,8 @@ pub(super) enum VmOrder {
     Attach(u8, Vec<DiskPart>),
     /// Empty this slot.
     Detach(u8),
+    /// Plug these, one for each pair of queues, into this network slot.
+    Plug(u8, Vec<OwnedFd>),
     /// Write the machine to these files, and let it go on.
     Save(Snapshot),
 }
@@ -329,6 +331,7 @@ impl Observer {
         let given = match order.what {
             VmOrder::Attach(slot, parts) => self.process.attach_disk(slot, &parts),
             VmOrder::Detach(slot) => self.process.detach_disk(slot),
+            VmOrder::Plug(slot, ends) => self.process.plug_nic(slot, &ends),
             VmOrder::Save(files) => self.process.save(&files),
         };
         match given {

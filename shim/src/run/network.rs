@@ -1,0 +1,331 @@
+//! `--net` and `--publish`: their text, and the guest's network made of them.
+//!
+//! Knows what a person asks for; how taps are opened and user-mode networks started is [`crate::network`]'s.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use tatami_protocol::agent::{Interface, NetworkRequest, Route};
+use tatami_vmm::{NicConfig, nic_address};
+
+use crate::network::passt::{self, Passt, PasstError, Published};
+use crate::network::resolv_conf;
+use crate::network::tap::{Tap, TapError};
+use crate::sandbox::{self, Sandbox};
+
+/// What the only interface of such a sandbox is called.
+const NAME: &str = "eth0";
+
+/// `--net` as it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Net {
+    /// Loopback only.
+    #[default]
+    None,
+    /// A tap that somebody has made.
+    Tap(TapNet),
+    /// User mode.
+    Passt,
+}
+
+/// `--net tap:…`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapNet {
+    /// The tap's name.
+    pub name: String,
+    /// The guest's addresses, with prefixes.
+    pub addresses: Vec<String>,
+    /// Where it sends what is not for its own networks; one for each version of IP at most.
+    pub gateways: Vec<IpAddr>,
+    /// Its hardware address; none: a random one.
+    pub hardware_address: Option<[u8; 6]>,
+    /// Its largest packet, in bytes; none: the tap's.
+    pub mtu: Option<u32>,
+}
+
+/// Why a text says nothing.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum NetError {
+    /// Unknown kind.
+    #[error("expected none, passt, or tap:NAME[,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mac=ADDRESS][,mtu=BYTES]")]
+    Kind,
+    /// Unknown word.
+    #[error("unknown word {0:?}: ip=ADDRESS/PREFIX, gw=ADDRESS, mac=ADDRESS and mtu=BYTES are known")]
+    Word(String),
+    /// A value that cannot be.
+    #[error("{0}={1}: expected {2}")]
+    Value(String, String, &'static str),
+    /// Not of the form that is expected.
+    #[error("expected [ADDRESS:]HOST:GUEST[/tcp|/udp] with ports from 1 to 65535")]
+    Port,
+}
+
+/// Why there is no network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The tap.
+    #[error("--net: {0}")]
+    Tap(#[from] TapError),
+    /// The user-mode network.
+    #[error("--net: {0}")]
+    Passt(#[from] PasstError),
+    /// No random bytes.
+    #[error("no random hardware address: {0}")]
+    Random(rustix::io::Errno),
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+}
+
+impl FromStr for Net {
+    type Err = NetError;
+
+    fn from_str(text: &str) -> Result<Net, NetError> {
+        match text {
+            "none" => return Ok(Net::None),
+            "passt" => return Ok(Net::Passt),
+            _ => {}
+        }
+        let mut words = text.strip_prefix("tap:").ok_or(NetError::Kind)?.split(',');
+        let name = words.next().filter(|name| !name.is_empty()).ok_or(NetError::Kind)?.to_owned();
+        let mut tap = TapNet { name, addresses: Vec::new(), gateways: Vec::new(), hardware_address: None, mtu: None };
+        for word in words {
+            tap.take(word)?;
+        }
+        Ok(Net::Tap(tap))
+    }
+}
+
+impl TapNet {
+    fn take(&mut self, word: &str) -> Result<(), NetError> {
+        let (key, value) = word.split_once('=').ok_or_else(|| NetError::Word(word.to_owned()))?;
+        let wrong = |expected| NetError::Value(key.to_owned(), value.to_owned(), expected);
+        match key {
+            "ip" => {
+                if !is_prefixed(value) {
+                    return Err(wrong("an address with a prefix, such as 192.0.2.2/24"));
+                }
+                self.addresses.push(value.to_owned());
+            }
+            "gw" => self.gateways.push(value.parse().map_err(|_| wrong("an address, such as 192.0.2.1"))?),
+            "mac" => {
+                self.hardware_address = Some(hardware(value).ok_or(wrong("an address, such as 02:00:00:00:00:01"))?)
+            }
+            "mtu" => {
+                let mtu = value.parse().ok().filter(|mtu| (68..=65535).contains(mtu));
+                self.mtu = Some(mtu.ok_or(wrong("a number of bytes from 68 to 65535"))?);
+            }
+            _ => return Err(NetError::Word(word.to_owned())),
+        }
+        Ok(())
+    }
+}
+
+fn is_prefixed(text: &str) -> bool {
+    let Some((address, length)) = text.split_once('/') else { return false };
+    let longest = match address.parse() {
+        Ok(IpAddr::V4(_)) => 32,
+        Ok(IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    length.parse::<u8>().is_ok_and(|length| length <= longest)
+}
+
+/// A hardware address that an interface can have: not that of a group.
+fn hardware(text: &str) -> Option<[u8; 6]> {
+    let bytes: Vec<u8> = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2))
+        .collect::<Option<_>>()?;
+    <[u8; 6]>::try_from(bytes).ok().filter(|address| address[0] & 1 == 0 && *address != [0; 6])
+}
+
+/// Reads one `--publish`.
+///
+/// # Errors
+/// [`NetError::Port`].
+pub fn published(text: &str) -> Result<Published, NetError> {
+    let (ports, udp) = match text.split_once('/') {
+        None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), false),
+        Some((ports, "udp")) => (ports, true),
+        Some(_) => return Err(NetError::Port),
+    };
+    let port = |text: &str| text.parse().ok().filter(|port| *port > 0).ok_or(NetError::Port);
+    let (rest, guest) = ports.rsplit_once(':').ok_or(NetError::Port)?;
+    let (address, host) = match rest.rsplit_once(':') {
+        None => (None, rest),
+        Some((address, host)) => (Some(address.parse().map_err(|_| NetError::Port)?), host),
+    };
+    Ok(Published { address, host: port(host)?, guest: port(guest)?, udp })
+}
+
+/// The guest's network, from the command line to the sandbox's end.
+pub(crate) struct Network {
+    net: Net,
+    published: Vec<Published>,
+    queues: u8,
+    mtu: u32,
+    slot: Option<NicConfig>,
+    passt: Option<Passt>,
+}
+
+impl Network {
+    /// Finds out whether it can be had, for a guest of so many vCPUs.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub(super) fn find(net: &Net, published: &[Published], vcpus: u8) -> Result<Network, NetworkError> {
+        let (slot, mtu) = match net {
+            Net::None => (None, 0),
+            Net::Passt => {
+                Passt::find()?;
+                (Some(passt::SLOT), passt::MTU)
+            }
+            Net::Tap(tap) => {
+                // It is opened again when the guest is there: what holds it meanwhile must not be a process that outlives this one.
+                let found = Tap::open(&tap.name, vcpus)?;
+                if !found.up {
+                    log::warn!("the tap {0} is down, and carries nothing until `ip link set {0} up`", tap.name);
+                }
+                (Some(found.slot()), tap.mtu.unwrap_or(found.mtu))
+            }
+        };
+        let (net, published) = (net.clone(), published.to_vec());
+        Ok(Network { net, published, queues: vcpus, mtu, slot, passt: None })
+    }
+
+    /// The slot for it that the guest has from its start on.
+    pub(super) fn slots(&self) -> Vec<NicConfig> {
+        self.slot.into_iter().collect()
+    }
+
+    /// Joins the guest, whose agent has answered, to it.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub(crate) async fn connect(&mut self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        let (ends, mut request) = match &self.net {
+            Net::None => return Ok(()),
+            Net::Tap(tap) => (Tap::open(&tap.name, self.queues)?.queues, describe(tap)),
+            Net::Passt => {
+                let (passt, end) = Passt::start(&self.published).await?;
+                self.passt = Some(passt);
+                (vec![end], describe_user_mode())
+            }
+        };
+        for interface in &mut request.interfaces {
+            interface.device = nic_address(0).to_vec();
+            interface.name = NAME.to_owned();
+            interface.mtu = self.mtu;
+            if interface.hardware_address.is_empty() {
+                interface.hardware_address = random_address()?.to_vec();
+            }
+        }
+        sandbox.plug(0, ends).await?;
+        Ok(sandbox.configure_network(request).await?)
+    }
+
+    /// What containers have as their resolver's configuration unless name servers are given; empty: what their image says.
+    pub(super) fn resolv_conf(&self) -> String {
+        match &self.net {
+            Net::None => String::new(),
+            Net::Passt => format!("nameserver {}\n", passt::NAME_SERVER),
+            Net::Tap(_) => resolv_conf::of_host(),
+        }
+    }
+
+    /// Ends what was started for it.
+    pub(crate) async fn end(self) {
+        if let Some(passt) = self.passt {
+            passt.end().await;
+        }
+    }
+}
+
+fn describe(tap: &TapNet) -> NetworkRequest {
+    let interface = Interface {
+        addresses: tap.addresses.clone(),
+        hardware_address: tap.hardware_address.map(Vec::from).unwrap_or_default(),
+        ..Default::default()
+    };
+    NetworkRequest {
+        interfaces: vec![interface],
+        routes: tap.gateways.iter().map(|gateway| default_route(&gateway.to_string())).collect(),
+        ..Default::default()
+    }
+}
+
+fn describe_user_mode() -> NetworkRequest {
+    let addresses = vec![format!("{}/{}", passt::ADDRESS, passt::PREFIX)];
+    NetworkRequest {
+        interfaces: vec![Interface { addresses, ..Default::default() }],
+        routes: vec![default_route(passt::GATEWAY)],
+        ..Default::default()
+    }
+}
+
+fn default_route(gateway: &str) -> Route {
+    Route { gateway: gateway.to_owned(), interface: NAME.to_owned(), ..Default::default() }
+}
+
+/// A hardware address that nobody else is likely to have.
+fn random_address() -> Result<[u8; 6], NetworkError> {
+    let mut address = [0; 6];
+    rustix::rand::getrandom(&mut address, rustix::rand::GetRandomFlags::empty()).map_err(NetworkError::Random)?;
+    // Locally administered, and no group's.
+    address[0] = address[0] & 0xfc | 0x02;
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_read_with_all_they_can_have() {
+        assert_eq!("none".parse(), Ok(Net::None));
+        assert_eq!("passt".parse(), Ok(Net::Passt));
+        let text = "tap:tap0,ip=192.0.2.2/24,ip=2001:db8::2/64,gw=192.0.2.1,mac=02:00:00:00:00:0a,mtu=9000";
+        let Net::Tap(tap) = text.parse().unwrap() else { panic!("no tap") };
+        assert_eq!((tap.name.as_str(), tap.addresses.len(), tap.mtu), ("tap0", 2, Some(9000)));
+        assert_eq!(tap.hardware_address, Some([2, 0, 0, 0, 0, 10]));
+        assert_eq!(tap.gateways, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_network_is_named() {
+        let error = |text: &str| text.parse::<Net>().unwrap_err().to_string();
+        for text in ["", "bridge", "tap", "tap:", "tap:,ip=192.0.2.2/24"] {
+            assert!(error(text).contains("tap:NAME"), "{text}: {}", error(text));
+        }
+        for (word, expected) in [
+            ("ip=192.0.2.2", "with a prefix"),
+            ("ip=192.0.2.2/33", "with a prefix"),
+            ("gw=x", "an address"),
+            ("mac=01:00:00:00:00:00", "02:00"),
+            ("mac=2:0:0:0:0:1", "02:00"),
+            ("mac=+2:00:00:00:00:01", "02:00"),
+            ("mtu=67", "68 to 65535"),
+            ("mtu=65536", "68 to 65535"),
+            ("vlan=3", "unknown word"),
+            ("up", "unknown word"),
+        ] {
+            let error = error(&format!("tap:t,{word}"));
+            assert!(error.contains(expected) && error.contains(word.split('=').next_back().unwrap()), "{error}");
+        }
+    }
+
+    #[test]
+    fn ports_are_written_as_for_docker() {
+        let read = |text: &str| published(text);
+        let port = |address: Option<&str>, host, guest, udp| {
+            Ok(Published { address: address.map(|address| address.parse().unwrap()), host, guest, udp })
+        };
+        assert_eq!(read("8080:80"), port(None, 8080, 80, false));
+        assert_eq!(read("8080:80/tcp"), port(None, 8080, 80, false));
+        assert_eq!(read("127.0.0.1:53:5353/udp"), port(Some("127.0.0.1"), 53, 5353, true));
+        for bad in ["", "80", "0:80", "80:0", "80:65536", "x:80", "80:80/sctp", "host:80:80", ":80", "80:"] {
+            assert_eq!(read(bad), Err(NetError::Port), "{bad}");
+        }
+    }
+}
