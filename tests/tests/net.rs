@@ -1,0 +1,286 @@
+//! `tatami run --net` as its user sees it, in real guests: taps in network namespaces of their own, and passt.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use sha2::{Digest, Sha256};
+use tatami_tests::{Finished, Running, Tatami};
+
+/// The host's end of every tap here, and the guest's.
+const NET: &str = "tap:tap0,ip=192.0.2.2/24,ip=2001:db8::2/64,gw=192.0.2.1,gw=2001:db8::1";
+const HOST: &str = "192.0.2.1";
+
+/// A network namespace with a tap in it. Removed when dropped, which fails the test if that does not take all there is.
+struct Place {
+    name: String,
+}
+
+impl Place {
+    fn new(tap: &[&str]) -> Place {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let place = Place { name: format!("tatami-test-{}-{number}", std::process::id()) };
+        must("ip", &["netns", "add", &place.name]);
+        place.ip(&["link", "set", "lo", "up"]);
+        place.ip(&[&["tuntap", "add", "tap0", "mode", "tap"], tap].concat());
+        place.ip(&["addr", "add", "192.0.2.1/24", "dev", "tap0"]);
+        place.ip(&["addr", "add", "2001:db8::1/64", "dev", "tap0", "nodad"]);
+        place.ip(&["link", "set", "tap0", "up"]);
+        place
+    }
+
+    fn ip(&self, arguments: &[&str]) {
+        must("ip", &[&["-netns", self.name.as_str()], arguments].concat());
+    }
+
+    /// The same command in this namespace.
+    fn within(&self, command: &Command) -> Command {
+        // Not `ip netns exec`, which hides the cgroups that the test counts by.
+        let mut inside = Command::new("nsenter");
+        inside.arg(format!("--net=/run/netns/{}", self.name)).arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            inside.env(name, value.unwrap_or_default());
+        }
+        inside.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        inside
+    }
+
+    fn start(&self, tatami: &Tatami, options: &[&str], command: &[&str]) -> Running {
+        Running::start(self.within(&tatami.command(&Tatami::run_arguments(options, command))))
+    }
+
+    fn run(&self, tatami: &Tatami, options: &[&str], command: &[&str]) -> Finished {
+        self.start(tatami, options, command).finish()
+    }
+
+    /// busybox's web server, for the files of a folder, in this namespace.
+    fn serve(&self, folder: &Path) -> Server {
+        let mut httpd = Command::new("busybox");
+        httpd.args(["httpd", "-f", "-p", "8000", "-h"]).arg(folder);
+        Server(self.within(&httpd).spawn().expect("busybox httpd"))
+    }
+
+    /// What the guest's web server answers.
+    fn fetch(&self, url: &str) -> Vec<u8> {
+        let mut wget = Command::new("busybox");
+        wget.args(["wget", "-q", "-O", "-", url]);
+        let output = self.within(&wget).output().expect("busybox wget");
+        assert!(output.status.success(), "{url}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+            return;
+        }
+        // Whoever still had the tap open would still be seen here. Some end by themselves.
+        wait_for("end of the processes there", || {
+            let pids = Command::new("ip").args(["netns", "pids", &self.name]).output().expect("ip netns");
+            pids.stdout.is_empty()
+        });
+        must("ip", &["netns", "del", &self.name]);
+    }
+}
+
+/// A server that ends when dropped.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn must(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A folder with a file `noise`, of so many megabytes, that no stream can get right by accident, and the file's checksum.
+fn noise(tatami: &Tatami, megabytes: usize) -> (PathBuf, String) {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(megabytes << 20);
+    while bytes.len() < megabytes << 20 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    let folder = tatami.scratch().join("web");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("noise"), &bytes).unwrap();
+    (folder, sum(&bytes))
+}
+
+fn sum(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Waits for what another process does. Panics after two minutes.
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !done() {
+        assert!(Instant::now() < end, "no {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_tap_carries_both_versions_of_ip_whether_the_machine_boots_or_goes_on_from_a_template() {
+    let (tatami, place) = (Tatami::new(), Place::new(&[]));
+    let script = "cat /sys/class/net/eth0/address; cat /sys/class/net/eth0/mtu; ip -o addr show dev eth0; ip route; ip -6 route; \
+                  ping -q -c 2 192.0.2.1 && ping -q -c 2 2001:db8::1 && echo both";
+    let templates = tatami.scratch().join("templates");
+    for number in 1..3 {
+        let net = format!("{NET},mac=02:00:00:00:00:0{number}");
+        let mut command = tatami.command(&Tatami::run_arguments(&["--net", &net], &["sh", "-c", script]));
+        command.env("TATAMI_TEMPLATES", &templates);
+        let out = Running::start(place.within(&command)).finish().expect_status(0).out();
+        let expected = [
+            &format!("02:00:00:00:00:0{number}\n1500\n"),
+            "inet 192.0.2.2/24 brd 192.0.2.255",
+            "inet6 2001:db8::2/64",
+            "default via 192.0.2.1 dev eth0",
+            "default via 2001:db8::1 dev eth0",
+            "both\n",
+        ];
+        for part in expected {
+            assert!(out.contains(part), "{part:?} is missing:\n{out}");
+        }
+    }
+    assert_eq!(fs::read_dir(templates).unwrap().count(), 1);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn without_net_there_is_no_interface_but_loopback() {
+    let tatami = Tatami::new();
+    assert_eq!(tatami.run(&["ls", "/sys/class/net"]).expect_status(0).out(), "lo\n");
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn fifty_megabytes_go_each_way_unchanged() {
+    let (tatami, place) = (Tatami::new(), Place::new(&[]));
+    let (folder, checksum) = noise(&tatami, 50);
+    let _server = place.serve(&folder);
+    let volume = format!("{}:/web:ro", folder.display());
+    let script = format!(
+        "wget -q -O - http://{HOST}:8000/noise | sha256sum; httpd -p 80 -h /web; echo up; while [ ! -e /tmp/end ]; do sleep 1; done"
+    );
+    let running = place.start(&tatami, &["--net", NET, "-v", &volume], &["sh", "-c", &script]);
+    running.wait_for("up");
+    assert_eq!(sum(&place.fetch("http://192.0.2.2/noise")), checksum);
+    assert_eq!(sum(&place.fetch("http://[2001:db8::2]/noise")), checksum);
+    running.signal(Signal::SIGKILL);
+    let out = running.finish().out();
+    assert!(out.starts_with(&checksum), "{out}");
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn large_packets_pass_whole() {
+    let (tatami, place) = (Tatami::new(), Place::new(&[]));
+    place.ip(&["link", "set", "tap0", "mtu", "9000"]);
+    let script = format!("cat /sys/class/net/eth0/mtu; ping -q -c 3 -s 8972 {HOST}");
+    let out = place.run(&tatami, &["--net", NET], &["sh", "-c", &script]).expect_status(0).out();
+    assert!(out.starts_with("9000\n") && out.contains("3 packets received"), "{out}");
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_tap_that_is_deleted_takes_the_link_down_and_the_container_goes_on() {
+    let (tatami, place) = (Tatami::new(), Place::new(&[]));
+    let script = format!(
+        "ping -q -c 1 {HOST} && echo up; while [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do sleep 0.2; done; \
+         ping -q -c 1 -W 1 {HOST} || echo gone; exit 7"
+    );
+    let running = place.start(&tatami, &["--net", NET], &["sh", "-c", &script]);
+    running.wait_for("up\n");
+    place.ip(&["link", "del", "tap0"]);
+    let finished = running.finish().expect_status(7);
+    assert!(finished.out().ends_with("gone\n"), "{}", finished.out());
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_tap_of_several_queues_gives_each_vcpu_one() {
+    let (tatami, place) = (Tatami::new(), Place::new(&["multi_queue"]));
+    let (folder, checksum) = noise(&tatami, 5);
+    let _server = place.serve(&folder);
+    let script = format!(
+        "ls -d /sys/class/net/eth0/queues/rx-* | wc -l; \
+         for i in 1 2 3 4 5 6; do wget -q -O - http://{HOST}:8000/noise | sha256sum & done; wait"
+    );
+    let options = ["--net", NET, "--cpus", "4"];
+    let out = place.run(&tatami, &options, &["sh", "-c", &script]).expect_status(0).out();
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(lines[0], "4", "{out}");
+    assert_eq!(lines[1..].iter().filter(|line| line.starts_with(&checksum)).count(), 6, "{out}");
+}
+
+#[test]
+#[ignore = "needs root: make test"]
+fn what_is_no_tap_or_is_in_use_is_named_with_the_remedy() {
+    let (tatami, place) = (Tatami::new(), Place::new(&[]));
+    let refused = |net: &str, words: &[&str]| {
+        place.run(&tatami, &["--net", net], &["true"]).expect_error(125, words);
+    };
+    refused("tap:tap9", &["tap9", "ip tuntap add tap9 mode tap"]);
+    refused("tap:lo", &["lo is not a tap"]);
+    let running = place.start(&tatami, &["--net", NET], &["sh", "-c", "echo up; sleep 1000"]);
+    running.wait_for("up");
+    refused("tap:tap0", &["tap0 is in use"]);
+    running.signal(Signal::SIGKILL);
+    running.finish();
+    tatami.assert_nothing_left();
+    // It is free again at once.
+    place.run(&tatami, &["--net", NET], &["ping", "-q", "-c", "1", HOST]).expect_status(0);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn name_servers_are_the_containers() {
+    let (tatami, place) = (Tatami::new(), Place::new(&[]));
+    let options = ["--net", NET, "--dns", "192.0.2.53", "--dns", "2001:db8::53"];
+    let out = place.run(&tatami, &options, &["cat", "/etc/resolv.conf"]).expect_status(0).out();
+    assert_eq!(out, "nameserver 192.0.2.53\nnameserver 2001:db8::53\n");
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn passt_publishes_ports_and_leads_out_and_leaves_nothing() {
+    let tatami = Tatami::new();
+    let folder = tatami.scratch().join("web");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("index.html"), "from the host\n").unwrap();
+    let route = Command::new("ip").args(["-4", "-o", "route", "get", "192.0.2.1"]).output().expect("ip route");
+    let route = String::from_utf8_lossy(&route.stdout).into_owned();
+    let address = route.split(" src ").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address of this host");
+    let httpd = Command::new("busybox").args(["httpd", "-f", "-p", "18081", "-h"]).arg(&folder).spawn();
+    let _server = Server(httpd.expect("busybox httpd"));
+    let script = format!(
+        "cat /etc/resolv.conf; wget -q -O - http://{address}:18081/; mkdir /web; echo from the guest > /web/index.html; \
+         httpd -p 80 -h /web; echo up; sleep 1000"
+    );
+    let running = tatami.start(&["--net", "passt", "-p", "127.0.0.1:18080:80"], &["sh", "-c", &script]);
+    running.wait_for("up\n");
+    let output = Command::new("busybox").args(["wget", "-q", "-O", "-", "http://127.0.0.1:18080/"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "from the guest\n");
+    // A second one with this port does not start, and says why.
+    tatami.run_with(&["--net", "passt", "-p", "127.0.0.1:18080:80"], &["true"]).expect_error(125, &["passt", "18080"]);
+    running.signal(Signal::SIGKILL);
+    let out = running.finish().out();
+    assert!(out.starts_with("nameserver 192.0.0.3\nfrom the host\n"), "{out}");
+    wait_for("end of passt", || tatami.processes().is_empty());
+    tatami.assert_nothing_left();
+}
