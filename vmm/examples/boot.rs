@@ -45,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         },
         devices: devices(&arguments)?,
         serial: Box::new(Console),
+        threads: Arc::new(VmmThreads::default()),
     };
     let vm = BuiltVm::new(&arguments.config, parts)?;
     let built = started.elapsed();
@@ -71,7 +72,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn devices(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> {
-    let threads: Arc<dyn Threads> = Arc::new(VmmThreads);
+    let threads: Arc<dyn Threads> = Arc::new(VmmThreads::default());
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new(Arc::clone(&threads)))];
     if let Some(shared) = &arguments.shared {
         let root = shared.canonicalize()?.to_string_lossy().into_owned();

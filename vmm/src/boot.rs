@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tatami_arch::{BootInputs, CommandLine, CommandLineError, DeviceSlot, Host, Machine, Region};
 use tatami_devices::virtio::mmio::NOTIFY_OFFSET;
-use tatami_devices::virtio::{GuestMemory, MmioTransport, RestoreError, VirtioDevice};
+use tatami_devices::virtio::{GuestMemory, MmioTransport, RestoreError, Threads, VirtioDevice};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::{Bus, BusDevice};
@@ -20,7 +20,7 @@ use crate::memory::{self, MemoryError};
 use crate::ports::{ResetPort, SerialPort};
 use crate::snapshot::{Snapshot, SnapshotError, State};
 use crate::stop::{StopReason, StopSignal};
-use crate::vcpu::{ExitCounts, RunningVcpu};
+use crate::vcpu::{self, ExitCounts, RunningVcpu};
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,8 @@ pub struct Parts {
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Where the guest's serial output goes; called on vCPU threads, so it must not block for long.
     pub serial: Box<dyn Write + Send>,
+    /// Who starts the vCPUs' threads.
+    pub threads: Arc<dyn Threads>,
 }
 
 /// What a guest begins as.
@@ -93,6 +95,7 @@ pub struct BuiltVm {
     processors: Processors,
     config: VmConfig,
     counts: ExitCounts,
+    threads: Arc<dyn Threads>,
 }
 
 /// A running guest. Dropping it stops it.
@@ -124,7 +127,8 @@ impl BuiltVm {
     /// Says which part could not be had, and why.
     pub fn new(config: &VmConfig, parts: Parts) -> Result<BuiltVm, BootError> {
         config.validate()?;
-        let Parts { kvm, origin, devices, serial } = parts;
+        let Parts { kvm, origin, devices, serial, threads } = parts;
+        vcpu::install_kick_handler()?;
         let kvm = Kvm::new(kvm)?;
         let processors = Processors::new(&kvm, config.max_vcpus)?;
         let ram = Host::ram(config.memory_bytes());
@@ -140,7 +144,7 @@ impl BuiltVm {
         let stop = StopSignal::new()?;
         let devices = Devices::new(&vm, serial, devices, &stop)?;
         let (vcpus, counts) = (Vec::with_capacity(config.max_vcpus.into()), ExitCounts::default());
-        let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config: config.clone(), counts };
+        let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config: config.clone(), counts, threads };
         match beginning {
             Beginning::Load(kernel, initrd) => machine.load(kernel, initrd, &ram)?,
             Beginning::Restore(state) => machine.restore(&state)?,
@@ -212,7 +216,8 @@ impl BuiltVm {
         let vcpus = std::mem::take(&mut self.vcpus);
         let mut running = Vec::with_capacity(vcpus.len());
         for (id, vcpu) in vcpus.into_iter().enumerate() {
-            running.push(RunningVcpu::start(vcpu, id as u8, Arc::clone(&self.devices.bus), self.stop.clone())?);
+            let bus = Arc::clone(&self.devices.bus);
+            running.push(RunningVcpu::start(vcpu, id as u8, bus, self.stop.clone(), self.threads.as_ref())?);
         }
         Ok(RunningVm { vcpus: running, rest: self })
     }

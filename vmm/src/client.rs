@@ -5,13 +5,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 
 use tatami_devices::virtio::DiskPart;
 
 use crate::boot::Origin;
+use crate::child::{Child, Program};
 use crate::config::{ConfigError, VmConfig};
 use crate::control::{Channel, ControlError, LogLevel, Notice, Order, OriginKind, Part, Received, Start, What, parse};
 use crate::process::NAME;
@@ -30,6 +30,8 @@ pub struct Resources {
     pub shared_dir: PathBuf,
     /// Where host programs connect to the guest's ports.
     pub vsock_listener: UnixListener,
+    /// The open folder of the cgroup that the process is to be in from its start.
+    pub cgroup: Option<OwnedFd>,
 }
 
 /// Why no VMM could be started.
@@ -107,19 +109,16 @@ impl VmmProcess {
     /// As [`VmmProcess::spawn`].
     pub fn spawn_binary(binary: &Path, config: &VmConfig, resources: Resources) -> Result<VmmProcess, SpawnError> {
         config.validate()?;
-        let Resources { kvm, origin, shared_dir, vsock_listener } = resources;
+        let Resources { kvm, origin, shared_dir, vsock_listener, cgroup } = resources;
         let (channel, theirs) = Channel::pair().map_err(SpawnError::Process)?;
-        let child = Command::new(binary)
-            .arg0(NAME)
-            .env_clear()
-            .current_dir("/")
-            // A terminal's Ctrl-C is for the container, not for the machine it runs in.
-            .process_group(0)
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(SpawnError::Process)?;
+        let program = Program {
+            binary,
+            name: NAME,
+            stdin: theirs,
+            own_processes: rustix::process::geteuid().is_root(),
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+        };
+        let child = Child::spawn(program).map_err(SpawnError::Process)?;
         let process = VmmProcess { child, channel, stopped: false, orders: 0 };
         let (kind, files) = match &origin {
             Origin::Kernel { kernel, initrd: None } => (OriginKind::Kernel, vec![kernel]),
@@ -151,6 +150,11 @@ impl VmmProcess {
                 Some(Received::Console(bytes)) => Event::Console(bytes),
                 Some(Received::Closed) if self.stopped => {
                     return Err(ControlError::Socket(io::ErrorKind::UnexpectedEof.into()));
+                }
+                Some(Received::Forbidden(forbidden)) => {
+                    // It ends itself, unless somebody has taken it over.
+                    self.kill();
+                    Event::Stopped(StopReason::Error(forbidden.to_string()))
                 }
                 Some(Received::Closed) => Event::Stopped(StopReason::Error(self.unexpected_end())),
                 Some(Received::Json(body, mut sent)) => match parse::<Notice>(&body)? {
@@ -234,8 +238,7 @@ impl VmmProcess {
 
     /// Kills the process, if it still lives.
     pub fn kill(&mut self) {
-        // Fails only when it has ended already.
-        let _ = self.child.kill();
+        self.child.kill();
     }
 
     /// Waits for the process to end.

@@ -1,7 +1,7 @@
 //! What server and VMM say to each other: messages over a socket that keeps their borders, with descriptors beside them.
 //!
-//! A message is a tag byte and a body. Everything but console bytes is JSON of the types here. Both sides bound what they
-//! read; the server reads nothing here that a guest wrote, except console bytes, which it never interprets.
+//! A message is a tag byte and a body. Everything but console bytes and forbidden calls is JSON of the types here. Both sides
+//! bound what they read; the server reads nothing here that a guest wrote, except console bytes, which it never interprets.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,6 +14,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use serde::{Deserialize, Serialize};
+use syscalls::Sysno;
 
 use crate::config::VmConfig;
 use crate::stop::StopReason;
@@ -33,6 +34,10 @@ const ANCILLARY_SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTOR_LIMIT));
 
 const TAG_JSON: u8 = b'J';
 const TAG_CONSOLE: u8 = b'C';
+const TAG_FORBIDDEN: u8 = b'F';
+/// The most of a thread's name, which is what the kernel keeps.
+pub(crate) const THREAD_NAME_BYTES: usize = 16;
+const FORBIDDEN_BYTES: usize = 1 + 4 + 3 * 8 + THREAD_NAME_BYTES;
 
 /// What the server sends first. Descriptors come with it, in the order KVM, listening socket, and what `origin` says.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,8 +154,67 @@ pub(crate) enum Received {
     Json(Vec<u8>, Vec<OwnedFd>),
     /// Console bytes.
     Console(Vec<u8>),
+    /// A thread made a call that it may not.
+    Forbidden(Forbidden),
     /// The other side is gone.
     Closed,
+}
+
+/// A system call that a thread of the VMM made and may not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Forbidden {
+    /// The thread's name, zeros behind it.
+    pub(crate) thread: [u8; THREAD_NAME_BYTES],
+    /// The call's number on this architecture.
+    pub(crate) call: u32,
+    /// Its first arguments.
+    pub(crate) arguments: [u64; 3],
+}
+
+impl Forbidden {
+    /// Takes no memory, as [`send_forbidden`] must not.
+    fn to_bytes(self) -> [u8; FORBIDDEN_BYTES] {
+        let mut bytes = [0; FORBIDDEN_BYTES];
+        bytes[0] = TAG_FORBIDDEN;
+        bytes[1..5].copy_from_slice(&self.call.to_ne_bytes());
+        for (place, argument) in bytes[5..29].chunks_exact_mut(8).zip(self.arguments) {
+            place.copy_from_slice(&argument.to_ne_bytes());
+        }
+        bytes[29..].copy_from_slice(&self.thread);
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8; FORBIDDEN_BYTES]) -> Forbidden {
+        let (words, thread) = bytes[1..].split_at(28);
+        let argument = |at| u64::from_ne_bytes(std::array::from_fn(|byte| words[at + byte]));
+        Forbidden {
+            thread: std::array::from_fn(|at| thread[at]),
+            call: u32::from_ne_bytes(std::array::from_fn(|at| words[at])),
+            arguments: [argument(4), argument(12), argument(20)],
+        }
+    }
+}
+
+impl std::fmt::Display for Forbidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = String::from_utf8_lossy(&self.thread);
+        let thread = name.trim_end_matches('\0').escape_debug();
+        let call = Sysno::new(self.call as usize).map_or("unknown here", |call| call.name());
+        let [first, second, third] = self.arguments;
+        write!(
+            f,
+            "the VMM's thread {thread} made a system call that it may not: {} ({call}), arguments {first:#x}, {second:#x}, {third:#x}",
+            self.call
+        )
+    }
+}
+
+/// Sends `forbidden` if the other side has room; to be called where a signal has interrupted anything, so it takes no memory.
+pub(crate) fn send_forbidden(socket: BorrowedFd<'_>, forbidden: &Forbidden) {
+    let bytes = forbidden.to_bytes();
+    // By the one call for sending that every thread may make. Whoever reads nothing sees the process's end.
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let _ = rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut SendAncillaryBuffer::default(), flags);
 }
 
 /// One end of the socket.
@@ -252,6 +316,9 @@ impl Channel {
             None => Ok(Some(Received::Closed)),
             Some(&TAG_JSON) => Ok(Some(Received::Json(bytes.split_off(1), descriptors))),
             Some(&TAG_CONSOLE) if bytes.len() <= CONSOLE_LIMIT + 1 => Ok(Some(Received::Console(bytes.split_off(1)))),
+            Some(&TAG_FORBIDDEN) if bytes.len() == FORBIDDEN_BYTES => {
+                Ok(Some(Received::Forbidden(Forbidden::from_bytes(&std::array::from_fn(|at| bytes[at])))))
+            }
             Some(tag) => Err(ControlError::Malformed(format!("tag {tag:#x}, {} bytes", bytes.len()))),
         }
     }
@@ -312,6 +379,23 @@ mod tests {
     }
 
     #[test]
+    fn a_forbidden_call_arrives_whole_and_is_told_in_words() {
+        let (server, vmm) = pair();
+        let sent = Forbidden {
+            thread: *b"vcpu0\0\n\0\0\0\0\0\0\0\0\0",
+            call: libc::SYS_execve as u32,
+            arguments: [1, u64::MAX, 0],
+        };
+        send_forbidden(vmm.as_fd(), &sent);
+        let Ok(Some(Received::Forbidden(received))) = server.receive(false) else { panic!() };
+        assert_eq!(received, sent);
+        let number = libc::SYS_execve;
+        let text = received.to_string();
+        assert!(text.starts_with("the VMM's thread vcpu0\\0\\n made a system call that it may not: "), "{text}");
+        assert!(text.ends_with(&format!("{number} (execve), arguments 0x1, 0xffffffffffffffff, 0x0")), "{text}");
+    }
+
+    #[test]
     fn nothing_yet_and_nothing_more_are_different() {
         let (server, vmm) = pair();
         assert!(server.receive(false).unwrap().is_none());
@@ -332,7 +416,12 @@ mod tests {
     fn bounds_are_kept_on_both_sides() {
         let (server, vmm) = pair();
         assert!(matches!(vmm.send(&"x".repeat(MESSAGE_LIMIT), &[], true), Err(ControlError::Malformed(_))));
-        for bytes in [vec![TAG_CONSOLE; CONSOLE_LIMIT + 2], vec![b'?'], vec![TAG_JSON; MESSAGE_LIMIT + 7]] {
+        for bytes in [
+            vec![TAG_CONSOLE; CONSOLE_LIMIT + 2],
+            vec![b'?'],
+            vec![TAG_FORBIDDEN; FORBIDDEN_BYTES - 1],
+            vec![TAG_JSON; MESSAGE_LIMIT + 7],
+        ] {
             rustix::net::send(&vmm.socket, &bytes, SendFlags::empty()).unwrap();
             assert!(matches!(server.receive(true), Err(ControlError::Malformed(_))), "{} bytes", bytes.len());
         }

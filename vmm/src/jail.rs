@@ -2,14 +2,15 @@
 //!
 //! Must run before the first thread starts. Knows nothing of machines; a filter on system calls comes on top, by thread.
 
-#![allow(unsafe_code, reason = "closing descriptors that nothing in this process owns")]
+#![allow(unsafe_code, reason = "closing descriptors that nothing in this process owns, and an option of the allocator")]
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, unshare};
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::fs::{CWD, Mode};
+use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -41,7 +42,7 @@ fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> JailError
 pub(crate) struct Jail {
     /// Where the shared folder is now: `/`, unless it could not be made the root.
     pub(crate) root: PathBuf,
-    /// `/proc/self/fd`, which the file server needs and cannot find any more.
+    /// `/proc/self/fd`, which the file server needs and cannot find any more. Nothing is above it, unless something is lacking.
     pub(crate) proc_self_fd: File,
     /// What could not be done for a user who is not root, for the log.
     pub(crate) lacking: Vec<&'static str>,
@@ -68,6 +69,13 @@ pub(crate) fn close_inherited() -> Result<(), JailError> {
     }
 }
 
+/// Has all threads allocate from one heap. The further ones that glibc makes cost memory each, and look at files in `/proc` and
+/// `/sys` when they shrink or become many, which threads may not that have no business with files.
+pub(crate) fn share_one_heap() {
+    // SAFETY: sets a number, before the first thread starts.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 impl Jail {
     /// Enters the jail whose root is `shared_dir`, a mount point.
     ///
@@ -76,8 +84,10 @@ impl Jail {
     pub(crate) fn enter(shared_dir: &Path) -> Result<Jail, JailError> {
         let privileged = rustix::process::geteuid().is_root();
         // Before /proc is gone. The descriptors of this process, through which the file server opens files again.
-        let proc_self_fd = File::open("/proc/self/fd").map_err(failed("open /proc/self/fd"))?;
+        let proc_self_fd = own_descriptors(privileged)?;
         limit_resources()?;
+        // What the guest asks for is made as it says; what this process makes of itself is nobody else's.
+        rustix::process::umask(Mode::RWXG | Mode::RWXO);
         let mut lacking = Vec::new();
         let root = if privileged {
             leave_namespaces()?;
@@ -85,7 +95,9 @@ impl Jail {
             drop_capabilities()?;
             PathBuf::from("/")
         } else {
-            lacking.push("namespaces and a root of its own, for which it would have to be started by root");
+            lacking.push(
+                "namespaces, a root and a cgroup of its own, and with its user's access to files: start it as root for these",
+            );
             shared_dir.to_owned()
         };
         rustix::thread::set_no_new_privs(true).map_err(failed("forbid new privileges"))?;
@@ -93,8 +105,21 @@ impl Jail {
     }
 }
 
+/// The folder of this process's open files. For root it is a mount of its own that is attached nowhere, so that `..` ends there:
+/// above it are `/proc/self/root`, other processes, and `/proc/self/mem`, by which code can be changed.
+fn own_descriptors(privileged: bool) -> Result<File, JailError> {
+    const PATH: &str = "/proc/self/fd";
+    let opened = if privileged {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        rustix::mount::open_tree(CWD, PATH, flags).map(File::from).map_err(io::Error::from)
+    } else {
+        File::open(PATH)
+    };
+    opened.map_err(failed("open /proc/self/fd"))
+}
+
 /// No core dumps, which would hold guest memory; as many descriptors as it may have, because each file the guest has open
-/// is one.
+/// is one. The number of its threads is its cgroup's to limit: the kernel counts those of a user, and root's not at all.
 fn limit_resources() -> Result<(), JailError> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(Resource::Core, none).map_err(failed("forbid core dumps"))?;
@@ -103,7 +128,8 @@ fn limit_resources() -> Result<(), JailError> {
     rustix::process::setrlimit(Resource::Nofile, most).map_err(failed("raise the number of open files"))
 }
 
-/// Mounts that come from outside only, no network, no System V objects or message queues, a host name of its own.
+/// Mounts that come from outside only, no network, no System V objects or message queues, a host name of its own. It was started
+/// as the first of its own processes.
 fn leave_namespaces() -> Result<(), JailError> {
     let namespaces =
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;

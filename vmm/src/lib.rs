@@ -6,6 +6,7 @@
 
 pub mod boot;
 mod bus;
+mod child;
 pub mod client;
 mod config;
 mod console;
@@ -19,6 +20,7 @@ mod nics;
 mod ports;
 pub mod probe;
 pub mod process;
+mod seccomp;
 pub mod snapshot;
 mod stop;
 mod threads;

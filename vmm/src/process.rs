@@ -21,9 +21,10 @@ use crate::control::{
 use crate::disks::DiskSlots;
 use crate::jail::{self, Jail, JailError};
 use crate::nics::NicSlots;
+use crate::seccomp::{self, Facts, SeccompError, Who};
 use crate::snapshot::Snapshot;
 use crate::stop::StopReason;
-use crate::threads::VmmThreads;
+use crate::threads::{ConfineError, VmmThreads};
 
 /// What the process is called: its `argv[0]`.
 pub const NAME: &str = "tatami-vmm";
@@ -31,11 +32,18 @@ pub const NAME: &str = "tatami-vmm";
 /// The name under which the guest mounts the shared folder.
 pub const SHARED_TAG: &str = "shared";
 
+/// What the process exits with after a panic: as a shell shows an abort.
+const PANICKED: i32 = 128 + libc::SIGABRT;
+
 /// Why the process ends before the guest has run.
 #[derive(Debug, thiserror::Error)]
 enum ProcessError {
     #[error(transparent)]
     Jail(#[from] JailError),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    #[error(transparent)]
+    Filter(#[from] SeccompError),
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error(transparent)]
@@ -70,6 +78,7 @@ pub fn main() -> ! {
 /// Before anything is known: what holds for every VMM, and its one connection.
 fn prepare() -> Result<Arc<Channel>, ProcessError> {
     jail::close_inherited()?;
+    jail::share_one_heap();
     jail::die_with_parent()?;
     // Started through /proc/self/exe, it would be called `exe` where processes are listed.
     rustix::thread::set_name(c"tatami-vmm").map_err(io::Error::from)?;
@@ -101,9 +110,12 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
     };
 
     let slots = Slots { disks: DiskSlots::new(start.config.disk_slots), nics: NicSlots::new(&start.config.nics)? };
-    let devices = devices(&start, jail, listener, &slots, channel)?;
+    let threads: Arc<dyn Threads> = Arc::new(VmmThreads::confined(channel.as_fd())?);
+    let devices = devices(&start, jail, listener, &slots, channel, &threads)?;
     let serial = Box::new(ConsoleOutput::new(Arc::clone(channel)));
-    let vm = BuiltVm::new(&start.config, Parts { kvm, origin, devices, serial })?;
+    let vm = BuiltVm::new(&start.config, Parts { kvm, origin, devices, serial, threads })?;
+    // Whatever the guest does comes after this.
+    seccomp::confine(Who::Supervisor, Facts::new(raw(channel)))?;
     let elapsed = || began.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
     channel.send(&Notice::Created(elapsed()), &[], true)?;
     let vm = vm.start()?;
@@ -118,18 +130,18 @@ fn devices(
     listener: UnixListener,
     slots: &Slots,
     channel: &Arc<Channel>,
+    threads: &Arc<dyn Threads>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, ProcessError> {
-    let threads: Arc<dyn Threads> = Arc::new(VmmThreads);
     let root = jail.root.to_string_lossy().into_owned();
     let files = FsConfig { tag: SHARED_TAG.to_owned(), root, proc_self_fd: jail.proc_self_fd };
     let ports = Box::new(ServerPorts(Arc::clone(channel)));
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
-        Box::new(Fs::new(files, Arc::clone(&threads))?),
-        Box::new(Vsock::new(start.config.vsock_cid.into(), listener, ports, Arc::clone(&threads))?),
-        Box::new(Rng::new(Arc::clone(&threads))),
+        Box::new(Fs::new(files, Arc::clone(threads))?),
+        Box::new(Vsock::new(start.config.vsock_cid.into(), listener, ports, Arc::clone(threads))?),
+        Box::new(Rng::new(Arc::clone(threads))),
     ];
-    devices.extend(slots.disks.devices(&start.config, &threads)?);
-    devices.extend(slots.nics.devices(&threads));
+    devices.extend(slots.disks.devices(&start.config, threads)?);
+    devices.extend(slots.nics.devices(threads));
     Ok(devices)
 }
 
@@ -190,8 +202,8 @@ impl Supervisor {
             }
             None => Ok(()),
             Some(Received::Closed) => std::process::exit(1),
-            Some(Received::Console(_)) => {
-                Err(ControlError::Malformed("the server sends console bytes".to_owned()).into())
+            Some(Received::Console(_) | Received::Forbidden(_)) => {
+                Err(ControlError::Malformed("the server sends what only a VMM may".to_owned()).into())
             }
         }
     }
@@ -285,5 +297,9 @@ fn report_to(channel: &Arc<Channel>) {
     let channel = Arc::clone(channel);
     std::panic::set_hook(Box::new(move |panic| {
         let _ = channel.send(&Notice::Log(LogLevel::Error, bounded(panic.to_string())), &[], false);
+        // The first process of a namespace does not get the signal by which a panic would end it.
+        if cfg!(panic = "abort") {
+            std::process::exit(PANICKED);
+        }
     }));
 }

@@ -5,18 +5,17 @@
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 use tatami_arch::Space;
-use tatami_devices::virtio::Role;
+use tatami_devices::virtio::{Role, Threads};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::kvm::{Exit, Kicker, Vcpu};
 use crate::stop::{StopReason, StopSignal};
-use crate::threads;
 
 /// How often a guest needed this process, which is what its speed hangs on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +40,10 @@ impl std::ops::AddAssign for ExitCounts {
 pub(crate) struct RunningVcpu {
     kicker: Kicker,
     stop: Arc<AtomicBool>,
-    // Taken when the vCPU is stopped. The thread hands back the vCPU, so that it exists for as long as `kicker` is used.
-    thread: Option<JoinHandle<(Vcpu, ExitCounts)>>,
+    // Taken when the vCPU is stopped.
+    thread: Option<JoinHandle<()>>,
+    /// Where the thread leaves the vCPU when it ends, so that it exists for as long as `kicker` is used.
+    left: Arc<Mutex<Option<(Vcpu, ExitCounts)>>>,
 }
 
 impl RunningVcpu {
@@ -50,16 +51,23 @@ impl RunningVcpu {
     ///
     /// # Errors
     /// When no thread is to be had.
-    pub(crate) fn start(mut vcpu: Vcpu, id: u8, bus: Arc<Bus>, ended: StopSignal) -> io::Result<RunningVcpu> {
-        install_kick_handler();
+    pub(crate) fn start(
+        mut vcpu: Vcpu,
+        id: u8,
+        bus: Arc<Bus>,
+        ended: StopSignal,
+        threads: &dyn Threads,
+    ) -> io::Result<RunningVcpu> {
         let kicker = vcpu.kicker();
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
-        let thread = threads::spawn(&format!("vcpu{id}"), Role::Vcpu, move || {
+        let left = Arc::new(Mutex::new(None));
+        let (told, place) = (Arc::clone(&stop), Arc::clone(&left));
+        let body = move || {
             let counts = run(&mut vcpu, &bus, &told, &ended);
-            (vcpu, counts)
-        })?;
-        Ok(RunningVcpu { kicker, stop, thread: Some(thread) })
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some((vcpu, counts));
+        };
+        let thread = threads.spawn(&format!("vcpu{id}"), Role::Vcpu, Box::new(body))?;
+        Ok(RunningVcpu { kicker, stop, thread: Some(thread), left })
     }
 
     /// Stops the vCPU wherever it is, and gives it back with what it needed meanwhile.
@@ -74,7 +82,8 @@ impl RunningVcpu {
         unsafe { self.kicker.set(true) };
         // SAFETY: the thread has not been joined, so its handle is valid; the signal has a handler.
         unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
-        let ended = thread.join().ok()?;
+        thread.join().ok()?;
+        let ended = self.left.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         // SAFETY: as above; `ended` holds the vCPU.
         unsafe { self.kicker.set(false) };
         Some(ended)
@@ -131,13 +140,11 @@ impl ExitCounts {
     }
 }
 
-/// A signal interrupts a running guest only if it has a handler; that handler has nothing to do.
-fn install_kick_handler() {
+/// Makes vCPUs interruptible: a signal interrupts a running guest only if it has a handler; that handler has nothing to do.
+///
+/// # Errors
+/// When the kernel takes no handler.
+pub(crate) fn install_kick_handler() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        if let Err(error) = register_signal_handler(SIGRTMIN(), nothing) {
-            log::error!("vCPUs cannot be interrupted: {error}");
-        }
-    });
+    Ok(register_signal_handler(SIGRTMIN(), nothing)?)
 }

@@ -89,6 +89,7 @@ impl Sandbox {
             },
             shared_dir: self.shared(),
             vsock_listener: UnixListener::bind(socket)?,
+            cgroup: None,
         };
         Ok(VmmProcess::spawn(config, resources)?)
     }

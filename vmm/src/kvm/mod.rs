@@ -22,7 +22,10 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as platform;
 
-pub(crate) use platform::{KernelFormat, MachineState, Processors, VcpuState, probe_instructions};
+pub(crate) use platform::{
+    KernelFormat, MachineState, OLD_CALLS, Processors, SAVE_REQUESTS, VCPU_REQUESTS, VcpuState, call_arguments,
+    probe_instructions,
+};
 
 /// The API version that has been the only one since Linux 2.6.22.
 const API_VERSION: i32 = 12;

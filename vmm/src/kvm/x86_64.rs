@@ -3,6 +3,7 @@
 //!
 //! Register values and CPUID leaves come from `tatami-arch`; here they are only put into KVM's structures.
 
+mod calls;
 mod state;
 
 use std::os::fd::OwnedFd;
@@ -19,6 +20,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
 
+pub(crate) use calls::{OLD_CALLS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
 pub(crate) use state::{MachineState, VcpuState};
 
 /// The kind of kernel image that this architecture boots.
