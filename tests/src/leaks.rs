@@ -15,6 +15,24 @@ pub struct Process {
     pub command: String,
 }
 
+/// The child of a test's cgroup that what the test starts is put into. It is not the test's own, because a cgroup with
+/// processes cannot give controllers to others, and VMMs have cgroups beside their server's.
+const STARTED: &str = "started";
+
+/// Makes a test's cgroup at `cgroup`; returns the one in it to start processes in.
+pub(crate) fn create_cgroup(cgroup: &Path) -> PathBuf {
+    let started = cgroup.join(STARTED);
+    fs::create_dir(cgroup)
+        .and_then(|()| fs::create_dir(&started))
+        .unwrap_or_else(|error| panic!("{}: {error}: tests need root and cgroup v2", cgroup.display()));
+    started
+}
+
+/// The cgroups below a test's that are not the harness's.
+pub(crate) fn further_cgroups(cgroup: &Path) -> Vec<PathBuf> {
+    cgroups(cgroup).into_iter().filter(|path| path != cgroup && *path != cgroup.join(STARTED)).collect()
+}
+
 /// Every process in `cgroup` and below.
 pub(crate) fn processes(cgroup: &Path) -> Vec<Process> {
     let mut pids = BTreeSet::new();
@@ -59,7 +77,7 @@ pub(crate) fn kill_all(cgroup: &Path) {
 fn remains(cgroup: &Path, folder: &Path) -> Vec<String> {
     let mut left: Vec<String> =
         processes(cgroup).iter().map(|process| format!("process {} {}", process.pid, process.command)).collect();
-    left.extend(cgroups(cgroup).iter().skip(1).map(|path| format!("cgroup {}", path.display())));
+    left.extend(further_cgroups(cgroup).iter().map(|path| format!("cgroup {}", path.display())));
     let name = folder.display().to_string();
     let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
     left.extend(mounts.lines().filter(|line| line.contains(&name)).map(|line| format!("mount {line}")));

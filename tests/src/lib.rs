@@ -68,6 +68,8 @@ fn built(path: &str, how: &str) -> PathBuf {
 pub struct Tatami {
     folder: tempfile::TempDir,
     cgroup: PathBuf,
+    /// The cgroup in it in which commands start.
+    started: PathBuf,
     binary: PathBuf,
 }
 
@@ -86,12 +88,11 @@ impl Tatami {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cgroup = PathBuf::from(format!("/sys/fs/cgroup/tatami-test-{}-{number}", std::process::id()));
-        fs::create_dir(&cgroup)
-            .unwrap_or_else(|error| panic!("{}: {error}: tests need root and cgroup v2", cgroup.display()));
+        let started = leaks::create_cgroup(&cgroup);
         // Not /tmp, which may be a tmpfs without what overlayfs needs.
         let folder =
             tempfile::Builder::new().prefix("tatami-test-").tempdir_in("/var/tmp").expect("a temporary folder");
-        Self { folder, cgroup, binary: binary() }
+        Self { folder, cgroup, started, binary: binary() }
     }
 
     /// A folder that the test may use, removed at its end.
@@ -107,7 +108,7 @@ impl Tatami {
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""])
-            .arg(&self.cgroup)
+            .arg(&self.started)
             .arg(&self.binary)
             .args(arguments)
             .env("TATAMI_KERNEL", kernel())

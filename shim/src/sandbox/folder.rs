@@ -2,7 +2,7 @@
 //!
 //! | folder | holds |
 //! |---|---|
-//! | `<state>/<id>` (memory) | `lock`, `sandbox.json`, the vsock socket, the shared folder's mount point |
+//! | `<state>/<id>` (memory) | `lock`, `sandbox.json`, where the cgroup is, the vsock socket, the shared folder's mount point |
 //! | `<root>/sandboxes/<id>` (disk) | what its containers write |
 //!
 //! What is to be found after a sandbox's end is elsewhere, in [`super::kept`]. The server holds a `flock` on `lock` as long as it lives. A folder whose lock nobody holds is a leftover: its undertaker
@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use super::cgroup;
 use super::kept;
 use super::remove::remove_tree;
 
@@ -100,12 +101,13 @@ impl Lot {
         Ok(Lot { state: places.state.join(&id), data: places.root.join(SANDBOXES).join(&id), id })
     }
 
-    /// Removes both folders, as far as they exist. Call it where none of the sandbox's mounts can be seen.
+    /// Removes both folders and the cgroup, as far as they exist. Call it where none of the sandbox's mounts can be seen.
     ///
     /// # Errors
     /// What could not be removed; a second call goes on where the first stopped.
     pub fn clear(&self) -> io::Result<()> {
-        // The disk first: that the state folder is gone says that the other is.
+        // The state folder last: it says where the cgroup is, and that it is gone says that the others are.
+        cgroup::remove(&self.state)?;
         remove_tree(&self.data)?;
         remove_tree(&self.state)
     }

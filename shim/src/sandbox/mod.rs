@@ -5,6 +5,7 @@
 //! left). Front ends call these and show the results; knows nothing of command lines, terminals or containerd.
 
 pub mod agent;
+mod cgroup;
 mod changes;
 pub mod console;
 pub mod container;
@@ -222,7 +223,10 @@ impl Sandbox {
             .map_err(|source| Error::System { action: "create the VMM's socket", source })?;
         let (origin, template) = settings.origin()?;
         let shared_dir = ground.shared.path().to_owned();
-        let resources = Resources { kvm: probe::open()?, origin, shared_dir, vsock_listener: listener };
+        let threads = u32::from(settings.vm.max_vcpus) + u32::from(settings.vm.disk_slots);
+        let cgroup = cgroup::create(ground.folder.id(), ground.folder.state(), threads);
+        let cgroup = cgroup.inspect_err(|error| log::warn!("the VMM runs without a cgroup of its own: {error}")).ok();
+        let resources = Resources { kvm: probe::open()?, origin, shared_dir, vsock_listener: listener, cgroup };
         let vm = Vm::start(&settings.vm, resources, settings.live_console)?;
         timings.pass(Mark::VmmSpawned);
         let disks = Disks::new(vm.watch().clone(), settings.vm.disk_slots);

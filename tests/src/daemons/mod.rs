@@ -46,6 +46,8 @@ const DAEMON_PATIENCE: Duration = Duration::from_secs(60);
 pub struct Home {
     folder: tempfile::TempDir,
     cgroup: PathBuf,
+    /// The cgroup in it in which daemons start.
+    started: PathBuf,
     release: Release,
     name: String,
 }
@@ -102,9 +104,8 @@ impl Home {
         // Not /tmp, which may be a tmpfs without what overlayfs needs; and short, for sockets lie in it.
         let folder = tempfile::Builder::new().prefix("tt-").tempdir_in("/var/tmp").expect("a temporary folder");
         let cgroup = PathBuf::from(format!("/sys/fs/cgroup/{name}"));
-        fs::create_dir(&cgroup)
-            .unwrap_or_else(|error| panic!("{}: {error}: tests need root and cgroup v2", cgroup.display()));
-        let home = Self { folder, cgroup, release, name };
+        let started = leaks::create_cgroup(&cgroup);
+        let home = Self { folder, cgroup, started, release, name };
         let shims = home.path("bin");
         fs::create_dir(&shims).expect("a folder");
         for name in ["containerd-shim-kata-v2", "containerd-shim-tatami-v2"] {
@@ -147,7 +148,7 @@ impl Home {
         let file = File::options().create(true).append(true).open(&log).expect("a log file");
         // The shell puts itself into the home's cgroup before it becomes the daemon, so that nothing starts outside it.
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.cgroup).arg(name).args(arguments);
+        command.args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.started).arg(name).args(arguments);
         self.settle(&mut command);
         let err = file.try_clone().expect("a descriptor");
         command.stdin(Stdio::null()).stdout(file).stderr(err).current_dir("/");
@@ -171,7 +172,7 @@ impl Home {
         let strangers = self.processes().into_iter().filter(|process| !daemons.contains(&process.pid));
         let mut left: Vec<String> =
             strangers.map(|process| format!("process {} {}", process.pid, process.command)).collect();
-        left.extend(leaks::cgroups(&self.cgroup).iter().skip(1).map(|path| format!("cgroup {}", path.display())));
+        left.extend(leaks::further_cgroups(&self.cgroup).iter().map(|path| format!("cgroup {}", path.display())));
         // Where the runtimes put containers' groups: below the namespace's name.
         let theirs = Path::new("/sys/fs/cgroup").join(self.containers_cgroup());
         if theirs.exists() {
