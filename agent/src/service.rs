@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tatami_protocol::agent::{
     Changes, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
-    HelloResponse, NetworkRequest, OomRequest, OomResponse, ProcessList, ProcessRequest, ResizeRequest, ShutdownRequest,
-    SignalRequest, StartProcessResponse, Stats, UpdateRequest, WaitResponse,
+    HelloResponse, NetworkRequest, OomRequest, OomResponse, ProcessList, ProcessRequest, ResizeRequest,
+    ShutdownRequest, SignalRequest, StartProcessResponse, Stats, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::Agent;
 use ttrpc::Code;

@@ -214,6 +214,8 @@ pub struct RunOptions {
     pub stop_signal: Option<String>,
     /// How long it may take then, seconds.
     pub stop_timeout: u64,
+    /// Name servers; empty: the network's.
+    pub dns: Vec<IpAddr>,
     /// The VM's memory, MiB.
     pub memory_mib: u32,
     /// The VM's CPUs.

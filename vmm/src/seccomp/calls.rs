@@ -51,10 +51,11 @@ pub(super) fn of(who: Who) -> Vec<&'static [Call]> {
         Who::Supervisor => vec![ALL, OLD_CALLS, EVENTS, ACTIVATION, SUPERVISOR, SAVE_REQUESTS],
         Who::Thread(Role::Vcpu) => vec![ALL, ACTIVATION, VCPU_REQUESTS],
         Who::Thread(Role::Io) => vec![ALL, OLD_CALLS, EVENTS, IO],
+        Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, FRAMES],
         Who::Thread(Role::Socket) => vec![ALL, OLD_CALLS, EVENTS, SOCKET],
         Who::Thread(Role::Files) => vec![ALL, OLD_CALLS, EVENTS, FILES],
         Who::Spawner => {
-            let roles = [Role::Vcpu, Role::Io, Role::Socket, Role::Files];
+            let roles = [Role::Vcpu, Role::Io, Role::Frames, Role::Socket, Role::Files];
             let mut lists: Vec<_> = roles.into_iter().flat_map(|role| of(Who::Thread(role))).collect();
             lists.push(SPAWNER);
             lists
@@ -110,20 +111,34 @@ const ACTIVATION: &[Call] = &[
     any(libc::SYS_epoll_ctl),
     any(libc::SYS_eventfd2),
     when(libc::SYS_fcntl, DUPLICATE),
+    when(libc::SYS_ioctl, &[Test::Is(1, libc::TUNSETOFFLOAD)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, libc::TUNSETQUEUE)]),
     any(libc::SYS_timerfd_create),
 ];
 
-/// Disks and entropy.
+/// Disks and entropy. A disk's ring (io_uring) was made before, and takes nothing but what a disk does.
 const IO: &[Call] = &[
     any(libc::SYS_fallocate),
     any(libc::SYS_fdatasync),
     any(libc::SYS_fsync),
+    any(libc::SYS_io_uring_enter),
     any(libc::SYS_pread64),
     any(libc::SYS_preadv),
     any(libc::SYS_preadv2),
     any(libc::SYS_pwrite64),
     any(libc::SYS_pwritev),
     any(libc::SYS_pwritev2),
+    any(libc::SYS_timerfd_settime),
+];
+
+/// Frames between a network's queues and a tap, whose offloads follow the driver's, or a stream.
+const FRAMES: &[Call] = &[
+    when(libc::SYS_ioctl, &[Test::Is(1, libc::TUNSETOFFLOAD)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, libc::TUNSETQUEUE)]),
+    any(libc::SYS_readv),
+    any(libc::SYS_recvfrom),
+    any(libc::SYS_sendto),
+    any(libc::SYS_timerfd_settime),
 ];
 
 /// Streams between sockets: those that are there, those of clients, and pairs for what the guest connects to.
@@ -198,8 +213,10 @@ const FILES: &[Call] = &[
     any(libc::SYS_utimensat),
 ];
 
-/// What the server's orders need: disks, whose sizes are looked at, and the machine in two files.
+/// What the server's orders need: disks, whose sizes are looked at, networks, which must not block, and the machine in two files.
 const SUPERVISOR: &[Call] = &[
+    when(libc::SYS_fcntl, &[Test::Is(1, libc::F_GETFL as u64)]),
+    when(libc::SYS_fcntl, &[Test::Is(1, libc::F_SETFL as u64)]),
     any(libc::SYS_fstat),
     any(libc::SYS_ftruncate),
     any(libc::SYS_lseek),
