@@ -218,7 +218,7 @@ fn jail() -> Result<()> {
     while !matches!(next(&mut vmm)?, Event::Booting { .. }) {}
     let proc = PathBuf::from(format!("/proc/{}", vmm.pid()));
 
-    for namespace in ["mnt", "net", "ipc", "uts"] {
+    for namespace in ["mnt", "pid", "net", "ipc", "uts"] {
         let theirs = fs::read_link(proc.join("ns").join(namespace))?;
         let ours = fs::read_link(Path::new("/proc/self/ns").join(namespace))?;
         ensure!(theirs != ours, "the {namespace} namespace is the host's");
