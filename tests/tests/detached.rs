@@ -77,7 +77,7 @@ fn exec_has_the_streams_statuses_and_surroundings_of_its_own() {
     let exec = |words: &[&str]| tatami.tatami(&[&["exec"], words].concat());
     exec(&["web", "sh", "-c", "echo a; echo b >&2; exit 42"]).expect_status(42);
     exec(&["web", "no-such"]).expect_error(127, &["no-such", "not found"]);
-    exec(&["web", "/etc"]).expect_error(126, &["/etc", "denied"]);
+    exec(&["web", "/etc"]).expect_error(126, &["/etc", "directory"]);
     let options = ["-u", "1000:1000", "-w", "/var", "-e", "COLOUR=green", "web"];
     let out = exec(&[&options[..], &["sh", "-c", "id -u; pwd; echo $KEPT $COLOUR"]].concat()).expect_status(0).out();
     assert_eq!(out, "1000\n/var\n1 green\n");
@@ -94,15 +94,15 @@ fn exec_has_the_streams_statuses_and_surroundings_of_its_own() {
 fn exec_on_a_terminal_is_a_terminal() {
     let tatami = Tatami::new();
     tatami.detach(&["--name", "web"], STUBBORN);
-    let mut terminal = Terminal::start(tatami.command(&["exec", "-it", "web", "sh"]), 30, 91);
-    terminal.send("stty size; trap 'echo caught $((40+2))' INT\n");
+    let script =
+        "stty size; trap 'stty size' WINCH; trap 'echo caught; exit 9' INT; echo waiting; while :; do sleep 0.1; done";
+    let mut terminal = Terminal::start(tatami.command(&["exec", "-it", "web", "sh", "-c", script]), 30, 91);
     terminal.wait_for("30 91");
+    terminal.wait_for("waiting");
     terminal.resize(20, 70);
-    terminal.send("stty size\n");
     terminal.wait_for("20 70");
     terminal.send("\u{3}");
-    terminal.wait_for("caught 42");
-    terminal.send("exit 9\n");
+    terminal.wait_for("caught");
     assert_eq!(terminal.finish(), 9);
     tatami.tatami(&["rm", "-f", "web"]).expect_status(0);
 }

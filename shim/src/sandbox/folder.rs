@@ -131,14 +131,14 @@ impl Folder {
             .map_err(|error| failed("lock", &places.state)(error.into()))?;
         let living = sweep(places, &sandboxes)?;
         if let Some(name) = name
-            && let Some(other) = living.into_iter().find(|record| record.name.as_deref() == Some(name))
-        {
-            return Err(FolderError::Taken(name.to_owned(), other.id));
-        }
-        if let Some(name) = name
             && let Some(other) = kept::all(places).into_iter().find(|record| record.name.as_deref() == Some(name))
         {
             return Err(FolderError::Taken(name.to_owned(), format!("{} (`tatami rm {name}` frees it)", other.id)));
+        }
+        if let Some(name) = name
+            && let Some(other) = living.into_iter().find(|record| record.name.as_deref() == Some(name))
+        {
+            return Err(FolderError::Taken(name.to_owned(), other.id));
         }
         make(&lot.state)?;
         let own = lock(&lot.state.join(LOCK), FlockOperation::NonBlockingLockExclusive)?;

@@ -15,8 +15,8 @@ pub use isolation::{CapabilityName, Isolation, IsolationError, SeccompProfile, T
 use oci_spec::OciSpecError;
 use oci_spec::image::Config;
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxResourcesBuilder, Mount,
-    MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    BoxBuilder, Capabilities, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxResourcesBuilder,
+    Mount, MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 use std::path::{Component, Path, PathBuf};
 
@@ -60,6 +60,8 @@ pub struct JoinOptions {
     pub user: Option<String>,
     /// A terminal for standard input and output.
     pub tty: bool,
+    /// The terminal's size at first: rows, columns.
+    pub size: Option<(u16, u16)>,
 }
 
 /// A folder or file bound into the container.
@@ -145,7 +147,10 @@ pub fn joining(mut first: Process, accounts: &Accounts, options: &JoinOptions) -
     }
     first.set_args(Some(options.args.clone()));
     first.set_terminal(Some(options.tty));
-    first.set_console_size(None);
+    let size = options
+        .size
+        .map(|(rows, columns)| BoxBuilder::default().height(u64::from(rows)).width(u64::from(columns)).build());
+    first.set_console_size(size.transpose()?);
     Ok(first)
 }
 

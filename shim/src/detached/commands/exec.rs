@@ -228,6 +228,7 @@ fn process(entry: &Entry, command: Vec<String>, arguments: &ExecArguments) -> Re
         workdir: arguments.workdir.clone(),
         user: arguments.user.clone(),
         tty: arguments.tty,
+        size: terminal::size().filter(|_| arguments.tty),
     };
     let process = spec::joining(first, &accounts, &options).map_err(|error| wrong(&error))?;
     serde_json::to_vec(&process).map_err(|error| wrong(&error))
