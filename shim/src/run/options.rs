@@ -199,11 +199,12 @@ pub struct RunOptions {
     pub tty: bool,
     /// Capabilities, limits and the like.
     pub isolation: Isolation,
-    /// Name servers.
     /// The network.
     pub net: Net,
     /// Ports of the host that lead into it.
     pub publish: Vec<Published>,
+    /// Name servers, if not the network's.
+    pub dns: Vec<IpAddr>,
     /// The sandbox's name.
     pub name: Option<String>,
     /// It is left in the background, with a log of this size.
@@ -214,8 +215,6 @@ pub struct RunOptions {
     pub stop_signal: Option<String>,
     /// How long it may take then, seconds.
     pub stop_timeout: u64,
-    /// Name servers; empty: the network's.
-    pub dns: Vec<IpAddr>,
     /// The VM's memory, MiB.
     pub memory_mib: u32,
     /// The VM's CPUs.

@@ -92,6 +92,8 @@ fn what_nobody_may_is_reported_and_ends_the_process() {
         (libc::SYS_kill, [1, 0, 0, 0, 0]),
         (libc::SYS_tgkill, [1, 1, 0, 0, 0]),
         (libc::SYS_open_by_handle_at, [0; 5]),
+        (libc::SYS_io_uring_setup, [0; 5]),
+        (libc::SYS_io_uring_register, [0; 5]),
         (libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0, 0, 0]),
         (libc::SYS_clone, [(libc::CLONE_NEWPID | libc::SIGCHLD) as u64, 0, 0, 0, 0]),
         (libc::SYS_mmap, executable),
