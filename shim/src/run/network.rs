@@ -133,9 +133,11 @@ fn is_prefixed(text: &str) -> bool {
 
 /// A hardware address that an interface can have: not that of a group.
 fn hardware(text: &str) -> Option<[u8; 6]> {
+    // Numbers may have a sign, bytes of an address not.
+    let is_byte = |text: &str| text.len() == 2 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
     let bytes: Vec<u8> = text
         .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2))
+        .map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| is_byte(byte)))
         .collect::<Option<_>>()?;
     <[u8; 6]>::try_from(bytes).ok().filter(|address| address[0] & 1 == 0 && *address != [0; 6])
 }
