@@ -105,7 +105,11 @@ impl Passt {
         let ready = words(child.stdout.take(), 1);
         match tokio::time::timeout(START_LIMIT, ready).await {
             Err(_) => Err(PasstError::Silent),
-            Ok(id) if id.is_empty() => Err(PasstError::Ended(words(child.stderr.take(), WORDS_LIMIT).await)),
+            Ok(id) if id.is_empty() => {
+                // Why it ends is the last thing that it says.
+                let said = words(child.stderr.take(), WORDS_LIMIT).await;
+                Err(PasstError::Ended(said.lines().last().unwrap_or("it does not say why").to_owned()))
+            }
             Ok(_) => {
                 if let Some(mut said) = child.stderr.take() {
                     // Read to its end, or passt would have to wait.

@@ -15,8 +15,8 @@ const MARK: &[u8] = b"bench: user space";
 /// What Tatami gives a guest without a console, for the others to be given the same: silence before the early console, which
 /// nothing else is probed for. Only the way to reset differs, as their machines do.
 const COMMAND_LINE: &str = "quiet loglevel=1 keep_bootcon 8250.nr_uarts=0 panic=-1 random.trust_cpu=on \
-     random.trust_bootloader=on rcupdate.rcu_expedited=1 cryptomgr.notests earlycon=uart8250,io,0x3f8 reboot=f,t \
-     tsc=reliable no_timer_check noreplace-smp swiotlb=noforce maxcpus=1";
+     random.trust_bootloader=on rcupdate.rcu_expedited=1 cryptomgr.notests dummy.numdummies=0 \
+     earlycon=uart8250,io,0x3f8 reboot=f,t tsc=reliable no_timer_check noreplace-smp swiotlb=noforce maxcpus=1";
 
 /// A way to boot the benchmark's guest.
 struct Contestant {
