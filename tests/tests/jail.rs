@@ -148,6 +148,6 @@ fn a_guest_that_takes_over_the_vmm_finds_an_empty_house() {
     assert!(value("pids.max").trim().parse::<u32>().unwrap() < 1000);
     assert!(value("memory.current").trim().parse::<u64>().unwrap() > 0);
 
-    running.signal(Signal::SIGTERM);
+    running.signal(Signal::SIGKILL);
     running.finish();
 }
