@@ -26,12 +26,12 @@ const fn case(name: &'static str, write: bool, random: bool, bytes: usize, depth
 }
 
 const CASES: [Case; 6] = [
-    case("read-4k-1", false, true, 4096, 1, 600),
-    case("write-4k-1", true, true, 4096, 1, 600),
-    case("read-4k-32", false, true, 4096, 32, 4000),
-    case("write-4k-32", true, true, 4096, 32, 4000),
-    case("read-1m", false, false, 1 << 20, 1, 64),
-    case("write-1m", true, false, 1 << 20, 1, 64),
+    case("read-4k-1", false, true, 4096, 1, 200),
+    case("write-4k-1", true, true, 4096, 1, 200),
+    case("read-4k-32", false, true, 4096, 32, 1600),
+    case("write-4k-32", true, true, 4096, 32, 1600),
+    case("read-1m", false, false, 1 << 20, 1, 32),
+    case("write-1m", true, false, 1 << 20, 1, 32),
 ];
 
 /// Aligned as O_DIRECT wants it.

@@ -20,7 +20,7 @@ const ROUNDS: usize = 7;
 /// Rounds of the boot table where instructions are counted.
 const INSTRUCTION_ROUNDS: usize = 3;
 /// Rounds of the disk tables.
-const DISK_ROUNDS: usize = 5;
+const DISK_ROUNDS: usize = 3;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
