@@ -34,8 +34,7 @@ fn no_command(ctr: &mut Ctr, notes: &mut Notes) {
     let finished = ctr.run("b", &["--rm", "--cwd", "/etc/passwd"], &["true"]);
     notes.want("a folder that is a file", finished.status, 1);
     let finished = ctr.run("c", &["--rm", "--env", "PATH"], &["sh", "-c", "true"]);
-    notes.want("no path to seek it on", finished.status, 1);
-    notes.want("and that is said", finished.err().contains("executable file not found in $PATH"), true);
+    notes.want("without PATH it is sought in the usual folders", finished.status, 0);
 }
 
 fn taken(ctr: &mut Ctr, notes: &mut Notes) {
