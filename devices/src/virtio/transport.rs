@@ -50,6 +50,8 @@ pub struct TransportState {
     pub needs_reset: bool,
     /// The queues.
     pub queues: Vec<QueueState>,
+    /// What the device itself remembers.
+    pub device: Vec<u8>,
 }
 
 /// Why a saved state does not fit the device it is given to.
@@ -66,11 +68,14 @@ pub enum RestoreError {
     /// It holds features that this device does not offer.
     #[error("the saved driver uses features {0:#x}, which this device does not offer")]
     Features(u64),
+    /// What the device remembered is not of one like this.
+    #[error("the saved state is damaged, or of a device with other settings")]
+    Device,
     /// A queue that cannot be.
     #[error("the saved state is damaged: {0}")]
     Queue(#[from] QueueFault),
-    /// No descriptor left for an event.
-    #[error("cannot duplicate an event descriptor: {0}")]
+    /// No descriptor left for an event, or no memory.
+    #[error("the host has not what the device needs: {0}")]
     Resource(#[from] io::Error),
 }
 
@@ -338,6 +343,7 @@ impl Transport {
             pending_interrupts: self.interrupt.pending(),
             needs_reset: self.interrupt.is_reset_needed(),
             queues,
+            device: self.device.save(),
         }
     }
 
@@ -361,6 +367,10 @@ impl Transport {
                 queues.push(self.build(index as u16, queue, state.driver_features)?);
             }
             self.work = WorkState::Paused(queues);
+        }
+        if let Err(error) = self.device.restore(&state.device, &self.memory) {
+            self.work = WorkState::None;
+            return Err(error);
         }
         self.status = state.status;
         self.driver_features = state.driver_features;
