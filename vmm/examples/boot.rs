@@ -1,8 +1,9 @@
 //! Boots a kernel in this very process, unjailed, with its serial line on stdout: for debugging and for measuring.
 //!
-//! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--quiet]`
+//! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--balloon]
+//! [--quiet]`
 //! ends when the guest resets, with the time it took, the exits it needed and what KVM counted (where debugfs is mounted) on
-//! stderr. An entropy device is always there; files of DIR appear under the tag `shared`, and SOCKET is made.
+//! stderr. An entropy device is always there, a memory balloon if wanted; files of DIR appear under the tag `shared`, and SOCKET is made.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,9 +13,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use tatami_devices::virtio::{Fs, FsConfig, HostPorts, Rng, Threads, VirtioDevice, Vsock};
+use tatami_devices::virtio::{Balloon, BalloonSize, Fs, FsConfig, HostPorts, Rng, Threads, VirtioDevice, Vsock};
 use tatami_vmm::boot::{BuiltVm, Origin, Parts};
-use tatami_vmm::{StopReason, VmConfig, VmmThreads};
+use tatami_vmm::{RamBacking, StopReason, VmConfig, VmmThreads};
 use vmm_sys_util::poll::PollContext;
 
 struct Arguments {
@@ -22,6 +23,7 @@ struct Arguments {
     initrd: Option<PathBuf>,
     shared: Option<PathBuf>,
     vsock: Option<PathBuf>,
+    balloon: bool,
     config: VmConfig,
 }
 
@@ -36,6 +38,7 @@ fn main() -> anyhow::Result<()> {
             initrd: arguments.initrd.as_ref().map(open).transpose()?,
         },
         devices: devices(&arguments)?,
+        spare: None,
         serial: Box::new(Console),
     };
     let vm = BuiltVm::new(&arguments.config, parts)?;
@@ -65,6 +68,10 @@ fn main() -> anyhow::Result<()> {
 fn devices(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> {
     let threads: Arc<dyn Threads> = Arc::new(VmmThreads);
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new(Arc::clone(&threads)))];
+    if arguments.balloon {
+        let backing = RamBacking::new(arguments.config.memory_kind, false);
+        devices.push(Box::new(Balloon::new(BalloonSize::default(), Arc::new(backing), Arc::clone(&threads))));
+    }
     if let Some(shared) = &arguments.shared {
         let root = shared.canonicalize()?.to_string_lossy().into_owned();
         let config = FsConfig { tag: "shared".into(), root, proc_self_fd: File::open("/proc/self/fd")? };
@@ -128,7 +135,7 @@ impl Write for Console {
 
 fn arguments() -> anyhow::Result<Arguments> {
     let mut config = VmConfig { console: true, ..VmConfig::default() };
-    let (mut kernel, mut initrd, mut shared, mut vsock) = (None, None, None, None);
+    let (mut kernel, mut initrd, mut shared, mut vsock, mut balloon) = (None, None, None, None, false);
     let mut given = std::env::args().skip(1);
     while let Some(name) = given.next() {
         let mut value = || given.next().with_context(|| format!("{name} wants a value"));
@@ -140,10 +147,11 @@ fn arguments() -> anyhow::Result<Arguments> {
             "--cmdline" => config.command_line_extra = value()?,
             "--memory" => config.memory_mib = value()?.parse()?,
             "--cpus" => config.vcpus = value()?.parse()?,
+            "--balloon" => balloon = true,
             "--quiet" => config.console = false,
             _ => bail!("unknown argument {name}"),
         }
     }
     config.max_vcpus = config.vcpus;
-    Ok(Arguments { kernel: kernel.context("--kernel is missing")?, initrd, shared, vsock, config })
+    Ok(Arguments { kernel: kernel.context("--kernel is missing")?, initrd, shared, vsock, balloon, config })
 }

@@ -4,6 +4,7 @@
 //! The server's side is [`client`]; the process itself is [`process`]; [`boot`] is what happens in between. Deliberately
 //! knows nothing of containers, of the agent, or of what the guest's bytes mean.
 
+mod backing;
 pub mod boot;
 mod bus;
 pub mod client;
@@ -20,11 +21,13 @@ pub mod probe;
 pub mod process;
 pub mod snapshot;
 mod stop;
+mod supervisor;
 mod threads;
 mod vcpu;
 
+pub use backing::RamBacking;
 pub use client::{Event, Resources, SpawnError, VmmProcess};
-pub use config::{ConfigError, MAX_DISK_SLOTS, VmConfig, slot_serial};
+pub use config::{ConfigError, MAX_DISK_SLOTS, MemoryKind, VmConfig, slot_serial};
 pub use control::{ControlError, DISK_PARTS_LIMIT};
 pub use kernel::LoadError;
 pub use kvm::KvmError;

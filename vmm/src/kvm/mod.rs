@@ -227,6 +227,14 @@ impl Vcpu {
         platform::whereabouts(&self.fd)
     }
 
+    /// Tells the guest that it has stood still, so that it takes the time that passed for no lock-up of its own.
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn stood_still(&self) -> Result<(), KvmError> {
+        platform::stood_still(&self.fd)
+    }
+
     /// What ends [`Vcpu::run`] from another thread.
     pub(crate) fn kicker(&mut self) -> Kicker {
         let flag: *mut u8 = &raw mut self.fd.get_kvm_run().immediate_exit;

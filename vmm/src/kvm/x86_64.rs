@@ -110,6 +110,16 @@ impl Processors {
     }
 }
 
+/// Sets the mark in the vCPU's paravirtual clock that its guest's watchdogs look at (Linux: PVCLOCK_GUEST_STOPPED).
+pub(super) fn stood_still(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    match vcpu.kvmclock_ctrl() {
+        Ok(()) => Ok(()),
+        // The guest uses no such clock, or not yet.
+        Err(error) if error.errno() == libc::EINVAL => Ok(()),
+        Err(error) => Err(failed("mark a clock")(error)),
+    }
+}
+
 fn libc_error(number: i32) -> std::io::Error {
     std::io::Error::from_raw_os_error(number)
 }
@@ -241,7 +251,8 @@ pub(crate) fn probe_instructions(device: OwnedFd) -> Result<Result<(), String>, 
     ];
     let kvm = Kvm::new(device)?;
     let ram = X86_64::ram(4 << 20);
-    let memory = memory::create(&ram)
+    let wanted = memory::Ram { regions: &ram, closed: None, kind: crate::config::MemoryKind::Anonymous };
+    let memory = memory::create(wanted)
         .map_err(|error| KvmError::Call { what: "have 4 MiB of memory", source: std::io::Error::other(error) })?;
     let image = X86_64::boot_image(&BootInputs {
         ram: &ram,
