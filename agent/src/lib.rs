@@ -33,6 +33,7 @@ mod loopback;
 mod mounts;
 mod priority;
 mod process;
+mod processors;
 mod pump;
 mod reaper;
 mod rights;

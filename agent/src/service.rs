@@ -1,13 +1,14 @@
 //! The agent's ttrpc service: each method in a few lines, and errors as status codes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tatami_protocol::agent::{
     ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
-    HelloResponse, OomRequest, OomResponse, ProcessList, ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest,
-    StartProcessResponse, Stats, UpdateRequest, WaitResponse,
+    HelloResponse, OomRequest, OomResponse, ProcessList, ProcessRequest, ProcessorsRequest, ProcessorsResponse,
+    ResizeRequest, ShutdownRequest, SignalRequest, StartProcessResponse, Stats, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::Agent;
 use ttrpc::Code;
@@ -18,7 +19,7 @@ use crate::error::Error;
 use crate::process::Process;
 use crate::sandbox::{Sandbox, check_id};
 use crate::server::Shutdown;
-use crate::{cgroup, clock, entropy, mounts};
+use crate::{cgroup, clock, entropy, mounts, processors};
 
 /// The answer to a shutdown must be on its way before the machine restarts; no one waits longer than this for it.
 const FAREWELL: Duration = Duration::from_millis(5);
@@ -161,6 +162,11 @@ impl Agent for Service {
         let container = self.sandbox.container(&request.container_id).map_err(status)?;
         let killed = container.oom_kills(request.seen).await.map_err(status)?;
         Ok(OomResponse { killed, ..Default::default() })
+    }
+
+    async fn set_processors(&self, _: &TtrpcContext, request: ProcessorsRequest) -> ttrpc::Result<ProcessorsResponse> {
+        let processors = processors::set_online(Path::new(processors::FOLDER), request.online).map_err(status)?;
+        Ok(ProcessorsResponse { online: processors.online, present: processors.present, ..Default::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {

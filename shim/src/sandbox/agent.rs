@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
     ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse, OomRequest,
-    ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest, WaitResponse,
+    ProcessRequest, ProcessorsRequest, ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest,
+    WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{Kind, StreamHeader};
@@ -255,6 +256,15 @@ impl Agent {
         let request = OomRequest { container_id: id.to_owned(), seen, ..Default::default() };
         let result = self.client.wait_oom(Context::default(), &request).await;
         result.map(|response| response.killed).map_err(|error| explain("WaitOom", error))
+    }
+
+    /// Has so many of the guest's processors run, of those that its machine was made with; says how many do.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] when there are fewer, or one does not come up or go down.
+    pub async fn set_processors(&self, online: u32) -> Result<u32, AgentError> {
+        let request = ProcessorsRequest { online, ..Default::default() };
+        Ok(answer("SetProcessors", self.client.set_processors(Context::default(), &request)).await?.online)
     }
 
     /// Ends all containers and syncs; the guest then resets itself.
