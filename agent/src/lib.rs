@@ -24,6 +24,8 @@ mod entropy;
 mod error;
 mod events;
 mod executor;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guest;
 mod join;
 mod kmsg;

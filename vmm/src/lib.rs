@@ -11,6 +11,8 @@ mod config;
 mod console;
 mod control;
 mod disks;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod jail;
 mod kernel;
 mod kvm;
@@ -18,6 +20,7 @@ mod memory;
 mod ports;
 pub mod probe;
 pub mod process;
+mod ration;
 pub mod snapshot;
 mod stop;
 mod threads;
