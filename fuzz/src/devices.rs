@@ -35,7 +35,7 @@ fn buffers(input: &mut Input<'_>, writable: bool) -> Vec<Buffer> {
 /// The entropy device.
 pub fn rng(data: &[u8]) {
     let request = &mut |driver: &mut Driver, input: &mut Input<'_>| driver.post(0, &buffers(input, true));
-    drive(Rig { device: Box::new(Rng::new(threads())), request }, data);
+    drive(Rig { device: Box::new(Rng::new(threads())), served: 1, request }, data);
 }
 
 /// The block device: two images, one of them read-only, that come and go.
@@ -69,7 +69,7 @@ pub fn blk(data: &[u8]) {
             driver.post(0, &chain);
         }
     };
-    drive(Rig { device: Box::new(Blk::new(slot.clone(), threads())), request }, data);
+    drive(Rig { device: Box::new(Blk::new(slot.clone(), threads())), served: 1, request }, data);
     let sizes = images.each_ref().map(|image| image.metadata().expect("a file").len());
     assert_eq!(sizes, [PART, 2 * PART], "a guest changed the size of an image");
     let mut text = [0; 9];
@@ -174,7 +174,7 @@ pub fn vsock(data: &[u8]) {
             driver.rest();
         }
     };
-    drive(Rig { device: Box::new(device), request }, data);
+    drive(Rig { device: Box::new(device), served: 2, request }, data);
 }
 
 /// One stream's state alone: any packets and any fate of the host's socket, with its rules checked after each.

@@ -37,6 +37,8 @@ const QUEUE_REGISTERS: [u64; 9] = [0x38, 0x44, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa
 pub struct Rig<'a> {
     /// The device.
     pub device: Box<dyn VirtioDevice>,
+    /// How many of its queues it listens to, from the first on: kicks of others are heard by nobody.
+    pub served: usize,
     /// Posts one request, or does whatever else the device's surroundings can do to it.
     pub request: &'a mut dyn FnMut(&mut Driver, &mut Input<'_>),
 }
@@ -57,6 +59,7 @@ pub struct Driver {
     transport: MmioTransport,
     memory: GuestMemory,
     sizes: Vec<u16>,
+    served: usize,
     next_head: u16,
 }
 
@@ -83,7 +86,7 @@ pub fn memory() -> GuestMemory {
 /// Drives the device as `data` says, and then asks of it no more than to come to rest, be reset and start again.
 pub fn drive(rig: Rig<'_>, data: &[u8]) {
     let mut input = Input::new(data);
-    let mut driver = Driver::new(rig.device);
+    let mut driver = Driver::new(rig.device, rig.served);
     // The well-behaved beginning can be left out: then the input has to find its way through the registers.
     if input.byte() != 0xff {
         driver.bring_up(u64::from(input.byte()) << 24 | 0xffff_ffff_00ff_ffff);
@@ -101,10 +104,10 @@ pub fn drive(rig: Rig<'_>, data: &[u8]) {
 }
 
 impl Driver {
-    fn new(device: Box<dyn VirtioDevice>) -> Driver {
+    fn new(device: Box<dyn VirtioDevice>, served: usize) -> Driver {
         let (memory, sizes) = (memory(), device.queue_sizes().to_vec());
         let transport = MmioTransport::new(device, memory.clone()).expect("event descriptors");
-        Driver { transport, memory, sizes, next_head: 0 }
+        Driver { transport, memory, sizes, served, next_head: 0 }
     }
 
     /// One step: a request that makes sense in three of eight cases, else something that does not.
@@ -201,7 +204,7 @@ impl Driver {
         let end = Instant::now() + PATIENCE;
         // A kick that can still be taken was not heard. It is put back.
         let is_unheard = |driver: &Driver| {
-            let kicks = driver.transport.transport().kicks().iter();
+            let kicks = driver.transport.transport().kicks().iter().take(driver.served);
             kicks.fold(false, |any, kick| kick.read().is_ok_and(|count| kick.write(count).is_ok()) || any)
         };
         while self.transport.transport().is_active() && !self.needs_reset() && is_unheard(self) {

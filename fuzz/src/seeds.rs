@@ -145,8 +145,7 @@ pub fn images() -> Vec<Vec<u8>> {
     let manifest = r#"{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"@1","size":#1},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"@0","size":#0}]}"#;
     let index = r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"@2","size":#2}]}"#;
     let docker = r#"[{"Config":"1.json","RepoTags":["a:b"],"Layers":["0.json"]}]"#;
-    let texts = |last: &str| [config, manifest, last].map(str::as_bytes);
-    let oci = [&[&layer[..]][..], &texts(index)].concat();
+    let oci = [&layer[..], config.as_bytes(), manifest.as_bytes(), index.as_bytes()];
     let saved = [&layer[..], config.as_bytes(), docker.as_bytes()];
     vec![oci.join(PART), saved.join(PART), layer]
 }
