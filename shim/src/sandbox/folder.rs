@@ -5,8 +5,9 @@
 //! | `<state>/<id>` (memory) | `lock`, `sandbox.json`, where the cgroup is, the vsock socket, the shared folder's mount point |
 //! | `<root>/sandboxes/<id>` (disk) | what its containers write |
 //!
-//! What is to be found after a sandbox's end is elsewhere, in [`super::kept`]. The server holds a `flock` on `lock` as long as it lives. A folder whose lock nobody holds is a leftover: its undertaker
-//! removes it, or else the next start does. Knows nothing of mounts or VMs.
+//! What is to be found after a sandbox's end is elsewhere, in [`super::kept`]. The server holds a `flock` on `lock` as long as it
+//! lives. A folder whose lock nobody holds is a leftover: its undertaker removes it, or else the next start does. Knows nothing of
+//! mounts or VMs.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};

@@ -48,10 +48,10 @@ pub(crate) const fn when(number: c_long, tests: &'static [Test]) -> Call {
 /// What `who` may do.
 pub(super) fn of(who: Who) -> Vec<&'static [Call]> {
     match who {
-        Who::Supervisor => vec![ALL, OLD_CALLS, EVENTS, ACTIVATION, SUPERVISOR, SAVE_REQUESTS],
-        Who::Thread(Role::Vcpu) => vec![ALL, ACTIVATION, VCPU_REQUESTS],
+        Who::Supervisor => vec![ALL, OLD_CALLS, EVENTS, ACTIVATION, TAP, SUPERVISOR, SAVE_REQUESTS],
+        Who::Thread(Role::Vcpu) => vec![ALL, ACTIVATION, TAP, VCPU_REQUESTS],
         Who::Thread(Role::Io) => vec![ALL, OLD_CALLS, EVENTS, IO],
-        Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, FRAMES],
+        Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, TAP, FRAMES],
         Who::Thread(Role::Socket) => vec![ALL, OLD_CALLS, EVENTS, SOCKET],
         Who::Thread(Role::Files) => vec![ALL, OLD_CALLS, EVENTS, FILES],
         Who::Spawner => {
@@ -113,8 +113,6 @@ const ACTIVATION: &[Call] = &[
     any(libc::SYS_epoll_ctl),
     any(libc::SYS_eventfd2),
     when(libc::SYS_fcntl, DUPLICATE),
-    when(libc::SYS_ioctl, &[Test::Is(1, libc::TUNSETOFFLOAD)]),
-    when(libc::SYS_ioctl, &[Test::Is(1, libc::TUNSETQUEUE)]),
     any(libc::SYS_timerfd_create),
 ];
 
@@ -133,15 +131,15 @@ const IO: &[Call] = &[
     any(libc::SYS_timerfd_settime),
 ];
 
-/// Frames between a network's queues and a tap, whose offloads follow the driver's, or a stream.
-const FRAMES: &[Call] = &[
+/// What of a tap follows its driver: offloads, and which queues are attended.
+const TAP: &[Call] = &[
     when(libc::SYS_ioctl, &[Test::Is(1, libc::TUNSETOFFLOAD)]),
     when(libc::SYS_ioctl, &[Test::Is(1, libc::TUNSETQUEUE)]),
-    any(libc::SYS_readv),
-    any(libc::SYS_recvfrom),
-    any(libc::SYS_sendto),
-    any(libc::SYS_timerfd_settime),
 ];
+
+/// Frames between a network's queues and a tap or a stream.
+const FRAMES: &[Call] =
+    &[any(libc::SYS_readv), any(libc::SYS_recvfrom), any(libc::SYS_sendto), any(libc::SYS_timerfd_settime)];
 
 /// Streams between sockets: those that are there, those of clients, and pairs for what the guest connects to.
 const SOCKET: &[Call] = &[
