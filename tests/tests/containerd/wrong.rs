@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Instant;
 
 use tatami_tests::compare::{Case, Notes, Stage};
@@ -20,6 +21,11 @@ pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("streams that vanish", vanished).long(),
     Case::new("a start that nobody follows", unwanted).long().without_reference("runc's server waits for ever"),
     Case::new("requests that nobody understands", not_understood).long(),
+    Case::new("an exec into streams that have gone", exec_without_streams).long(),
+    Case::new("requests after the end", after_the_end).long().differs(&[(
+        "ResizePty: answered",
+        "runc's shim says yes to a terminal that there is none of; ours says why not",
+    )]),
 ];
 
 fn no_command(ctr: &mut Ctr, notes: &mut Notes) {
@@ -150,17 +156,28 @@ fn call_shim(ctr: &Ctr, bundle: &Path, what: &str) -> Finished {
     Running::start(command).finish_within(PATIENCE)
 }
 
-/// A client that is killed before it knows of the server that it started.
+/// A client that is killed before it knows of the server that it started; what it wrote to `start` may be cut short, or rubbish.
 fn unwanted(ctr: &mut Ctr, notes: &mut Notes) {
-    let bundle = ctr.scratch().join("bundle");
-    fs::create_dir(&bundle).expect("a folder");
     let text = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},"linux":{"namespaces":[{"type":"network"}]}}"#;
-    fs::write(bundle.join("config.json"), text).expect("a file");
-    let started = call_shim(ctr, &bundle, "start");
-    notes.want("start", format!("{} {}", started.status, started.err()), "0 ");
-    let address = started.out();
-    let socket = Path::new(address.trim().trim_start_matches("unix://"));
-    notes.want("somebody listens", UnixStream::connect(socket).is_ok(), true);
+    let cut_short = field(1, ctr.id("a").as_bytes());
+    let inputs = [
+        ("nothing", Vec::new()),
+        ("rubbish", vec![0xff; 100]),
+        ("a message cut short", cut_short[..cut_short.len() - 1].to_vec()),
+        ("more than is read", vec![b'x'; 3 << 20]),
+    ];
+    for (number, (what, input)) in inputs.into_iter().enumerate() {
+        let bundle = ctr.scratch().join(format!("bundle{number}"));
+        fs::create_dir(&bundle).expect("a folder");
+        fs::write(bundle.join("config.json"), text).expect("a file");
+        let mut command = ctr.containerd().shim(ctr.runtime(), &ctr.id(&format!("a{number}")), &bundle, "start");
+        command.stdin(Stdio::piped());
+        let started = Running::start(command).finish_with_input(input);
+        notes.want(format!("start after {what}"), format!("{} {}", started.status, started.err()), "0 ");
+        let address = started.out();
+        let socket = Path::new(address.trim().trim_start_matches("unix://"));
+        notes.want(format!("{what}: somebody listens"), UnixStream::connect(socket).is_ok(), true);
+    }
     notes.want("nothing left", ctr.containerd().remains_within(FORGOTTEN).join("\n"), "");
 }
 
@@ -179,12 +196,11 @@ fn vanished(ctr: &mut Ctr, notes: &mut Notes) {
     notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
 }
 
-/// What `ctr` never sends.
 fn not_understood(ctr: &mut Ctr, notes: &mut Notes) {
     let id = ctr.id("a");
     let made = ctr.ctr(&["container", "create", "--runtime", ctr.runtime(), IMAGE, &id, "sleep", "1000"]);
     notes.want("container", error_or_ok(&made), "ok");
-    let tasks = Grpc::new(&ctr.containerd().socket(), &ctr.containerd().home().containers_cgroup());
+    let call = tasks(ctr);
     // containerd itself refuses options that it cannot read, containerd 2 also those that it does not expect; 1.7 drops them, and
     // what comes with them must not run.
     let options = field(9, &field(1, b"containerd.runc.v1.CheckpointOptions"));
@@ -197,8 +213,7 @@ fn not_understood(ctr: &mut Ctr, notes: &mut Notes) {
     ];
     for (what, rest, code) in requests {
         let start = Instant::now();
-        let request = [field(1, id.as_bytes()), rest].concat();
-        let answer = tasks.call("/containerd.services.tasks.v1.Tasks/Create", &request);
+        let answer = call("Create", &[field(1, id.as_bytes()), rest]);
         notes.want(format!("{what}: refused"), answer.is_err(), true);
         notes.want(format!("{what}: soon"), start.elapsed() < SOON, true);
         // runc's shim leaves most to the kind of error that says nothing.
@@ -210,5 +225,71 @@ fn not_understood(ctr: &mut Ctr, notes: &mut Notes) {
         notes.want(format!("{what}: no task"), ctr.status("a"), "none");
     }
     notes.want("container removed", error_or_ok(&ctr.ctr(&["container", "rm", &id])), "ok");
+    if !ctr.is_ours() {
+        // Where runc came as far as filling the empty root, its shim leaves it, and containerd the bundle.
+        let _ = fs::remove_dir_all(ctr.containerd().bundle(&id));
+    }
     notes.want("nothing left", ctr.containerd().remains().join("\n"), "");
+}
+
+/// containerd's own service for tasks, for what `ctr` never sends.
+fn tasks(ctr: &Ctr) -> impl Fn(&str, &[Vec<u8>]) -> Result<Vec<u8>, String> {
+    let service = Grpc::new(&ctr.containerd().socket(), &ctr.containerd().home().containers_cgroup());
+    move |method, fields| service.call(&format!("/containerd.services.tasks.v1.Tasks/{method}"), &fields.concat())
+}
+
+fn exec_without_streams(ctr: &mut Ctr, notes: &mut Notes) {
+    ctr.detached("a", &[], &["sleep", "1000"]);
+    let id = field(1, ctr.id("a").as_bytes());
+    let call = tasks(ctr);
+    let process = br#"{"args":["echo","words"],"cwd":"/","user":{"uid":0,"gid":0}}"#;
+    let kind = field(1, b"types.containerd.io/opencontainers/runtime-spec/1/Process");
+    let process = field(6, &[kind, field(2, process)].concat());
+    for (exec, stream) in [("e1", 2), ("e2", 3), ("e3", 4)] {
+        let start = Instant::now();
+        let named = field(7, exec.as_bytes());
+        let added = call("Exec", &[id.clone(), field(stream, b"/no/such/fifo"), process.clone(), named]);
+        notes.want(format!("{exec}: added"), added.is_ok(), true);
+        let started = call("Start", &[id.clone(), field(2, exec.as_bytes())]);
+        notes.want(format!("{exec}: start is refused"), started.is_err(), true);
+        notes.want(format!("{exec}: soon"), start.elapsed() < SOON, true);
+        if ctr.is_ours() {
+            let error = started.expect_err("a refusal");
+            assert!(error.starts_with("5: ") && error.contains("/no/such/fifo"), "{exec}: {error}");
+        }
+        notes.see(format!("{exec}: delete"), call("DeleteProcess", &[id.clone(), field(2, exec.as_bytes())]).is_ok());
+    }
+    notes.want("another one after it", ctr.exec("a", "e4", &[], &["echo", "ok"]).out(), "ok\n");
+    notes.want("end", ctr.finish("a"), "kill 0, STOPPED, rm 137, ok");
+}
+
+fn after_the_end(ctr: &mut Ctr, notes: &mut Notes) {
+    ctr.detached("a", &[], &["true"]);
+    notes.want("status", ctr.status_soon("a", "STOPPED"), "STOPPED");
+    let id = field(1, ctr.id("a").as_bytes());
+    let call = tasks(ctr);
+    let resources = [
+        field(1, b"types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"),
+        field(2, br#"{"pids":{"limit":100}}"#),
+    ];
+    let size = vec![3 << 3, 80, 4 << 3, 24];
+    let requests = [
+        ("Update", vec![id.clone(), field(2, &resources.concat())]),
+        ("ResizePty", vec![id.clone(), size]),
+        ("ListPids", vec![id.clone()]),
+        ("CloseIO", vec![id.clone(), vec![3 << 3, 1]]),
+        ("Metrics", vec![field(1, format!("id=={}", ctr.id("a")).as_bytes())]),
+    ];
+    for (method, fields) in requests {
+        let start = Instant::now();
+        let answer = call(method, &fields);
+        // runc's shim leaves most refusals to the kind of error that says nothing, so the kind is looked at with ours alone.
+        notes.see(format!("{method}: answered"), answer.is_ok());
+        notes.want(format!("{method}: soon"), start.elapsed() < SOON, true);
+        if let (true, Err(error)) = (ctr.is_ours(), &answer) {
+            assert!(error.starts_with("9: "), "{method}: not a failed precondition: {error}");
+        }
+    }
+    notes.want("rm", exit_status(&ctr.task("a", &["rm"])), 0);
+    notes.want("told of its end", ctr.events("a", "delete"), "create start exit(0) delete");
 }
