@@ -219,3 +219,18 @@ fn users_of_a_disk_are_numbers() {
     assert_eq!(out, "uid=12 gid=34 groups=34\n");
     run(&tatami, &disk, &["--user", "somebody"], &["id"]).expect_error(125, &["somebody", "numbers"]);
 }
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_disk_is_no_faster_than_it_may_be() {
+    let tatami = Tatami::new();
+    let disk = ext4(&tatami);
+    let script = "cat /proc/uptime; dd if=/dev/zero of=/file bs=64k count=16 conv=fsync; cat /proc/uptime";
+    let options = ["--disk-rate", "bytes=256k"];
+    let out = run(&tatami, &disk, &options, &["sh", "-c", script]).expect_status(0).out();
+    let seconds: Vec<f64> = out.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+    // Reading the shell has used up what may come at once.
+    assert!(seconds[1] - seconds[0] >= 3.0, "{out}");
+    let refused = tatami.run_with(&["--disk-rate", "ops=1"], &["true"]);
+    refused.expect_error(125, &["--disk-rate", "--rootfs DISK"]);
+}

@@ -284,3 +284,29 @@ fn passt_publishes_ports_and_leads_out_and_leaves_nothing() {
     wait_for("end of passt", || tatami.processes().is_empty());
     tatami.assert_nothing_left();
 }
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_network_is_no_faster_than_it_may_be() {
+    let (tatami, place) = (Tatami::new(), Place::new(&[]));
+    let (folder, checksum, bytes) = noise(&tatami, 1);
+    let _server = place.serve(&folder);
+    let volume = format!("{}:/web:ro", folder.display());
+    let script = format!(
+        "cut -d. -f1 /proc/uptime; wget -q -O - http://{HOST}:8000/noise | sha256sum; cut -d. -f1 /proc/uptime; \
+         httpd -p 80 -h /web; echo up; while [ ! -e /tmp/end ]; do sleep 1; done"
+    );
+    let options = ["--net", NET, "--net-rate", "rx=200k,tx=250k", "-v", &volume];
+    let running = place.start(&tatami, &options, &["sh", "-c", &script]);
+    running.wait_for("up");
+    let began = Instant::now();
+    assert!(place.fetch("http://192.0.2.2/noise") == bytes);
+    assert!(began.elapsed() >= Duration::from_millis(3800), "{:?} from the guest", began.elapsed());
+    let out = running.out_so_far();
+    running.signal(Signal::SIGKILL);
+    running.finish();
+    let lines: Vec<&str> = out.lines().collect();
+    let second = |line: usize| lines[line].parse::<u64>().unwrap();
+    assert!(lines[1].starts_with(&checksum), "{out}");
+    assert!(second(2) - second(0) >= 4, "to the guest: {out}");
+}

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tatami_arch::{Host, Machine};
-use tatami_devices::virtio::{BLK_QUEUES_MAX, RateLimit};
+use tatami_devices::virtio::{BLK_QUEUES_MAX, NicLimits, RateLimit};
 
 /// A machine's configuration. Files and sockets travel beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ pub struct NicConfig {
     pub queue_pairs: u8,
     /// The largest packet, in bytes, that the guest's kernel is told to send; none: whoever sets the guest's interface up decides.
     pub mtu: Option<u16>,
+    /// How fast it may be.
+    pub limits: NicLimits,
 }
 
 /// What can be plugged into a slot for a network.
@@ -216,11 +218,12 @@ mod tests {
         assert_eq!(error(|c| c.disk_slots = 9), ConfigError::DiskSlots(9));
         assert_eq!(error(|c| c.disk_queues = 0), ConfigError::DiskQueues(0));
         assert_eq!(error(|c| c.disk_queues = 9), ConfigError::DiskQueues(9));
-        const NIC: NicConfig = NicConfig { kind: NicKind::Tap { cuts_udp: true }, queue_pairs: 1, mtu: None };
+        const TAP: NicKind = NicKind::Tap { cuts_udp: true };
+        const NIC: NicConfig = NicConfig { kind: TAP, queue_pairs: 1, mtu: None, limits: NicLimits::NONE };
         assert_eq!(error(|c| c.nics = vec![NIC; 5]), ConfigError::Nics(5));
         assert_eq!(error(|c| c.nics = vec![NicConfig { queue_pairs: 17, ..NIC }]), ConfigError::QueuePairs(17));
         assert_eq!(error(|c| c.nics = vec![NicConfig { queue_pairs: 0, ..NIC }]), ConfigError::QueuePairs(0));
-        let stream = |queue_pairs| NicConfig { kind: NicKind::Stream, queue_pairs, mtu: None };
+        let stream = |queue_pairs| NicConfig { kind: NicKind::Stream, queue_pairs, ..NIC };
         assert_eq!(stream(2).validate(), Err(ConfigError::QueuePairs(2)));
         assert_eq!(stream(1).validate(), Ok(()));
         assert_eq!(error(|c| c.nics = vec![NicConfig { mtu: Some(67), ..NIC }]), ConfigError::Mtu(67));

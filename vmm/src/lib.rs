@@ -35,6 +35,6 @@ pub use kernel::LoadError;
 pub use kvm::KvmError;
 pub use memory::MemoryError;
 pub use stop::StopReason;
-pub use tatami_devices::virtio::DiskPart;
+pub use tatami_devices::virtio::{Allowance, DiskPart, NicLimits, RateLimit};
 pub use threads::VmmThreads;
 pub use vcpu::ExitCounts;

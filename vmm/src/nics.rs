@@ -71,18 +71,20 @@ fn shape(slot: u8, nic: &NicConfig) -> NicShape {
         NicKind::Tap { cuts_udp } => Kind::Tap { cuts_udp },
         NicKind::Stream => Kind::Stream,
     };
-    NicShape { address: nic_address(slot), kind, pairs: nic.queue_pairs.into(), mtu: nic.mtu }
+    NicShape { address: nic_address(slot), kind, pairs: nic.queue_pairs.into(), mtu: nic.mtu, limits: nic.limits }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
+    use tatami_devices::virtio::NicLimits;
 
     #[test]
     fn slots_are_filled_with_what_fits_and_emptied_at_will() {
-        let two = NicConfig { kind: NicKind::Tap { cuts_udp: false }, queue_pairs: 2, mtu: None };
-        let slots = NicSlots::new(&[NicConfig { kind: NicKind::Stream, queue_pairs: 1, mtu: None }, two]).unwrap();
+        let one = NicConfig { kind: NicKind::Stream, queue_pairs: 1, mtu: None, limits: NicLimits::NONE };
+        let two = NicConfig { kind: NicKind::Tap { cuts_udp: false }, queue_pairs: 2, ..one };
+        let slots = NicSlots::new(&[one, two]).unwrap();
         let end = || OwnedFd::from(UnixStream::pair().unwrap().0);
         let error = |result: Result<(), OrderError>| result.unwrap_err().to_string();
         assert_eq!(error(slots.plug(2, vec![end()])), "the machine has no network slot 2");

@@ -26,7 +26,7 @@ pub use device::{ActivateError, Activation, ActiveQueue, DeviceKind, Interrupt, 
 pub use fs::{Fs, FsConfig, FsError};
 pub use interrupt::LineInterrupt;
 pub use mmio::MmioTransport;
-pub use net::{Net, NicError, NicKind, NicShape, NicSlot};
+pub use net::{Net, NicError, NicKind, NicLimits, NicShape, NicSlot};
 pub use rate_limit::{Allowance, RateLimit, RateLimiter};
 pub use ring::{Chain, Ring, RingError, Segment};
 pub use rng::Rng;

@@ -77,6 +77,13 @@ impl RateLimiter {
         }
         Ok(())
     }
+
+    /// Takes `bytes` more for an operation that was let through when its size was not known yet. Those after it pay for it.
+    pub fn charge(&mut self, bytes: u64) {
+        if let Some(bucket) = &mut self.bytes {
+            bucket.take(bytes);
+        }
+    }
 }
 
 /// One bucket. Counts in billionths, which is what comes in a nanosecond at one a second: nothing is lost to rounding.

@@ -7,6 +7,7 @@
 //! ```
 
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::timerfd::TimerFd;
@@ -16,10 +17,10 @@ use super::rate_limit::{RateLimit, RateLimiter};
 /// The longest time that the timer is set to, so that a limiter that asks for centuries does not overflow it.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// A limiter and its timer.
+/// A limiter, perhaps shared with other threads, and this one's timer.
 #[derive(Debug)]
 pub struct Throttle {
-    limiter: RateLimiter,
+    limiter: Arc<Mutex<RateLimiter>>,
     timer: TimerFd,
 }
 
@@ -32,8 +33,17 @@ impl Throttle {
         if limit.is_unlimited() {
             return Ok(None);
         }
+        let limiter = Arc::new(Mutex::new(RateLimiter::new(limit, Instant::now())));
+        Throttle::sharing(&limiter).map(Some)
+    }
+
+    /// A throttle by a limiter that others go by as well: together they get what it allows.
+    ///
+    /// # Errors
+    /// When no timer is to be had.
+    pub fn sharing(limiter: &Arc<Mutex<RateLimiter>>) -> io::Result<Self> {
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        Ok(Some(Throttle { limiter: RateLimiter::new(limit, Instant::now()), timer }))
+        Ok(Throttle { limiter: Arc::clone(limiter), timer })
     }
 
     /// Readable when it is worth asking again: to be watched.
@@ -46,13 +56,23 @@ impl Throttle {
     /// # Errors
     /// When the timer cannot be set.
     pub fn admit(&mut self, bytes: u64) -> io::Result<bool> {
-        match self.limiter.admit(bytes, Instant::now()) {
+        let admitted = self.limiter().admit(bytes, Instant::now());
+        match admitted {
             Ok(()) => Ok(true),
             Err(wait) => {
                 self.timer.reset(wait.min(LONGEST), None).map_err(io::Error::from)?;
                 Ok(false)
             }
         }
+    }
+
+    /// Has an operation that was let through cost `bytes` bytes more.
+    pub fn charge(&self, bytes: u64) {
+        self.limiter().charge(bytes);
+    }
+
+    fn limiter(&self) -> MutexGuard<'_, RateLimiter> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes note that the timer has been seen, and sets it no more until something is refused again: serve what may have been.

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::io::FdFlags;
-use tatami_vmm::{NicConfig, NicKind};
+use tatami_vmm::{NicConfig, NicKind, NicLimits};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 
@@ -67,7 +67,7 @@ pub enum PasstError {
 pub struct Passt(Child);
 
 /// The slot that it fits into.
-pub const SLOT: NicConfig = NicConfig { kind: NicKind::Stream, queue_pairs: 1, mtu: None };
+pub const SLOT: NicConfig = NicConfig { kind: NicKind::Stream, queue_pairs: 1, mtu: None, limits: NicLimits::NONE };
 
 impl Passt {
     /// Whether the program is there.

@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::ioctl::{Opcode, opcode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use tatami_vmm::{MAX_QUEUE_PAIRS, NicConfig, NicKind};
+use tatami_vmm::{MAX_QUEUE_PAIRS, NicConfig, NicKind, NicLimits};
 
 const DEVICE: &str = "/dev/net/tun";
 
@@ -107,7 +107,12 @@ impl Tap {
     /// The slot that it fits into.
     pub fn slot(&self) -> NicConfig {
         let queue_pairs = self.queues.len() as u8;
-        NicConfig { kind: NicKind::Tap { cuts_udp: self.cuts_udp }, queue_pairs, mtu: None }
+        NicConfig {
+            kind: NicKind::Tap { cuts_udp: self.cuts_udp },
+            queue_pairs,
+            mtu: None,
+            limits: NicLimits::default(),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod isolation;
 pub mod network;
 pub mod options;
 pub mod pump;
+mod rates;
 pub mod signals;
 pub mod terminal;
 pub mod volume;
@@ -72,6 +73,8 @@ enum RunError {
     Volume(#[source] MountError),
     #[error("--rootfs: {}", .0)]
     Rootfs(String),
+    #[error("--disk-rate needs a root on a disk: --rootfs DISK")]
+    DiskRate,
     #[error(transparent)]
     Config(#[from] tatami_vmm::ConfigError),
     #[error(transparent)]
@@ -148,6 +151,9 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         return Err(RunError::NoTerminal);
     }
     let base = find_base(&options.source, options.read_only)?;
+    if options.rates.disk.is_some() && !matches!(base, Base::Disk(_)) {
+        return Err(RunError::DiskRate);
+    }
     let volumes = options
         .volumes
         .iter()
@@ -168,7 +174,8 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         command_line_extra: options.append.clone(),
         console: options.console,
         disk_slots: matches!(base, Base::Disk(_)).into(),
-        nics: network.slots(),
+        disk_limit: options.rates.disk.unwrap_or_default(),
+        nics: network.slots(options.rates.net.unwrap_or_default()),
         ..VmConfig::default()
     };
     vm.validate()?;

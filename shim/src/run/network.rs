@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use tatami_protocol::agent::{Interface, NetworkRequest, Route};
-use tatami_vmm::{NicConfig, nic_address};
+use tatami_vmm::{NicConfig, NicLimits, nic_address};
 
 use crate::network::passt::{self, Passt, PasstError, Published};
 use crate::network::resolv_conf;
@@ -196,9 +196,9 @@ impl Network {
         Ok(Network { net, published, queues: vcpus, mtu, slot, passt: None })
     }
 
-    /// The slot for it that the guest has from its start on.
-    pub(super) fn slots(&self) -> Vec<NicConfig> {
-        self.slot.into_iter().collect()
+    /// The slot for it that the guest has from its start on, as fast as `limits` say.
+    pub(super) fn slots(&self, limits: NicLimits) -> Vec<NicConfig> {
+        self.slot.map(|slot| NicConfig { limits, ..slot }).into_iter().collect()
     }
 
     /// Joins the guest, whose agent has answered, to it.

@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::isolation::IsolationArguments;
 use super::network::{self, Net};
+use super::rates::{RateArguments, Rates};
 use super::volume::Volume;
 use crate::detached::output_log::Limits;
 use crate::detached::signal_number;
@@ -97,6 +98,9 @@ pub struct RunArguments {
     /// Lead a port of the host to one of the container (with --net passt)
     #[arg(short, long, value_name = "[ADDRESS:]HOST:GUEST[/udp]", value_parser = network::published)]
     publish: Vec<Published>,
+
+    #[command(flatten)]
+    rates: RateArguments,
 
     /// Memory of the virtual machine; the host provides only what is used
     #[arg(short, long, value_name = "SIZE[b|k|m|g]", default_value = "512m", value_parser = parse_memory)]
@@ -203,6 +207,8 @@ pub struct RunOptions {
     pub net: Net,
     /// Ports of the host that lead into it.
     pub publish: Vec<Published>,
+    /// How fast disk and network may be.
+    pub rates: Rates,
     /// Name servers, if not the network's.
     pub dns: Vec<IpAddr>,
     /// The sandbox's name.
@@ -259,6 +265,9 @@ pub enum OptionsError {
         "--publish needs --net passt: with a tap, the guest's ports are reached at its own address, and without a network not at all"
     )]
     Publish,
+    /// The rate of a network that there is not.
+    #[error("--net-rate needs a network: --net passt or --net tap:NAME")]
+    NetRate,
 }
 
 impl RunArguments {
@@ -293,6 +302,10 @@ impl RunArguments {
         if !self.publish.is_empty() && self.net != Net::Passt {
             return Err(OptionsError::Publish);
         }
+        let rates = self.rates.rates();
+        if rates.net.is_some() && self.net == Net::None {
+            return Err(OptionsError::NetRate);
+        }
         Ok(RunOptions {
             source,
             command: words,
@@ -309,6 +322,7 @@ impl RunArguments {
             dns,
             net: self.net,
             publish: self.publish,
+            rates,
             name: self.name,
             detach,
             remove: self.rm || !self.detach,
@@ -378,7 +392,7 @@ fn parse_memory(text: &str) -> Result<u32, String> {
 }
 
 /// A size as docker writes them, in bytes.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, factor) = match text.to_ascii_lowercase().trim_end_matches('b') {
         "" => return Err("expected a size such as 512m or 2g".to_owned()),
         lower => {

@@ -25,7 +25,7 @@ use event_manager::EventSet;
 use self::control::Control;
 use self::pair::Pair;
 use self::receive::Receiver;
-pub use self::slot::{NicError, NicKind, NicShape, NicSlot, PAIRS_MAX};
+pub use self::slot::{NicError, NicKind, NicLimits, NicShape, NicSlot, PAIRS_MAX};
 use self::spec::{
     FEATURE_CONTROL, FEATURE_CSUM, FEATURE_CTRL_GUEST_OFFLOADS, FEATURE_GUEST_CSUM, FEATURE_GUEST_ECN,
     FEATURE_GUEST_TSO4, FEATURE_GUEST_TSO6, FEATURE_GUEST_USO4, FEATURE_GUEST_USO6, FEATURE_HOST_ECN,
@@ -78,12 +78,13 @@ impl Net {
             kicks.push((*at, ring.kick().try_clone()?));
         }
         let shared = &self.slot.0;
+        let [receive_limit, transmit_limit] = shared.throttles()?;
         let pair = Pair {
             index,
             slot: Arc::clone(shared),
             features: begin.features,
-            receiver: Receiver::new(first, begin.features),
-            transmitter: Transmitter::new(second, begin.features),
+            receiver: Receiver::new(first, begin.features, receive_limit),
+            transmitter: Transmitter::new(second, begin.features, transmit_limit),
             control: control.map(|(_, ring)| Control::new(ring)),
             wake: shared.wake(index)?,
             wire: None,

@@ -19,6 +19,8 @@ use crate::virtio::{Fault, Progress};
 
 const TOKEN_WAKE: u32 = 0;
 const TOKEN_WIRE: u32 = 1;
+const TOKEN_RECEIVE: u32 = 2;
+const TOKEN_TRANSMIT: u32 = 3;
 
 /// What one thread has.
 pub(super) struct Pair {
@@ -43,6 +45,13 @@ pub(super) struct Pair {
 impl Work for Pair {
     fn start(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
         ops.add(Events::with_data(&self.wake, TOKEN_WAKE, EventSet::IN)).map_err(std::io::Error::other)?;
+        let throttles = [(TOKEN_RECEIVE, &self.receiver.throttle), (TOKEN_TRANSMIT, &self.transmitter.throttle)];
+        for (token, throttle) in throttles {
+            if let Some(throttle) = throttle {
+                let events = Events::with_data(throttle.timer(), token, EventSet::IN);
+                ops.add(events).map_err(std::io::Error::other)?;
+            }
+        }
         self.look(ops)
     }
 
@@ -64,6 +73,9 @@ impl Work for Pair {
             // It never blocks; empty is as good.
             let _ = self.wake.read();
             return self.look(ops);
+        }
+        if let TOKEN_RECEIVE | TOKEN_TRANSMIT = token {
+            return self.allowed(token, ops);
         }
         if !self.attended {
             // A tap's queue that gets no frames says that it is in error.
@@ -120,6 +132,23 @@ impl Pair {
         self.watch(ops)
     }
 
+    /// A throttle lets more through.
+    fn allowed(&mut self, token: u32, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        let throttle = match token {
+            TOKEN_RECEIVE => &mut self.receiver.throttle,
+            _ => &mut self.transmitter.throttle,
+        };
+        if let Some(throttle) = throttle {
+            throttle.ready()?;
+        }
+        if token == TOKEN_RECEIVE {
+            self.receive()?;
+        } else if self.transmit()? == Progress::More {
+            self.transmitter.kick()?;
+        }
+        self.watch(ops)
+    }
+
     fn receive(&mut self) -> Result<(), Fault> {
         let Some(wire) = self.wire.as_mut().filter(|_| self.attended) else { return Ok(()) };
         let next = self.receiver.run(wire)?;
@@ -141,7 +170,7 @@ impl Pair {
         self.wanted.set(EventSet::OUT, full || sent == Sent::Room);
         match sent {
             Sent::Ring(progress) => Ok(progress),
-            Sent::Room => Ok(Progress::Idle),
+            Sent::Room | Sent::Time => Ok(Progress::Idle),
             Sent::Gone => {
                 self.lose();
                 // What is left is dropped.

@@ -10,7 +10,7 @@ use std::io;
 use super::buffers::Buffers;
 use super::spec::{FEATURE_MERGE, FRAME_MAX, HEADER_BYTES, NUM_BUFFERS_AT};
 use super::wire::{Got, Wire};
-use crate::virtio::{ActiveQueue, Chain, Fault, Ring, Segment, ring};
+use crate::virtio::{ActiveQueue, Chain, Fault, Ring, Segment, Throttle, ring};
 
 /// Frames received before the thread looks at its other duties.
 const BUDGET: u32 = 256;
@@ -33,6 +33,8 @@ pub(super) struct Receiver {
     buffers: Buffers,
     /// Chains about to be given back.
     done: Vec<(Chain, u32)>,
+    /// How fast.
+    pub(super) throttle: Option<Throttle>,
     /// Frames that were larger than any room they could have.
     pub(super) dropped: u64,
 }
@@ -44,13 +46,15 @@ pub(super) enum Next {
     Frames,
     /// The driver's kick.
     Buffers,
+    /// The throttle's timer.
+    Time,
     /// The wire is gone.
     Gone,
 }
 
 impl Receiver {
     /// For a driver that negotiated `features`.
-    pub(super) fn new(ring: Ring, features: u64) -> Receiver {
+    pub(super) fn new(ring: Ring, features: u64, throttle: Option<Throttle>) -> Receiver {
         Receiver {
             ring,
             merge: features & FEATURE_MERGE != 0,
@@ -61,6 +65,7 @@ impl Receiver {
             held: 0,
             buffers: Buffers::default(),
             done: Vec::new(),
+            throttle,
             dropped: 0,
         }
     }
@@ -101,7 +106,17 @@ impl Receiver {
                 }
                 break Next::Buffers;
             }
-            match self.receive(wire) {
+            // How long a frame is, is known when it is there: it is paid for afterwards.
+            if let Some(throttle) = &mut self.throttle
+                && !throttle.admit(0)?
+            {
+                break Next::Time;
+            }
+            let got = self.receive(wire);
+            if let (Some(throttle), Ok(Got::Direct(len) | Got::Beside(len))) = (&self.throttle, &got) {
+                throttle.charge(len.saturating_sub(HEADER_BYTES) as u64);
+            }
+            match got {
                 Ok(Got::Direct(0) | Got::Beside(0)) => break Next::Gone,
                 Ok(Got::Direct(len)) => self.take_in(len)?,
                 Ok(Got::Beside(len)) => self.held = len,

@@ -7,11 +7,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::wire::Wire;
-use crate::virtio::Interrupt;
+use crate::virtio::rate_limit::RateLimiter;
+use crate::virtio::{Interrupt, RateLimit, Throttle};
 
 /// What can be plugged into a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,26 @@ pub struct NicShape {
     pub pairs: u16,
     /// The largest packet that the guest is told of; none: it decides.
     pub mtu: Option<u16>,
+    /// How fast frames may come to the guest, and go from it, over all pairs.
+    pub limits: NicLimits,
+}
+
+/// The limits of a network device; an operation is a frame, which may be a large piece of TCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NicLimits {
+    /// To the guest.
+    pub receive: RateLimit,
+    /// From the guest.
+    pub transmit: RateLimit,
+}
+
+impl NicLimits {
+    /// As fast as it can be.
+    pub const NONE: NicLimits = NicLimits {
+        receive: RateLimit { bytes: None, operations: None },
+        transmit: RateLimit { bytes: None, operations: None },
+    };
 }
 
 /// The most pairs of queues that a device has.
@@ -67,6 +90,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// One for each pair: written when its thread is to look here.
     wakes: Vec<EventFd>,
+    /// What all pairs go by on the way to the guest, and from it.
+    limiters: [Option<Arc<Mutex<RateLimiter>>>; 2],
     /// Frames lost on the way to the guest, and from it.
     lost: [AtomicU64; 2],
 }
@@ -109,7 +134,10 @@ impl NicSlot {
         let ports = (0..pairs).map(|_| Port::Unchanged).collect();
         let state = State { ports, up: false, shown: None, interrupt: None, served: pairs, active: 1, offloads: None };
         let (state, lost) = (Mutex::new(state), Default::default());
-        Ok(NicSlot(Arc::new(Shared { shape: NicShape { pairs, ..shape }, state, wakes, lost })))
+        let limiter = |limit: RateLimit| Arc::new(Mutex::new(RateLimiter::new(limit, Instant::now())));
+        let limiters =
+            [shape.limits.receive, shape.limits.transmit].map(|limit| (!limit.is_unlimited()).then(|| limiter(limit)));
+        Ok(NicSlot(Arc::new(Shared { shape: NicShape { pairs, ..shape }, state, wakes, limiters, lost })))
     }
 
     /// Plugs something in, in place of what was there, and tells the guest that the link is up.
@@ -218,6 +246,16 @@ impl Shared {
     /// A duplicate of what wakes the thread of pair `index`.
     pub(super) fn wake(&self, index: u16) -> io::Result<EventFd> {
         self.wakes.get(usize::from(index)).ok_or(io::ErrorKind::NotFound)?.try_clone()
+    }
+
+    /// What a pair's thread goes by on the way to the guest, and from it.
+    ///
+    /// # Errors
+    /// When no timers are to be had.
+    pub(super) fn throttles(&self) -> io::Result<[Option<Throttle>; 2]> {
+        let [receive, transmit] = &self.limiters;
+        let throttle = |limiter: &Option<_>| limiter.as_ref().map(Throttle::sharing).transpose();
+        Ok([throttle(receive)?, throttle(transmit)?])
     }
 
     fn wake_all(&self) {

@@ -10,6 +10,7 @@ use super::spec::*;
 use super::*;
 use crate::virtio::spec::{INTERRUPT_CONFIG, STATUS_DRIVER_OK};
 use crate::virtio::testing::{Dice, Driver, into, memory, out, threads, wait_for};
+use crate::virtio::{Allowance, RateLimit};
 
 const ADDRESS: [u8; 6] = [2, 3, 4, 5, 6, 7];
 const TAP: NicKind = NicKind::Tap { cuts_udp: true };
@@ -21,7 +22,7 @@ const BUFFERS: u64 = 0x10_0000;
 const FRAME_AT: u64 = 0x4000;
 
 fn slot(kind: NicKind, pairs: u16) -> NicSlot {
-    NicSlot::empty(NicShape { address: ADDRESS, kind, pairs, mtu: Some(1400) }).unwrap()
+    NicSlot::empty(NicShape { address: ADDRESS, kind, pairs, mtu: Some(1400), limits: NicLimits::NONE }).unwrap()
 }
 
 /// The far end of a tap, and the queue.
@@ -31,7 +32,10 @@ fn tap() -> (OwnedFd, OwnedFd) {
 
 /// A driver with every feature but some, in front of a device with a tap plugged in.
 fn start(without: u64) -> (Driver, NicSlot, OwnedFd) {
-    let slot = slot(TAP, 1);
+    start_on(slot(TAP, 1), without)
+}
+
+fn start_on(slot: NicSlot, without: u64) -> (Driver, NicSlot, OwnedFd) {
     let (far, near) = tap();
     slot.plug(vec![near]).unwrap();
     let mut driver = Driver::new(Box::new(Net::new(slot.clone(), 0, threads())));
@@ -423,4 +427,64 @@ fn arbitrary_chains_neither_hang_nor_kill_it() {
         transmit(&mut driver, &frame(61, 1));
         while receive(&far).len() != 73 {}
     }
+}
+
+/// A device with these limits.
+fn start_limited(limits: NicLimits) -> (Driver, NicSlot, OwnedFd) {
+    let shape = NicShape { address: ADDRESS, kind: TAP, pairs: 1, mtu: None, limits };
+    start_on(NicSlot::empty(shape).unwrap(), 0)
+}
+
+fn allowance(per_second: u64, burst: u64) -> Option<Allowance> {
+    Some(Allowance { per_second: per_second.try_into().unwrap(), burst: burst.try_into().unwrap() })
+}
+
+#[test]
+fn frames_to_the_guest_come_no_faster_than_they_may() {
+    let receive = RateLimit { operations: allowance(20, 1), bytes: allowance(10_000, 1000) };
+    let (mut driver, slot, far) = start_limited(NicLimits { receive, ..NicLimits::NONE });
+    (0..4).for_each(|head| post(&mut driver, head, 2000));
+    let began = Instant::now();
+    (0..3).for_each(|seed| send(&far, &frame(100, seed)));
+    for seed in 0..3 {
+        let (head, len) = driver.take(RX);
+        assert_eq!(buffer(&driver, head, len)[HEADER_BYTES..], frame(100, seed)[HEADER_BYTES..]);
+    }
+    assert!(began.elapsed() >= Duration::from_millis(95), "{:?}", began.elapsed());
+    // More than the bucket holds: let through, and paid for by the next.
+    send(&far, &frame(1500, 3));
+    driver.take(RX);
+    let began = Instant::now();
+    post(&mut driver, 4, 2000);
+    send(&far, &frame(100, 4));
+    driver.take(RX);
+    assert!(began.elapsed() >= Duration::from_millis(45), "{:?}", began.elapsed());
+    assert_eq!(slot.lost(), (0, 0));
+}
+
+#[test]
+fn frames_from_the_guest_go_no_faster_than_they_may_and_none_is_lost() {
+    let limit = RateLimit { bytes: allowance(50_000, 1000), operations: None };
+    let (mut driver, slot, far) = start_limited(NicLimits { transmit: limit, ..NicLimits::NONE });
+    let began = Instant::now();
+    for seed in 0..4 {
+        transmit(&mut driver, &frame(1000, seed));
+        assert_eq!(receive(&far)[HEADER_BYTES..], frame(1000, seed)[HEADER_BYTES..]);
+    }
+    // The first is what may go at once; each of the others takes a fiftieth of a second.
+    assert!(began.elapsed() >= Duration::from_millis(57), "{:?}", began.elapsed());
+    assert_eq!(slot.lost(), (0, 0));
+}
+
+#[test]
+fn a_limited_device_can_be_paused_while_it_waits() {
+    let limit = RateLimit { operations: allowance(5, 1), bytes: None };
+    let (mut driver, _slot, far) = start_limited(NicLimits { transmit: limit, ..NicLimits::NONE });
+    transmit(&mut driver, &frame(60, 0));
+    receive(&far);
+    driver.put(FRAME_AT, &frame(60, 1));
+    driver.post(TX, 0, &[out(FRAME_AT, frame(60, 1).len() as u32)]);
+    driver.transport.transport_mut().pause();
+    driver.transport.transport_mut().resume();
+    assert_eq!(receive(&far)[HEADER_BYTES..], frame(60, 1)[HEADER_BYTES..]);
 }

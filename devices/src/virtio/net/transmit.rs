@@ -8,13 +8,17 @@ use super::buffers::Buffers;
 use super::offload;
 use super::spec::HEADER_BYTES;
 use super::wire::{Wire, is_gone};
-use crate::virtio::{ActiveQueue, Chain, Fault, Progress, Ring, ring};
+use crate::virtio::{ActiveQueue, Chain, Fault, Progress, Ring, Throttle, ring};
 
 /// The sending end of a pair.
 pub(super) struct Transmitter {
     ring: Ring,
     features: u64,
     buffers: Buffers,
+    /// How fast.
+    pub(super) throttle: Option<Throttle>,
+    /// The throttle has let the next frame through, which found no room.
+    admitted: bool,
     /// Frames that nobody got.
     pub(super) dropped: u64,
 }
@@ -26,14 +30,16 @@ pub(super) enum Sent {
     Ring(Progress),
     /// The wire's being writable.
     Room,
+    /// The throttle's timer.
+    Time,
     /// The wire is gone; so is what was to be sent on it.
     Gone,
 }
 
 impl Transmitter {
     /// For a driver that negotiated `features`.
-    pub(super) fn new(ring: Ring, features: u64) -> Transmitter {
-        Transmitter { ring, features, buffers: Buffers::default(), dropped: 0 }
+    pub(super) fn new(ring: Ring, features: u64, throttle: Option<Throttle>) -> Transmitter {
+        Transmitter { ring, features, buffers: Buffers::default(), throttle, admitted: false, dropped: 0 }
     }
 
     /// Its queue's number.
@@ -63,10 +69,16 @@ impl Transmitter {
         loop {
             self.ring.disable_kicks()?;
             while let Some(chain) = self.ring.take()? {
+                if wire.is_some() && !self.admit(&chain)? {
+                    self.ring.put_back(chain);
+                    self.ring.notify()?;
+                    return Ok(Sent::Time);
+                }
                 match wire.as_mut().map_or(Ok(false), |wire| self.send(wire, &chain)) {
                     Ok(true) => {}
                     Ok(false) => self.dropped += 1,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.admitted = true;
                         self.ring.put_back(chain);
                         self.ring.notify()?;
                         return Ok(Sent::Room);
@@ -88,6 +100,13 @@ impl Transmitter {
                 return Ok(Sent::Ring(Progress::Idle));
             }
         }
+    }
+
+    /// Whether a frame may go now; if not, the throttle's timer tells when.
+    fn admit(&mut self, chain: &Chain) -> io::Result<bool> {
+        let Some(throttle) = &mut self.throttle else { return Ok(true) };
+        let bytes = ring::total(chain.readable()).saturating_sub(HEADER_BYTES as u32);
+        Ok(std::mem::take(&mut self.admitted) || throttle.admit(bytes.into())?)
     }
 
     /// Sends one frame. False: nobody could; the cause is in the frame, or passes.
