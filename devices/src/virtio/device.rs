@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use virtio_queue::Queue;
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{GuestMemory, RestoreError};
@@ -19,10 +20,16 @@ pub enum DeviceKind {
     Net = 1,
     /// Block device (5.2).
     Block = 2,
+    /// Console device (5.3).
+    Console = 3,
     /// Entropy device (5.4).
     Entropy = 4,
+    /// Traditional memory balloon (5.5).
+    Balloon = 5,
     /// Socket device (5.10).
     Vsock = 19,
+    /// Memory device (5.15).
+    Memory = 24,
     /// File system device (5.11).
     Fs = 26,
 }
@@ -52,6 +59,8 @@ pub enum Role {
     Socket,
     /// Serves files: opens, creates, renames below its own root.
     Files,
+    /// Gives guest RAM back to the host, and lets the guest at it (balloon, memory): madvise, mmap, mprotect, fallocate.
+    Memory,
 }
 
 /// Gives a device its threads. Implemented by the VMM, which names and confines them before `body` runs.
@@ -61,6 +70,29 @@ pub trait Threads: Send + Sync {
     /// # Errors
     /// Whatever the operating system said when it would not start one.
     fn spawn(&self, name: &str, role: Role, body: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>;
+}
+
+/// What is behind guest RAM, for devices that give it back. Implemented by the VMM, which maps it; callable from any thread.
+pub trait Backing: Send + Sync {
+    /// Lets the host have what is behind the whole pages (the host's) among `len` bytes at `address`, which must be RAM. Each of
+    /// their bytes reads as zero from now on, or as before; the guest may use them again at any time.
+    ///
+    /// # Errors
+    /// When they are not RAM, or the kernel refuses; some may have been let go then.
+    fn release(&self, memory: &GuestMemory, address: GuestAddress, len: u64) -> io::Result<()>;
+
+    /// Lets everybody at `len` bytes at `address`, both multiples of the host's page. Where [`Backing::close`] came before, they
+    /// are zeros.
+    ///
+    /// # Errors
+    /// When they are not RAM, or the kernel refuses; all is as before then.
+    fn open(&self, memory: &GuestMemory, address: GuestAddress, len: u64) -> io::Result<()>;
+
+    /// Lets nobody at them any more, and the host have what was behind them.
+    ///
+    /// # Errors
+    /// When they are not RAM, or the kernel refuses; all is as before then.
+    fn close(&self, memory: &GuestMemory, address: GuestAddress, len: u64) -> io::Result<()>;
 }
 
 /// One queue as the driver set it up and the transport validated it.
@@ -90,6 +122,9 @@ pub enum ActivateError {
     /// The driver left out a queue without which the device cannot work.
     #[error("the driver did not set up queue {0}, which this device needs")]
     MissingQueue(u16),
+    /// The driver does not accept a feature without which it must not have the device.
+    #[error("the driver does not agree that {0}, which this device demands")]
+    MissingFeature(&'static str),
     /// A thread, an event descriptor or a duplicate of one could not be had.
     #[error("cannot set up the device's thread: {0}")]
     Resource(#[from] io::Error),

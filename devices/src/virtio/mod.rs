@@ -4,10 +4,13 @@
 //! registers, checks them, and hands the device its queues once, on activation; nothing a driver writes afterwards can
 //! change them until reset.
 
+pub mod balloon;
 pub mod blk;
+pub mod console;
 mod device;
 pub mod fs;
 mod interrupt;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod rate_limit;
@@ -21,10 +24,13 @@ mod transport;
 pub mod vsock;
 mod worker;
 
+pub use balloon::{Balloon, BalloonSize};
 pub use blk::{BLK_QUEUES_MAX, Blk, BlkConfig, DiskError, DiskPart, Slot};
-pub use device::{ActivateError, Activation, ActiveQueue, DeviceKind, Interrupt, Role, Threads, VirtioDevice};
+pub use console::Console;
+pub use device::{ActivateError, Activation, ActiveQueue, Backing, DeviceKind, Interrupt, Role, Threads, VirtioDevice};
 pub use fs::{Fs, FsConfig, FsError};
 pub use interrupt::LineInterrupt;
+pub use mem::{Mem, MemRegion, MemSize, TooMuch};
 pub use mmio::MmioTransport;
 pub use net::{Net, NicError, NicKind, NicLimits, NicShape, NicSlot};
 pub use rate_limit::{Allowance, RateLimit, RateLimiter};

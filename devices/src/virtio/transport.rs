@@ -74,8 +74,8 @@ pub enum RestoreError {
     /// A queue that cannot be.
     #[error("the saved state is damaged: {0}")]
     Queue(#[from] QueueFault),
-    /// No descriptor left for an event.
-    #[error("cannot duplicate an event descriptor: {0}")]
+    /// No descriptor left for an event, or no memory.
+    #[error("the host has not what the device needs: {0}")]
     Resource(#[from] io::Error),
 }
 

@@ -54,8 +54,9 @@ pub(super) fn of(who: Who) -> Vec<&'static [Call]> {
         Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, TAP, FRAMES],
         Who::Thread(Role::Socket) => vec![ALL, OLD_CALLS, EVENTS, SOCKET],
         Who::Thread(Role::Files) => vec![ALL, OLD_CALLS, EVENTS, FILES],
+        Who::Thread(Role::Memory) => vec![ALL, OLD_CALLS, EVENTS, MEMORY],
         Who::Spawner => {
-            let roles = [Role::Vcpu, Role::Io, Role::Frames, Role::Socket, Role::Files];
+            let roles = [Role::Vcpu, Role::Io, Role::Frames, Role::Socket, Role::Files, Role::Memory];
             let mut lists: Vec<_> = roles.into_iter().flat_map(|role| of(Who::Thread(role))).collect();
             lists.push(SPAWNER);
             lists
@@ -212,6 +213,9 @@ const FILES: &[Call] = &[
     when(libc::SYS_unshare, &[Test::Is(0, libc::CLONE_FS as u64)]),
     any(libc::SYS_utimensat),
 ];
+
+/// Guest memory that goes back to the host where a file is behind it; otherwise it is what any allocator does.
+const MEMORY: &[Call] = &[any(libc::SYS_fallocate)];
 
 /// What the server's orders need: disks, whose sizes are looked at, networks, which must not block, and the machine in two files.
 const SUPERVISOR: &[Call] = &[

@@ -12,13 +12,14 @@ use super::*;
 use crate::control::{Channel, Forbidden, Received};
 use crate::threads::VmmThreads;
 
-const EVERYBODY: [Who; 6] = [
+const EVERYBODY: [Who; 7] = [
     Who::Supervisor,
     Who::Spawner,
     Who::Thread(Role::Vcpu),
     Who::Thread(Role::Io),
     Who::Thread(Role::Socket),
     Who::Thread(Role::Files),
+    Who::Thread(Role::Memory),
 ];
 
 /// Runs `body` in a child that is given the other end of a control socket. What it reported, and how it ended: with 0 if `body`
@@ -118,12 +119,12 @@ fn roles_may_not_do_each_others_work() {
         forbidden(who, libc::SYS_openat, [libc::AT_FDCWD as u64, path, 0, 0, 0]);
         forbidden(who, libc::SYS_setresuid, [0; 5]);
     }
-    for role in [Role::Vcpu, Role::Io, Role::Files] {
+    for role in [Role::Vcpu, Role::Io, Role::Files, Role::Memory] {
         forbidden(Who::Thread(role), libc::SYS_accept4, [0; 5]);
         forbidden(Who::Thread(role), libc::SYS_recvmsg, [0; 5]);
     }
     // KVM_RUN, and a request of which nobody has need once the machine is built: KVM_SET_USER_MEMORY_REGION.
-    for role in [Role::Io, Role::Socket, Role::Files] {
+    for role in [Role::Io, Role::Socket, Role::Files, Role::Memory] {
         forbidden(Who::Thread(role), libc::SYS_ioctl, [0, 0xae80, 0, 0, 0]);
     }
     forbidden(Who::Thread(Role::Vcpu), libc::SYS_ioctl, [0, 0x4020_ae46, 0, 0, 0]);
