@@ -116,6 +116,9 @@ pub trait Machine {
     /// Lays out `bytes` of RAM (at least [`Self::MIN_MEMORY`], a multiple of 1 MiB), lowest region first.
     fn ram(bytes: u64) -> Vec<Region>;
 
+    /// Where at least `bytes` (not zero) of RAM can appear later, beyond what was laid out: as much as Linux can add in whole pieces.
+    fn spare_ram(ram: &[Region], bytes: u64) -> Region;
+
     /// The place of device `index`; `None` beyond the last.
     fn device_slot(index: usize) -> Option<DeviceSlot>;
 

@@ -1,10 +1,10 @@
 //! Boots a kernel in this very process, unjailed, with its serial line on stdout: for debugging and for measuring.
 //!
-//! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--quiet]
-//! [--disk IMAGE] [--direct] [--no-uring] [--queues N]`
+//! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--balloon]
+//! [--quiet] [--disk IMAGE] [--direct] [--no-uring] [--queues N]`
 //! ends when the guest resets, with the time it took, the exits it needed and what KVM counted (where debugfs is mounted) on
-//! stderr. An entropy device is always there; files of DIR appear under the tag `shared`, and SOCKET is made.
-//! IMAGE is the guest's disk, past the host's page cache with `--direct`.
+//! stderr. An entropy device is always there, a memory balloon if wanted; files of DIR appear under the tag `shared`, and SOCKET
+//! is made. IMAGE is the guest's disk, past the host's page cache with `--direct`.
 
 use std::fs::File;
 use std::io::Write;
@@ -16,10 +16,10 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use tatami_devices::virtio::{
-    Blk, BlkConfig, DiskPart, Fs, FsConfig, HostPorts, Rng, Slot, Threads, VirtioDevice, Vsock,
+    Balloon, BalloonSize, Blk, BlkConfig, DiskPart, Fs, FsConfig, HostPorts, Rng, Slot, Threads, VirtioDevice, Vsock,
 };
 use tatami_vmm::boot::{BuiltVm, Origin, Parts};
-use tatami_vmm::{StopReason, VmConfig, VmmThreads};
+use tatami_vmm::{RamBacking, StopReason, VmConfig, VmmThreads};
 use vmm_sys_util::poll::PollContext;
 
 struct Arguments {
@@ -30,6 +30,7 @@ struct Arguments {
     disk: Option<PathBuf>,
     direct: bool,
     uring: bool,
+    balloon: bool,
     config: VmConfig,
 }
 
@@ -44,6 +45,7 @@ fn main() -> anyhow::Result<()> {
             initrd: arguments.initrd.as_ref().map(open).transpose()?,
         },
         devices: devices(&arguments)?,
+        spare: None,
         serial: Box::new(Console),
         threads: Arc::new(VmmThreads::default()),
     };
@@ -74,6 +76,10 @@ fn main() -> anyhow::Result<()> {
 fn devices(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> {
     let threads: Arc<dyn Threads> = Arc::new(VmmThreads::default());
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new(Arc::clone(&threads)))];
+    if arguments.balloon {
+        let backing = RamBacking::new(arguments.config.memory_kind, false);
+        devices.push(Box::new(Balloon::new(BalloonSize::default(), Arc::new(backing), Arc::clone(&threads))));
+    }
     if let Some(shared) = &arguments.shared {
         let root = shared.canonicalize()?.to_string_lossy().into_owned();
         let config = FsConfig { tag: "shared".into(), root, proc_self_fd: File::open("/proc/self/fd")? };
@@ -146,7 +152,7 @@ impl Write for Console {
 
 fn arguments() -> anyhow::Result<Arguments> {
     let mut config = VmConfig { console: true, ..VmConfig::default() };
-    let (mut kernel, mut initrd, mut shared, mut vsock) = (None, None, None, None);
+    let (mut kernel, mut initrd, mut shared, mut vsock, mut balloon) = (None, None, None, None, false);
     let (mut disk, mut direct, mut uring) = (None, false, true);
     let mut given = std::env::args().skip(1);
     while let Some(name) = given.next() {
@@ -163,11 +169,12 @@ fn arguments() -> anyhow::Result<Arguments> {
             "--direct" => direct = true,
             "--no-uring" => uring = false,
             "--queues" => config.disk_queues = value()?.parse()?,
+            "--balloon" => balloon = true,
             "--quiet" => config.console = false,
             _ => bail!("unknown argument {name}"),
         }
     }
     config.max_vcpus = config.vcpus;
     let kernel = kernel.context("--kernel is missing")?;
-    Ok(Arguments { kernel, initrd, shared, vsock, disk, direct, uring, config })
+    Ok(Arguments { kernel, initrd, shared, vsock, disk, direct, uring, balloon, config })
 }

@@ -9,18 +9,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tatami_arch::{BootInputs, CommandLine, CommandLineError, DeviceSlot, Host, Machine, Region};
 use tatami_devices::virtio::mmio::NOTIFY_OFFSET;
-use tatami_devices::virtio::{GuestMemory, MmioTransport, RestoreError, Threads, VirtioDevice};
+use tatami_devices::virtio::{GuestMemory, MemRegion, MemSize, MmioTransport, RestoreError, Threads, VirtioDevice};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::{Bus, BusDevice};
 use crate::config::{ConfigError, VmConfig};
 use crate::kernel::{self, LoadError, LoadedKernel};
 use crate::kvm::{Kvm, KvmError, Processors, Vcpu, Vm};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, HUGE_PAGE, MemoryError, Ram};
 use crate::ports::{ResetPort, SerialPort};
 use crate::snapshot::{Snapshot, SnapshotError, State};
 use crate::stop::{StopReason, StopSignal};
 use crate::vcpu::{self, ExitCounts, RunningVcpu};
+
+/// Memory that is added is used, as far as the kernel itself does not need it, for what can be moved out of it again (Linux: 3
+/// times as much of it as of other memory).
+const MOVABLE: &str = "memory_hotplug.online_policy=auto-movable";
+
+/// What Linux calls the first virtio console.
+const VIRTIO_CONSOLE: &str = "hvc0";
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -65,10 +72,23 @@ pub struct Parts {
     pub origin: Origin,
     /// Devices, in the order in which the guest shall find them, or has found them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// What can be added to its memory, as [`spare_memory`] has it, and a device among `devices` knows.
+    pub spare: Option<MemSize>,
     /// Where the guest's serial output goes; called on vCPU threads, so it must not block for long.
     pub serial: Box<dyn Write + Send>,
     /// Who starts the vCPUs' threads.
     pub threads: Arc<dyn Threads>,
+}
+
+/// The memory that can be added to a machine of this configuration, all of it unplugged; none where there is none.
+pub fn spare_memory(config: &VmConfig) -> Option<MemSize> {
+    let region = spare_region(config)?;
+    Some(MemSize::new(MemRegion { start: region.start, size: region.size, block: HUGE_PAGE }))
+}
+
+fn spare_region(config: &VmConfig) -> Option<Region> {
+    let wanted = Some(config.spare_memory_bytes()).filter(|bytes| *bytes > 0)?;
+    Some(Host::spare_ram(&Host::ram(config.memory_bytes()), wanted))
 }
 
 /// What a guest begins as.
@@ -94,6 +114,7 @@ pub struct BuiltVm {
     vm: Vm,
     processors: Processors,
     config: VmConfig,
+    spare: Option<MemSize>,
     counts: ExitCounts,
     threads: Arc<dyn Threads>,
 }
@@ -127,26 +148,28 @@ impl BuiltVm {
     /// Says which part could not be had, and why.
     pub fn new(config: &VmConfig, parts: Parts) -> Result<BuiltVm, BootError> {
         config.validate()?;
-        let Parts { kvm, origin, devices, serial, threads } = parts;
+        let Parts { kvm, origin, devices, spare, serial, threads } = parts;
         vcpu::install_kick_handler()?;
         let kvm = Kvm::new(kvm)?;
         let processors = Processors::new(&kvm, config.max_vcpus)?;
-        let ram = Host::ram(config.memory_bytes());
+        let regions = Host::ram(config.memory_bytes());
+        let ram = Ram { regions: &regions, closed: spare_region(config), kind: config.memory_kind };
         let (memory, beginning) = match origin {
-            Origin::Kernel { kernel, initrd } => (memory::create(&ram)?, Beginning::Load(kernel, initrd)),
+            Origin::Kernel { kernel, initrd } => (memory::create(ram)?, Beginning::Load(kernel, initrd)),
             // Its files are closed here: nothing that the guest could take over may still open them.
             Origin::Snapshot(snapshot) => {
                 let state = snapshot.read(config)?;
-                (snapshot.map(&state, &ram)?, Beginning::Restore(Box::new(state)))
+                (snapshot.map(&state, ram)?, Beginning::Restore(Box::new(state)))
             }
         };
         let vm = kvm.create_vm(memory)?;
         let stop = StopSignal::new()?;
         let devices = Devices::new(&vm, serial, devices, &stop)?;
         let (vcpus, counts) = (Vec::with_capacity(config.max_vcpus.into()), ExitCounts::default());
-        let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config: config.clone(), counts, threads };
+        let config = config.clone();
+        let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config, spare, counts, threads };
         match beginning {
-            Beginning::Load(kernel, initrd) => machine.load(kernel, initrd, &ram)?,
+            Beginning::Load(kernel, initrd) => machine.load(kernel, initrd, &regions)?,
             Beginning::Restore(state) => machine.restore(&state)?,
         }
         Ok(machine)
@@ -156,9 +179,17 @@ impl BuiltVm {
     fn load(&mut self, mut kernel: File, initrd: Option<File>, ram: &[Region]) -> Result<(), BootError> {
         let config = &self.config;
         let memory = self.vm.memory();
-        let mut command_line = CommandLine::new::<Host>(config.vcpus, config.console.then_some(Host::CONSOLE))?;
+        let console = match config {
+            VmConfig { virtio_console: true, .. } => Some(VIRTIO_CONSOLE),
+            VmConfig { console: true, .. } => Some(Host::CONSOLE),
+            _ => None,
+        };
+        let mut command_line = CommandLine::new::<Host>(config.vcpus, console)?;
         for slot in (0..self.devices.virtio.len()).map_while(Host::device_slot) {
             command_line.add_device(slot)?;
+        }
+        if self.spare.is_some() {
+            command_line.add(MOVABLE)?;
         }
         command_line.add(&config.command_line_extra)?;
 
@@ -205,11 +236,24 @@ impl BuiltVm {
         Ok(())
     }
 
+    /// Why the guest has stopped, if it has.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.stop.reason()
+    }
+
+    /// What the guest has needed of this process so far.
+    pub fn counts(&self) -> ExitCounts {
+        self.counts
+    }
+
     /// Lets the guest run.
     ///
     /// # Errors
     /// When a vCPU's thread could not be had.
     pub fn start(mut self) -> Result<RunningVm, BootError> {
+        for vcpu in &self.vcpus {
+            vcpu.stood_still()?;
+        }
         for registers in &self.devices.virtio {
             registers.lock().transport_mut().resume();
         }
@@ -230,7 +274,8 @@ impl BuiltVm {
         let vcpus = self.vcpus.iter().map(|vcpu| self.processors.save(vcpu)).collect::<Result<_, _>>()?;
         let devices = self.devices.virtio.iter().map(|registers| registers.lock().save()).collect();
         let state = State::new(self.config.clone(), self.vm.save()?, vcpus, devices);
-        Ok(files.write(self.vm.memory(), state)?)
+        let closed = self.spare.as_ref().map_or_else(Vec::new, MemSize::unplugged);
+        Ok(files.write(self.vm.memory(), &closed, state)?)
     }
 }
 

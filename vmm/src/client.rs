@@ -72,7 +72,7 @@ pub enum Event {
     Console(Vec<u8>),
     /// An order has been carried out, or not.
     Answer {
-        /// As [`VmmProcess::attach_disk`], [`VmmProcess::detach_disk`] or [`VmmProcess::save`] gave it.
+        /// As [`VmmProcess::attach_disk`] and its like gave it.
         order: u64,
         /// Why not.
         result: Result<(), String>,
@@ -222,6 +222,41 @@ impl VmmProcess {
     /// As there.
     pub fn save(&mut self, files: &Snapshot) -> Result<u64, ControlError> {
         self.order(What::Save, &[files.memory.as_fd(), files.state.as_fd()])
+    }
+
+    /// Asks for the guest to stand still, vCPUs and devices; nothing if it does already. Answered like [`VmmProcess::attach_disk`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pause(&mut self) -> Result<u64, ControlError> {
+        self.order(What::Pause, &[])
+    }
+
+    /// Asks for it to go on; nothing if it does. Its clocks then say what time it is: to the guest, the pause was a long moment.
+    /// Answered like [`VmmProcess::attach_disk`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resume(&mut self) -> Result<u64, ControlError> {
+        self.order(What::Resume, &[])
+    }
+
+    /// Asks for the guest to have `mib` MiB of memory in all, not less than it was started with nor more than it can have; it plugs
+    /// or unplugs what it can, over time. Answered like [`VmmProcess::attach_disk`], when the guest has been told.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resize_memory(&mut self, mib: u32) -> Result<u64, ControlError> {
+        self.order(What::ResizeMemory(mib), &[])
+    }
+
+    /// Asks for the guest to do without `mib` MiB of its memory, in all; it gives what it can, over time, and takes it back when
+    /// it has none left. (What it does not use comes back without being asked for.) Answered like [`VmmProcess::resize_memory`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn inflate_balloon(&mut self, mib: u32) -> Result<u64, ControlError> {
+        self.order(What::Balloon(mib), &[])
     }
 
     fn order(&mut self, what: What, descriptors: &[BorrowedFd<'_>]) -> Result<u64, ControlError> {

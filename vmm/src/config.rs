@@ -14,6 +14,10 @@ pub struct VmConfig {
     pub max_vcpus: u8,
     /// RAM in MiB.
     pub memory_mib: u32,
+    /// RAM in MiB that the guest can be given later, beyond that: [`crate::VmmProcess::resize_memory`].
+    pub spare_memory_mib: u32,
+    /// What its RAM is made of on the host.
+    pub memory_kind: MemoryKind,
     /// Kernel parameters beyond those that the machine needs.
     pub command_line_extra: String,
     /// The guest's vsock address; 3 or more.
@@ -30,6 +34,21 @@ pub struct VmConfig {
     pub nics: Vec<NicConfig>,
     /// The guest's kernel talks on its serial line; otherwise only its last words are heard.
     pub console: bool,
+    /// It talks on a virtio console instead, once it has found it: a buffer at a time, where the serial line takes a byte.
+    pub virtio_console: bool,
+}
+
+/// What guest RAM is made of on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryKind {
+    /// The VMM's own, given as the guest touches it, in huge pages where the host has them to give.
+    #[default]
+    Anonymous,
+    /// A file in memory (memfd), which other processes can map.
+    Shared,
+    /// The same in pages of 2 MiB that the host has set aside; all that the guest starts with is taken at the start.
+    HugePages,
 }
 
 /// A slot for a network, as the guest finds it when it boots. What is plugged in later must be of this kind.
@@ -107,6 +126,9 @@ pub enum ConfigError {
         /// Needed.
         least: u64,
     },
+    /// Not a number of whole pages.
+    #[error("memory in huge pages comes in multiples of 2 MiB, {0} MiB is none")]
+    HugePages(u32),
     /// 0 to 2 have meanings of their own.
     #[error("the guest's vsock address must be 3 or more, not {0}")]
     VsockAddress(u32),
@@ -134,6 +156,8 @@ impl Default for VmConfig {
             vcpus: 1,
             max_vcpus: 1,
             memory_mib: 128,
+            spare_memory_mib: 0,
+            memory_kind: MemoryKind::Anonymous,
             command_line_extra: String::new(),
             vsock_cid: 3,
             disk_slots: 0,
@@ -141,6 +165,7 @@ impl Default for VmConfig {
             disk_limit: RateLimit::default(),
             nics: Vec::new(),
             console: false,
+            virtio_console: false,
         }
     }
 }
@@ -162,6 +187,9 @@ impl VmConfig {
         if self.memory_bytes() < Host::MIN_MEMORY {
             return Err(ConfigError::TooLittleMemory { wanted: self.memory_mib, least: Host::MIN_MEMORY >> 20 });
         }
+        if self.memory_kind == MemoryKind::HugePages && !self.memory_mib.is_multiple_of(2) {
+            return Err(ConfigError::HugePages(self.memory_mib));
+        }
         if self.vsock_cid < 3 {
             return Err(ConfigError::VsockAddress(self.vsock_cid));
         }
@@ -180,6 +208,11 @@ impl VmConfig {
     /// RAM in bytes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         u64::from(self.memory_mib) << 20
+    }
+
+    /// RAM that can be added, in bytes.
+    pub(crate) fn spare_memory_bytes(&self) -> u64 {
+        u64::from(self.spare_memory_mib) << 20
     }
 }
 
@@ -214,6 +247,10 @@ mod tests {
         assert_eq!(error(|c| c.max_vcpus = 255), ConfigError::Vcpus { wanted: 255, limit: 254 });
         assert_eq!(error(|c| c.vcpus = 2), ConfigError::MaxVcpus { vcpus: 2, max: 1 });
         assert_eq!(error(|c| c.memory_mib = 8), ConfigError::TooLittleMemory { wanted: 8, least: 32 });
+        assert_eq!(
+            error(|c| (c.memory_kind, c.memory_mib) = (MemoryKind::HugePages, 127)),
+            ConfigError::HugePages(127)
+        );
         assert_eq!(error(|c| c.vsock_cid = 2), ConfigError::VsockAddress(2));
         assert_eq!(error(|c| c.disk_slots = 9), ConfigError::DiskSlots(9));
         assert_eq!(error(|c| c.disk_queues = 0), ConfigError::DiskQueues(0));

@@ -85,8 +85,16 @@ pub(crate) enum What {
     PlugNic(u8),
     /// Pull out what is plugged into a network slot.
     PullNic(u8),
-    /// Write the machine to two files, memory and state, which come as descriptors; then let it go on.
+    /// Write the machine to two files, memory and state, which come as descriptors; then let it go on, unless it was paused.
     Save,
+    /// Have it stand still.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Let it have so many MiB of memory in all, of those that it was started with and can be given.
+    ResizeMemory(u32),
+    /// Have it do without so many MiB of its memory.
+    Balloon(u32),
 }
 
 /// A part of a disk, without its image; in bytes.

@@ -4,6 +4,7 @@
 //! The server's side is [`client`]; the process itself is [`process`]; [`boot`] is what happens in between. Deliberately
 //! knows nothing of containers, of the agent, or of what the guest's bytes mean.
 
+mod backing;
 pub mod boot;
 mod bus;
 mod child;
@@ -23,12 +24,15 @@ pub mod process;
 mod seccomp;
 pub mod snapshot;
 mod stop;
+mod supervisor;
 mod threads;
 mod vcpu;
 
+pub use backing::RamBacking;
 pub use client::{Event, Resources, SpawnError, VmmProcess};
 pub use config::{
-    ConfigError, MAX_DISK_SLOTS, MAX_NICS, MAX_QUEUE_PAIRS, NicConfig, NicKind, VmConfig, nic_address, slot_serial,
+    ConfigError, MAX_DISK_SLOTS, MAX_NICS, MAX_QUEUE_PAIRS, MemoryKind, NicConfig, NicKind, VmConfig, nic_address,
+    slot_serial,
 };
 pub use control::{ControlError, DISK_PARTS_LIMIT};
 pub use kernel::LoadError;

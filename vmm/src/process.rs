@@ -5,25 +5,24 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Instant;
 
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use tatami_devices::virtio::{Fs, FsConfig, FsError, HostPorts, Rng, Threads, VirtioDevice, Vsock, VsockError};
-
-use crate::boot::{BootError, BuiltVm, Origin, Parts, RunningVm};
-use crate::console::ConsoleOutput;
-use crate::control::{
-    Channel, ControlError, LogLevel, Notice, Order, OriginKind, Received, Start, What, bounded, parse,
+use tatami_devices::virtio::{
+    Balloon, Console, Fs, FsConfig, FsError, HostPorts, Mem, Rng, Threads, VirtioDevice, Vsock, VsockError,
 };
-use crate::disks::DiskSlots;
+
+use crate::backing::RamBacking;
+use crate::boot::{BootError, BuiltVm, Origin, Parts};
+use crate::console::ConsoleOutput;
+use crate::control::{Channel, ControlError, LogLevel, Notice, OriginKind, Received, Start, bounded, parse};
 use crate::jail::{self, Jail, JailError};
-use crate::nics::NicSlots;
 use crate::seccomp::{self, Facts, SeccompError, Who};
 use crate::snapshot::Snapshot;
 use crate::stop::StopReason;
+use crate::supervisor::{self, Adjustable, SupervisorError};
 use crate::threads::{ConfineError, VmmThreads};
 
 /// What the process is called: its `argv[0]`.
@@ -52,8 +51,8 @@ enum ProcessError {
     Fs(#[from] FsError),
     #[error("cannot connect sockets to the guest: {0}")]
     Vsock(#[from] VsockError),
-    #[error("the VMM's event loop failed: {0}")]
-    Loop(#[from] event_manager::Error),
+    #[error(transparent)]
+    Supervisor(#[from] SupervisorError),
     #[error("the VMM cannot start: {0}")]
     Io(#[from] io::Error),
 }
@@ -109,18 +108,19 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
         OriginKind::Snapshot => Origin::Snapshot(Snapshot { memory: file()?, state: file()? }),
     };
 
-    let slots = Slots { disks: DiskSlots::new(start.config.disk_slots), nics: NicSlots::new(&start.config.nics)? };
+    let adjustable = Adjustable::new(&start.config)?;
     let threads: Arc<dyn Threads> = Arc::new(VmmThreads::confined(channel.as_fd())?);
-    let devices = devices(&start, jail, listener, &slots, channel, &threads)?;
+    let devices = devices(&start, jail, listener, &adjustable, channel, &threads)?;
     let serial = Box::new(ConsoleOutput::new(Arc::clone(channel)));
-    let vm = BuiltVm::new(&start.config, Parts { kvm, origin, devices, serial, threads })?;
+    let spare = adjustable.spare.clone();
+    let vm = BuiltVm::new(&start.config, Parts { kvm, origin, devices, spare, serial, threads })?;
     // Whatever the guest does comes after this.
-    seccomp::confine(Who::Supervisor, Facts::new(raw(channel)))?;
+    seccomp::confine(Who::Supervisor, Facts::new(channel.as_fd().as_raw_fd()))?;
     let elapsed = || began.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
     channel.send(&Notice::Created(elapsed()), &[], true)?;
     let vm = vm.start()?;
     channel.send(&Notice::Booting(elapsed()), &[], true)?;
-    supervise(vm, slots, channel)
+    Ok(supervisor::supervise(vm, adjustable, channel)?)
 }
 
 /// The guest's devices, in the order in which it finds them.
@@ -128,10 +128,12 @@ fn devices(
     start: &Start,
     jail: Jail,
     listener: UnixListener,
-    slots: &Slots,
+    adjustable: &Adjustable,
     channel: &Arc<Channel>,
     threads: &Arc<dyn Threads>,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, ProcessError> {
+    let restored = start.origin == OriginKind::Snapshot;
+    let backing = Arc::new(RamBacking::new(start.config.memory_kind, restored));
     let root = jail.root.to_string_lossy().into_owned();
     let files = FsConfig { tag: SHARED_TAG.to_owned(), root, proc_self_fd: jail.proc_self_fd };
     let ports = Box::new(ServerPorts(Arc::clone(channel)));
@@ -139,16 +141,18 @@ fn devices(
         Box::new(Fs::new(files, Arc::clone(threads))?),
         Box::new(Vsock::new(start.config.vsock_cid.into(), listener, ports, Arc::clone(threads))?),
         Box::new(Rng::new(Arc::clone(threads))),
+        Box::new(Balloon::new(adjustable.balloon.clone(), Arc::clone(&backing) as _, Arc::clone(threads))),
     ];
-    devices.extend(slots.disks.devices(&start.config, threads)?);
-    devices.extend(slots.nics.devices(threads));
+    if let Some(spare) = &adjustable.spare {
+        devices.push(Box::new(Mem::new(spare.clone(), backing, Arc::clone(threads))));
+    }
+    if start.config.virtio_console {
+        let output = Box::new(ConsoleOutput::new(Arc::clone(channel)));
+        devices.push(Box::new(Console::new(output, Arc::clone(threads))));
+    }
+    devices.extend(adjustable.disks.devices(&start.config, threads)?);
+    devices.extend(adjustable.nics.devices(threads));
     Ok(devices)
-}
-
-/// What the server fills and empties while the guest runs.
-struct Slots {
-    disks: DiskSlots,
-    nics: NicSlots,
 }
 
 /// Host ports, all of which the server decides about: it gets the other end of whatever the guest connects to.
@@ -161,111 +165,6 @@ impl HostPorts for ServerPorts {
         self.0.send(&Notice::GuestConnected(port), &[server.as_fd()], false).ok()?;
         Some(guest)
     }
-}
-
-/// Carries out the server's orders until the guest stops or the server goes away.
-fn supervise(vm: RunningVm, slots: Slots, channel: &Arc<Channel>) -> Result<StopReason, ProcessError> {
-    let mut manager = EventManager::new()?;
-    let id = manager.add_subscriber(Supervisor { vm: Some(vm), slots, channel: Arc::clone(channel), end: None });
-    loop {
-        if let Some(end) = manager.subscriber_mut(id)?.end.take() {
-            return end;
-        }
-        manager.run()?;
-    }
-}
-
-struct Supervisor {
-    vm: Option<RunningVm>,
-    slots: Slots,
-    channel: Arc<Channel>,
-    end: Option<Result<StopReason, ProcessError>>,
-}
-
-const TOKEN_STOPPED: u32 = 0;
-const TOKEN_CONTROL: u32 = 1;
-
-impl Supervisor {
-    /// Carries out what the server has ordered.
-    fn obey(&mut self) -> Result<(), ProcessError> {
-        match self.channel.receive(false)? {
-            Some(Received::Json(body, descriptors)) => {
-                let Order { number, what } = parse(&body)?;
-                let result = match what {
-                    What::Save => self.save(descriptors)?,
-                    What::AttachDisk(slot, parts) => told(self.slots.disks.attach(slot, parts, descriptors)),
-                    What::DetachDisk(slot) => told(self.slots.disks.detach(slot)),
-                    What::PlugNic(slot) => told(self.slots.nics.plug(slot, descriptors)),
-                    What::PullNic(slot) => told(self.slots.nics.pull(slot)),
-                };
-                Ok(self.channel.send(&Notice::Answer(number, result.map_err(bounded)), &[], true)?)
-            }
-            None => Ok(()),
-            Some(Received::Closed) => std::process::exit(1),
-            Some(Received::Console(_) | Received::Forbidden(_)) => {
-                Err(ControlError::Malformed("the server sends what only a VMM may".to_owned()).into())
-            }
-        }
-    }
-
-    /// Writes the machine to the files sent, and lets it go on whether or not that could be done.
-    fn save(&mut self, files: Vec<OwnedFd>) -> Result<Result<(), String>, ProcessError> {
-        let Ok([memory, state]) = <[OwnedFd; 2]>::try_from(files) else {
-            return Ok(Err("two files are needed to save a machine".to_owned()));
-        };
-        let Some(vm) = self.vm.take() else { return Ok(Err("the machine has stopped".to_owned())) };
-        let vm = vm.pause()?;
-        let saved = vm.save(&Snapshot { memory: memory.into(), state: state.into() });
-        self.vm = Some(vm.start()?);
-        Ok(told(saved))
-    }
-}
-
-/// A failure as the server is told of it.
-fn told<E: std::error::Error>(result: Result<(), E>) -> Result<(), String> {
-    result.map_err(|error| error.to_string())
-}
-
-impl MutEventSubscriber for Supervisor {
-    fn init(&mut self, ops: &mut EventOps<'_>) {
-        let added = match &self.vm {
-            Some(vm) => ops
-                .add(Events::with_data(vm.stopped(), TOKEN_STOPPED, EventSet::IN))
-                .and_then(|()| ops.add(Events::with_data_raw(raw(&self.channel), TOKEN_CONTROL, EventSet::IN))),
-            None => Ok(()),
-        };
-        self.end = added.err().map(|error| Err(error.into()));
-    }
-
-    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        match events.data() {
-            TOKEN_STOPPED => {
-                let Some(vm) = self.vm.take() else { return };
-                let reason = vm.stop_reason().unwrap_or(StopReason::GuestReset);
-                let counts = vm.stop();
-                log::info!(
-                    "the guest left its vCPUs {} times for device memory and {} times for ports",
-                    counts.memory,
-                    counts.ports
-                );
-                let (received, sent) = self.slots.nics.lost();
-                if received + sent > 0 {
-                    log::info!("{received} frames did not reach the guest, {sent} of the guest's reached nobody");
-                }
-                self.end = Some(Ok(reason));
-            }
-            _ => {
-                if let Err(error) = self.obey() {
-                    self.end = Some(Err(error));
-                }
-            }
-        }
-    }
-}
-
-fn raw(channel: &Channel) -> std::os::fd::RawFd {
-    use std::os::fd::AsRawFd;
-    channel.as_fd().as_raw_fd()
 }
 
 /// Sends what is logged, and what a panic says, to the server: nothing else here can be written to.

@@ -11,19 +11,20 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
-use tatami_arch::{Extent, Region};
+use tatami_arch::Extent;
 use tatami_devices::virtio::{GuestMemory, TransportState};
 use vm_memory::{GuestMemory as _, GuestMemoryRegion};
 
 use crate::config::VmConfig;
 use crate::kvm::{MachineState, VcpuState};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, MemoryError, Ram};
 
 /// Raised whenever the meaning of the state changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// The unit in which memory is kept or left out, in bytes: a page of the host.
 const PAGE: usize = 4096;
 /// Fewer zero pages than this between two written ones are written as well: every stretch costs a mapping.
@@ -87,12 +88,17 @@ impl State {
 }
 
 impl Snapshot {
-    /// Writes a machine that stands still.
+    /// Writes a machine that stands still; the guest-physical addresses in `closed` must not be touched, and hold nothing.
     ///
     /// # Errors
     /// [`SnapshotError::File`]; the files are of no use then.
-    pub(crate) fn write(&self, memory: &GuestMemory, mut state: State) -> Result<(), SnapshotError> {
-        state.memory = write_memory(memory, &self.memory).map_err(|error| failed("write", "memory", error))?;
+    pub(crate) fn write(
+        &self,
+        memory: &GuestMemory,
+        closed: &[Range<u64>],
+        mut state: State,
+    ) -> Result<(), SnapshotError> {
+        state.memory = write_memory(memory, closed, &self.memory).map_err(|error| failed("write", "memory", error))?;
         let mut out = BufWriter::new(&self.state);
         serde_json::to_writer(&mut out, &state)?;
         out.flush().map_err(|error| failed("write", "state", error))
@@ -120,9 +126,9 @@ impl Snapshot {
     ///
     /// # Errors
     /// When file and RAM do not fit, or no memory is to be had.
-    pub(crate) fn map(&self, state: &State, ram: &[Region]) -> Result<GuestMemory, SnapshotError> {
+    pub(crate) fn map(&self, state: &State, ram: Ram<'_>) -> Result<GuestMemory, SnapshotError> {
         let length = self.memory.metadata().map_err(|error| failed("read", "memory", error))?.len();
-        let wanted = memory::total(ram);
+        let wanted = ram.total();
         if length != wanted {
             return Err(SnapshotError::Damaged(format!("{length} bytes instead of {wanted}")));
         }
@@ -143,33 +149,62 @@ fn failed(what: &'static str, part: &'static str, error: io::Error) -> SnapshotE
 }
 
 /// Writes all that is not zero; says where that was.
-fn write_memory(memory: &GuestMemory, file: &File) -> io::Result<Vec<(u64, u64)>> {
+fn write_memory(memory: &GuestMemory, closed: &[Range<u64>], file: &File) -> io::Result<Vec<(u64, u64)>> {
     let mut stretches: Vec<(u64, u64)> = Vec::new();
     let mut start = 0;
     for region in memory.iter() {
-        // SAFETY: the mapping lives as long as `memory`, and no vCPU or device runs that could write to it.
-        let bytes = unsafe { std::slice::from_raw_parts(region.as_ptr(), region.len() as usize) };
-        let touched = touched_pages(bytes)?;
-        for (index, page) in bytes.chunks(PAGE).enumerate() {
-            if !touched.get(index).is_none_or(|&touched| touched) || is_zero(page) {
-                continue;
-            }
-            let at = start + (index * PAGE) as u64;
-            match stretches.last_mut() {
-                Some((last, size)) if *last >= start && at - (*last + *size) < NEGLIGIBLE => {
-                    *size = at + PAGE as u64 - *last
-                }
-                _ => stretches.push((at, PAGE as u64)),
-            }
-        }
-        for &(at, size) in stretches.iter().filter(|(at, _)| *at >= start) {
-            let from = (at - start) as usize;
-            file.write_all_at(&bytes[from..from + size as usize], at)?;
+        let first = region.start_addr().0;
+        for open in gaps(first..first + region.len(), closed) {
+            let offset = open.start - first;
+            // SAFETY: the mapping lives as long as `memory`, no vCPU or device runs that could write to it, and what nobody may touch
+            // lies outside.
+            let bytes = unsafe {
+                std::slice::from_raw_parts(region.as_ptr().add(offset as usize), (open.end - open.start) as usize)
+            };
+            write_bytes(bytes, start + offset, file, &mut stretches)?;
         }
         start += region.len();
     }
     file.set_len(start)?;
     Ok(stretches)
+}
+
+/// Writes what of `bytes` is not zero to where they begin in the file, and notes where that is.
+fn write_bytes(bytes: &[u8], start: u64, file: &File, stretches: &mut Vec<(u64, u64)>) -> io::Result<()> {
+    let touched = touched_pages(bytes)?;
+    for (index, page) in bytes.chunks(PAGE).enumerate() {
+        if !touched.get(index).is_none_or(|&touched| touched) || is_zero(page) {
+            continue;
+        }
+        let at = start + (index * PAGE) as u64;
+        match stretches.last_mut() {
+            Some((last, size)) if *last >= start && at - (*last + *size) < NEGLIGIBLE => {
+                *size = at + PAGE as u64 - *last
+            }
+            _ => stretches.push((at, PAGE as u64)),
+        }
+    }
+    for &(at, size) in stretches.iter().filter(|(at, _)| *at >= start) {
+        let from = (at - start) as usize;
+        file.write_all_at(&bytes[from..from + size as usize], at)?;
+    }
+    Ok(())
+}
+
+/// What of `range` lies in none of `holes`, which are in ascending order.
+fn gaps(range: Range<u64>, holes: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut gaps = Vec::new();
+    let mut at = range.start;
+    for hole in holes.iter().filter(|hole| hole.start < range.end && hole.end > range.start) {
+        if hole.start > at {
+            gaps.push(at..hole.start);
+        }
+        at = at.max(hole.end);
+    }
+    if at < range.end {
+        gaps.push(at..range.end);
+    }
+    gaps
 }
 
 /// Which pages the host has given so far; empty, for all, where it cannot be told. Looking at a page that was never touched is
@@ -195,18 +230,21 @@ fn is_zero(page: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MemoryKind;
+    use tatami_arch::Region;
     use vm_memory::{Bytes, GuestAddress};
 
-    const RAM: [Region; 2] = [Region { start: 0, size: 4 << 20 }, Region { start: 4 << 30, size: 2 << 20 }];
+    const REGIONS: [Region; 2] = [Region { start: 0, size: 4 << 20 }, Region { start: 4 << 30, size: 2 << 20 }];
+    const RAM: Ram<'_> = Ram { regions: &REGIONS, closed: None, kind: MemoryKind::Anonymous };
     const WRITTEN: [u64; 5] = [0x1000, 0x3008, 0x20_0000, (4 << 30) + 0x5000, (4 << 30) + 0x1f_f000];
 
     fn saved() -> (File, Vec<(u64, u64)>) {
-        let memory = memory::create(&RAM).unwrap();
+        let memory = memory::create(RAM).unwrap();
         for address in WRITTEN {
             memory.write_obj(address, GuestAddress(address)).unwrap();
         }
         let file = tempfile::tempfile().unwrap();
-        let stretches = write_memory(&memory, &file).unwrap();
+        let stretches = write_memory(&memory, &[], &file).unwrap();
         (file, stretches)
     }
 
@@ -214,13 +252,13 @@ mod tests {
     fn memory_comes_back_and_changes_stay_private() {
         let (file, stretches) = saved();
         let extents: Vec<_> = stretches.iter().map(|&(start, size)| Extent { start, size }).collect();
-        let machines = [(); 2].map(|()| memory::create_from(&RAM, &file, &extents).unwrap());
+        let machines = [(); 2].map(|()| memory::create_from(RAM, &file, &extents).unwrap());
         for address in WRITTEN {
             machines[0].write_obj(!address, GuestAddress(address)).unwrap();
             assert_eq!(machines[1].read_obj::<u64>(GuestAddress(address)).unwrap(), address);
         }
         assert_eq!(machines[1].read_obj::<u64>(GuestAddress(0x10_0000)).unwrap(), 0);
-        let third = memory::create_from(&RAM, &file, &extents).unwrap();
+        let third = memory::create_from(RAM, &file, &extents).unwrap();
         assert_eq!(third.read_obj::<u64>(GuestAddress(0x3008)).unwrap(), 0x3008);
     }
 
@@ -230,5 +268,37 @@ mod tests {
         assert_eq!(file.metadata().unwrap().len(), 6 << 20);
         // The first two are near enough to be one.
         assert_eq!(stretches, [(0x1000, 0x3000), (0x20_0000, 0x1000), (0x40_5000, 0x1000), (0x5f_f000, 0x1000)]);
+    }
+
+    #[test]
+    fn what_nobody_may_touch_is_left_out_unread() {
+        let closed = Region { start: 8 << 30, size: 6 << 20 };
+        let memory = memory::create(Ram { closed: Some(closed), ..RAM }).unwrap();
+        let middle = GuestAddress((8 << 30) + (2 << 20));
+        tatami_devices::virtio::Backing::open(
+            &crate::RamBacking::new(MemoryKind::Anonymous, false),
+            &memory,
+            middle,
+            2 << 20,
+        )
+        .unwrap();
+        memory.write_obj(7_u64, middle).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let holes = [closed.start..closed.start + (2 << 20), closed.start + (4 << 20)..closed.end()];
+        let stretches = write_memory(&memory, &holes, &file).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 12 << 20);
+        assert_eq!(stretches, [(8 << 20, 0x1000)]);
+    }
+
+    #[test]
+    fn gaps_are_what_holes_leave() {
+        let left = |holes: &[(u64, u64)]| -> Vec<(u64, u64)> {
+            let holes: Vec<_> = holes.iter().map(|(start, end)| *start..*end).collect();
+            gaps(10..20, &holes).into_iter().map(|gap| (gap.start, gap.end)).collect()
+        };
+        assert_eq!(left(&[]), [(10, 20)]);
+        assert_eq!(left(&[(0, 5), (5, 12), (14, 16), (30, 40)]), [(12, 14), (16, 20)]);
+        assert_eq!(left(&[(10, 20)]), []);
+        assert_eq!(left(&[(18, 30)]), [(10, 18)]);
     }
 }

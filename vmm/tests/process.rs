@@ -13,11 +13,11 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tatami_vmm::boot::Origin;
-use tatami_vmm::{DiskPart, Event, Resources, StopReason, VmConfig, VmmProcess, probe, process};
+use tatami_vmm::{DiskPart, Event, MemoryKind, Resources, StopReason, VmConfig, VmmProcess, probe, process};
 
 type Case = (&'static str, fn() -> Result<()>);
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 15] = [
     ("a_guest_without_a_root_panics_and_its_last_words_arrive", panics),
     ("four_vcpus_come_up", four_vcpus),
     ("vcpus_beyond_the_first_stay_offline", spare_vcpus),
@@ -27,6 +27,12 @@ const CASES: [Case; 9] = [
     ("a_killed_vmm_is_noticed", killed),
     ("the_jail_holds", jail),
     ("disks_come_and_go", disks),
+    ("memory_comes_and_goes", memory),
+    ("orders_for_memory_that_cannot_be_are_refused", impossible_memory),
+    ("a_guest_in_shared_memory_runs", shared_memory),
+    ("huge_pages_are_used_where_set_aside_and_missed_in_words", huge_pages),
+    ("a_virtio_console_says_all_that_a_serial_line_does", virtio_console),
+    ("a_paused_guest_stands_still_and_goes_on", paused),
 ];
 
 fn main() -> ExitCode {
@@ -286,5 +292,167 @@ fn disks() -> Result<()> {
     let console = String::from_utf8_lossy(&console);
     ensure!(console.contains("[vda] 0 512-byte logical blocks"), "{console}");
     ensure!(console.contains("[vdb] 1 512-byte logical blocks"), "{console}");
+    Ok(())
+}
+
+fn initrd() -> PathBuf {
+    kernel().with_file_name("initrd.img")
+}
+
+/// A guest whose agent waits to be called.
+fn waiting(sandbox: &Sandbox, config: &VmConfig) -> Result<VmmProcess> {
+    let mut vmm = sandbox.start(config, &kernel(), Some(&initrd()))?;
+    let mut console = Vec::new();
+    loop {
+        match next(&mut vmm)? {
+            Event::GuestConnected { .. } => return Ok(vmm),
+            Event::Console(bytes) => console.extend(bytes),
+            Event::Stopped(reason) => bail!("{reason}\n{}", String::from_utf8_lossy(&console)),
+            _ => {}
+        }
+    }
+}
+
+/// The answer to an order.
+fn answer(vmm: &mut VmmProcess, order: u64) -> Result<std::result::Result<(), String>> {
+    loop {
+        match next(vmm)? {
+            Event::Answer { order: answered, result } if answered == order => return Ok(result),
+            Event::Stopped(reason) => bail!("{reason}"),
+            _ => {}
+        }
+    }
+}
+
+/// MiB of guest memory that nobody may touch: what the process has mapped without any right, in large pieces.
+fn closed_mib(vmm: &VmmProcess) -> Result<u64> {
+    let mut bytes = 0;
+    for line in fs::read_to_string(format!("/proc/{}/maps", vmm.pid()))?.lines() {
+        let (range, rest) = line.split_once(' ').context("a mapping")?;
+        let (start, end) = range.split_once('-').context("a range")?;
+        let size = u64::from_str_radix(end, 16)? - u64::from_str_radix(start, 16)?;
+        // malloc's arenas are reserved in the same way, at most 64 MiB a time and never a whole number of blocks.
+        if rest.starts_with("---") && size.is_multiple_of(2 << 20) {
+            bytes += size;
+        }
+    }
+    Ok(bytes >> 20)
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let started = Instant::now();
+    while !holds()? {
+        ensure!(started.elapsed() < Duration::from_secs(60), "a minute later not yet: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn memory() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let config = VmConfig { memory_mib: 128, spare_memory_mib: 256, ..VmConfig::default() };
+    let mut vmm = waiting(&sandbox, &config)?;
+    ensure!(closed_mib(&vmm)? == 256, "{} MiB", closed_mib(&vmm)?);
+    for (mib, closed) in [(256, 128), (384, 0), (160, 224), (128, 256), (200, 184)] {
+        let order = vmm.resize_memory(mib)?;
+        ensure!(answer(&mut vmm, order)?.is_ok());
+        wait_until(&format!("{mib} MiB"), || Ok(closed_mib(&vmm)? == closed))?;
+    }
+    let order = vmm.inflate_balloon(16)?;
+    ensure!(answer(&mut vmm, order)?.is_ok());
+    let order = vmm.pause()?;
+    ensure!(answer(&mut vmm, order)?.is_ok());
+    ensure!(closed_mib(&vmm)? == 184, "standing still changes nothing");
+    Ok(())
+}
+
+fn impossible_memory() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let mut vmm = waiting(&sandbox, &VmConfig { memory_mib: 128, spare_memory_mib: 128, ..VmConfig::default() })?;
+    let orders = [
+        (vmm.resize_memory(257)?, "between 128 and 256 MiB of memory, not 257"),
+        (vmm.resize_memory(64)?, "between 128 and 256 MiB of memory, not 64"),
+        (vmm.inflate_balloon(128)?, "cannot do without 128 MiB"),
+    ];
+    for (order, words) in orders {
+        let said = answer(&mut vmm, order)?;
+        ensure!(said.as_ref().is_err_and(|said| said.contains(words)), "{said:?}");
+    }
+    drop(vmm);
+    let config = VmConfig { spare_memory_mib: 1 << 30, ..VmConfig::default() };
+    expect_error(Sandbox::new()?.run(&config, &kernel(), None)?, "MiB of memory were asked for, this host has")
+}
+
+fn shared_memory() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let config = VmConfig { memory_kind: MemoryKind::Shared, spare_memory_mib: 128, ..VmConfig::default() };
+    let mut vmm = waiting(&sandbox, &config)?;
+    let maps = fs::read_to_string(format!("/proc/{}/maps", vmm.pid()))?;
+    ensure!(maps.contains("rw-s 00000000 00:01") && maps.contains("memfd:guest memory"), "{maps}");
+    let order = vmm.resize_memory(192)?;
+    ensure!(answer(&mut vmm, order)?.is_ok());
+    wait_until("64 MiB more", || Ok(closed_mib(&vmm)? == 64))
+}
+
+fn huge_pages() -> Result<()> {
+    const PAGES: &str = "/proc/sys/vm/nr_hugepages";
+    let config = VmConfig { memory_kind: MemoryKind::HugePages, memory_mib: 64, ..VmConfig::default() };
+    let before = fs::read_to_string(PAGES).context("the host's kernel has no huge pages")?;
+    fs::write(PAGES, "0")?;
+    let refused = Sandbox::new()?.run(&config, &kernel(), None);
+    fs::write(PAGES, "40")?;
+    let sandbox = Sandbox::new()?;
+    let ran = waiting(&sandbox, &config).and_then(|vmm| {
+        let free = fs::read_to_string("/proc/meminfo")?;
+        let line = free.lines().find(|line| line.starts_with("HugePages_Total")).unwrap_or_default().to_owned();
+        let smaps = fs::read_to_string(format!("/proc/{}/smaps", vmm.pid()))?;
+        ensure!(smaps.contains("KernelPageSize:     2048 kB"), "{line}");
+        Ok(())
+    });
+    fs::write(PAGES, before)?;
+    expect_error(refused?, "it takes 32 free pages of 2 MiB; set more aside with `sysctl vm.nr_hugepages=")?;
+    ran
+}
+
+fn virtio_console() -> Result<()> {
+    let config = VmConfig { virtio_console: true, ..VmConfig::default() };
+    let (console, _) = Sandbox::new()?.run(&config, &kernel(), None)?;
+    ensure!(console.contains("console [hvc0] enabled"), "{console}");
+    ensure!(console.contains("Linux version") && console.contains("Kernel panic"), "{console}");
+    Ok(())
+}
+
+/// The processor time that the process has had, in clock ticks.
+fn ticks(vmm: &VmmProcess) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", vmm.pid()))?;
+    let fields = stat.rsplit_once(") ").context("a name in parentheses")?.1;
+    Ok(fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum())
+}
+
+fn paused() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let mut vmm = sandbox.start(&VmConfig { vcpus: 2, max_vcpus: 2, ..talkative() }, &kernel(), Some(&initrd()))?;
+    while !matches!(next(&mut vmm)?, Event::Console(_)) {}
+    for _ in 0..2 {
+        // Twice: the second finds it done.
+        for order in [vmm.pause()?, vmm.pause()?] {
+            ensure!(answer(&mut vmm, order)?.is_ok());
+        }
+        // In the middle of its boot.
+        let mut threads = fs::read_dir(format!("/proc/{}/task", vmm.pid()))?
+            .map(|thread| fs::read_to_string(thread?.path().join("comm")))
+            .collect::<Result<Vec<_>, _>>()?;
+        // KVM has a thread of its own there.
+        threads.retain(|name| !name.starts_with("kvm-"));
+        ensure!(threads == ["tatami-vmm\n", "spawner\n"], "{threads:?} of a machine that stands still");
+        let before = ticks(&vmm)?;
+        std::thread::sleep(Duration::from_millis(500));
+        let used = ticks(&vmm)? - before;
+        ensure!(used == 0, "it used {used} ticks while it stood still");
+        for order in [vmm.resume()?, vmm.resume()?] {
+            ensure!(answer(&mut vmm, order)?.is_ok());
+        }
+    }
+    while !matches!(next(&mut vmm)?, Event::GuestConnected { .. }) {}
     Ok(())
 }

@@ -48,3 +48,8 @@ pub const SERIAL_PORT: u64 = 0x3f8;
 pub const SERIAL_IRQ: u32 = 4;
 /// The keyboard controller's data port; its command port, through which Linux resets the machine, is four further.
 pub const I8042_PORT: u64 = 0x60;
+
+/// The piece in which Linux adds memory, on a machine with less than 64 GiB (`memory_block_size_bytes`)...
+pub const MEMORY_BLOCK: u64 = 128 << 20;
+/// ...and on the largest.
+pub const LARGEST_MEMORY_BLOCK: u64 = 2 << 30;

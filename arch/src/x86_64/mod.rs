@@ -43,6 +43,12 @@ impl Machine for X86_64 {
         regions
     }
 
+    fn spare_ram(ram: &[Region], bytes: u64) -> Region {
+        let end = ram.last().map_or(0, Region::end).max(layout::HOLE_END);
+        let size = bytes.next_multiple_of(layout::MEMORY_BLOCK);
+        Region { start: end.next_multiple_of(layout::LARGEST_MEMORY_BLOCK), size }
+    }
+
     fn device_slot(index: usize) -> Option<DeviceSlot> {
         let index = u32::try_from(index).ok()?;
         let irq = layout::FIRST_DEVICE_IRQ.checked_add(index).filter(|&irq| irq <= layout::LAST_IRQ)?;
@@ -100,6 +106,13 @@ mod tests {
         assert_eq!(X86_64::ram(3 << 30), [Region { start: 0, size: 3 << 30 }]);
         let both = X86_64::ram((3 << 30) + (1 << 20));
         assert_eq!(both, [Region { start: 0, size: 3 << 30 }, Region { start: 4 << 30, size: 1 << 20 }]);
+    }
+
+    #[test]
+    fn spare_ram_lies_above_all_other_and_is_made_of_whole_pieces() {
+        let spare = |ram, wanted| X86_64::spare_ram(&X86_64::ram(ram), wanted);
+        assert_eq!(spare(128 << 20, 1 << 20), Region { start: 4 << 30, size: 128 << 20 });
+        assert_eq!(spare(5 << 30, 129 << 20), Region { start: 6 << 30, size: 256 << 20 });
     }
 
     #[test]

@@ -23,8 +23,8 @@ mod x86_64;
 use x86_64 as platform;
 
 pub(crate) use platform::{
-    KernelFormat, MachineState, OLD_CALLS, Processors, SAVE_REQUESTS, VCPU_REQUESTS, VcpuState, call_arguments,
-    probe_instructions,
+    KernelFormat, MachineState, OLD_CALLS, Processors, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, VcpuState,
+    call_arguments, probe_instructions,
 };
 
 /// The API version that has been the only one since Linux 2.6.22.
@@ -228,6 +228,14 @@ impl Vcpu {
     /// Where in the guest this vCPU stands, for messages about its end.
     pub(crate) fn whereabouts(&self) -> String {
         platform::whereabouts(&self.fd)
+    }
+
+    /// Tells the guest that it has stood still, so that it takes the time that passed for no lock-up of its own.
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn stood_still(&self) -> Result<(), KvmError> {
+        platform::stood_still(&self.fd)
     }
 
     /// What ends [`Vcpu::run`] from another thread.

@@ -20,7 +20,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
 
-pub(crate) use calls::{OLD_CALLS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
+pub(crate) use calls::{OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
 pub(crate) use state::{MachineState, VcpuState};
 
 /// The kind of kernel image that this architecture boots.
@@ -109,6 +109,16 @@ impl Processors {
         let leaves = CpuId::from_entries(&leaves)
             .map_err(|_| KvmError::Call { what: "take so many CPUID leaves", source: libc_error(libc::E2BIG) })?;
         vcpu.set_cpuid2(&leaves).map_err(failed("set CPUID leaves"))
+    }
+}
+
+/// Sets the mark in the vCPU's paravirtual clock that its guest's watchdogs look at (Linux: PVCLOCK_GUEST_STOPPED).
+pub(super) fn stood_still(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    match vcpu.kvmclock_ctrl() {
+        Ok(()) => Ok(()),
+        // The guest uses no such clock, or not yet.
+        Err(error) if error.errno() == libc::EINVAL => Ok(()),
+        Err(error) => Err(failed("mark a clock")(error)),
     }
 }
 
@@ -243,7 +253,8 @@ pub(crate) fn probe_instructions(device: OwnedFd) -> Result<Result<(), String>, 
     ];
     let kvm = Kvm::new(device)?;
     let ram = X86_64::ram(4 << 20);
-    let memory = memory::create(&ram)
+    let wanted = memory::Ram { regions: &ram, closed: None, kind: crate::config::MemoryKind::Anonymous };
+    let memory = memory::create(wanted)
         .map_err(|error| KvmError::Call { what: "have 4 MiB of memory", source: std::io::Error::other(error) })?;
     let image = X86_64::boot_image(&BootInputs {
         ram: &ram,

@@ -9,7 +9,7 @@ use libc::c_long;
 use tatami_devices::virtio::Role;
 
 use super::Who;
-use crate::kvm::{OLD_CALLS, SAVE_REQUESTS, VCPU_REQUESTS};
+use crate::kvm::{OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS};
 
 /// A call that may be made.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +48,7 @@ pub(crate) const fn when(number: c_long, tests: &'static [Test]) -> Call {
 /// What `who` may do.
 pub(super) fn of(who: Who) -> Vec<&'static [Call]> {
     match who {
-        Who::Supervisor => vec![ALL, OLD_CALLS, EVENTS, ACTIVATION, TAP, SUPERVISOR, SAVE_REQUESTS],
+        Who::Supervisor => vec![ALL, OLD_CALLS, EVENTS, ACTIVATION, TAP, SUPERVISOR, SAVE_REQUESTS, RESUME_REQUESTS],
         Who::Thread(Role::Vcpu) => vec![ALL, ACTIVATION, TAP, VCPU_REQUESTS],
         Who::Thread(Role::Io) => vec![ALL, OLD_CALLS, EVENTS, IO],
         Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, TAP, FRAMES],

@@ -30,6 +30,9 @@ pub(crate) const SAVE_REQUESTS: &[Call] = &[
     request(&[Test::Is(1, reads::<kvm_vcpu_events>(0x9f))]),
 ];
 
+/// What KVM is told of a machine that goes on: that it stood still.
+pub(crate) const RESUME_REQUESTS: &[Call] = &[request(&[Test::Is(1, plain(0xad))])];
+
 const fn request(tests: &'static [Test]) -> Call {
     when(libc::SYS_ioctl, tests)
 }
