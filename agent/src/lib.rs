@@ -38,6 +38,7 @@ mod netlink;
 mod network;
 mod priority;
 mod process;
+mod processors;
 mod pump;
 mod reaper;
 mod rights;

@@ -1,13 +1,15 @@
 //! The agent's ttrpc service: each method in a few lines, and errors as status codes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tatami_protocol::agent::{
     Changes, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
-    HelloResponse, NetworkRequest, OomRequest, OomResponse, ProcessList, ProcessRequest, ResizeRequest,
-    ShutdownRequest, SignalRequest, StartProcessResponse, Stats, UpdateRequest, WaitResponse,
+    HelloResponse, NetworkRequest, OomRequest, OomResponse, ProcessList, ProcessRequest, ProcessorsRequest,
+    ProcessorsResponse, ResizeRequest, ShutdownRequest, SignalRequest, StartProcessResponse, Stats, UpdateRequest,
+    WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::Agent;
 use ttrpc::Code;
@@ -18,7 +20,7 @@ use crate::error::Error;
 use crate::process::Process;
 use crate::sandbox::{Sandbox, check_id};
 use crate::server::Shutdown;
-use crate::{cgroup, clock, entropy, mounts, network};
+use crate::{cgroup, clock, entropy, mounts, network, processors};
 
 /// The answer to a shutdown must be on its way before the machine restarts; no one waits longer than this for it.
 const FAREWELL: Duration = Duration::from_millis(5);
@@ -175,6 +177,14 @@ impl Agent for Service {
         told.map_err(|cause| internal("tell of changes", &cause))?
             .map_err(|cause| ttrpc::Error::RpcStatus(ttrpc::get_status(Code::UNIMPLEMENTED, cause.to_string())))?;
         Ok(Empty::default())
+    }
+
+    async fn set_processors(&self, _: &TtrpcContext, request: ProcessorsRequest) -> ttrpc::Result<ProcessorsResponse> {
+        // The kernel moves all work off a processor before it goes down.
+        let set = move || processors::set_online(Path::new(processors::FOLDER), request.online);
+        let set = tokio::task::spawn_blocking(set).await.map_err(|cause| internal("set processors", &cause))?;
+        let processors = set.map_err(status)?;
+        Ok(ProcessorsResponse { online: processors.online, present: processors.present, ..Default::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {

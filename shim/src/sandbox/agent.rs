@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
     Change, Changes, ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse,
-    NetworkRequest, OomRequest, ProcessRequest, ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio,
-    UpdateRequest, WaitResponse,
+    NetworkRequest, OomRequest, ProcessRequest, ProcessorsRequest, ResizeRequest, ShutdownRequest, SignalRequest,
+    Stats, Stdio, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{Kind, StreamHeader};
@@ -273,6 +273,15 @@ impl Agent {
     pub async fn tell_changes(&self, changes: Vec<Change>) -> Result<(), AgentError> {
         let request = Changes { changes, ..Default::default() };
         answer("TellChanges", self.client.tell_changes(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Has so many of the guest's processors run, of those that its machine was made with; says how many do.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] when there are fewer, or one does not come up or go down.
+    pub async fn set_processors(&self, online: u32) -> Result<u32, AgentError> {
+        let request = ProcessorsRequest { online, ..Default::default() };
+        Ok(answer("SetProcessors", self.client.set_processors(Context::default(), &request)).await?.online)
     }
 
     /// Ends all containers and syncs; the guest then resets itself.
