@@ -40,7 +40,7 @@ use crate::sandbox::timings::{Mark, Timings};
 use crate::sandbox::{self, Ground, Sandbox, Settings};
 use compose::{Base, ComposeError, LaidOut, Recipe};
 use network::{Network, NetworkError};
-use options::{OptionsError, RunArguments, RunOptions, Source};
+use options::{ConsoleKind, OptionsError, RunArguments, RunOptions, Source};
 use signals::{Insistence, Signals};
 use terminal::RawMode;
 
@@ -171,8 +171,10 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         vcpus: options.cpus,
         max_vcpus: options.cpus,
         memory_mib: options.memory_mib,
+        memory_kind: options.memory_kind,
         command_line_extra: options.append.clone(),
-        console: options.console,
+        console: options.console == Some(ConsoleKind::Serial),
+        virtio_console: options.console == Some(ConsoleKind::Virtio),
         disk_slots: matches!(base, Base::Disk(_)).into(),
         disk_limit: options.rates.disk.unwrap_or_default(),
         nics: network.slots(options.rates.net.unwrap_or_default()),
@@ -183,7 +185,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         vm,
         kernel: files.kernel,
         initrd: files.initrd,
-        live_console: options.console,
+        live_console: options.console.is_some(),
         boot_limit: options.boot_limit,
         templates: Templates::from_environment(&Places::from_environment()),
     };

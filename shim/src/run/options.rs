@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use tatami_vmm::MemoryKind;
 
 use super::isolation::IsolationArguments;
 use super::network::{self, Net};
@@ -105,6 +106,10 @@ pub struct RunArguments {
     /// Memory of the virtual machine; the host provides only what is used
     #[arg(short, long, value_name = "SIZE[b|k|m|g]", default_value = "512m", value_parser = parse_memory)]
     memory: u32,
+    /// What the virtual machine's memory is made of on the host: its own (anonymous), what other processes can map
+    /// (shared), or pages of 2 MiB that the host has set aside with vm.nr_hugepages (huge-pages)
+    #[arg(long, value_name = "KIND", default_value = "anonymous", value_parser = parse_memory_kind)]
+    memory_backing: MemoryKind,
     /// Virtual CPUs
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     cpus: u8,
@@ -117,9 +122,9 @@ pub struct RunArguments {
     /// More words for the guest kernel's command line
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     append: String,
-    /// Show what the guest prints on its serial console, on standard error
-    #[arg(long)]
-    console: bool,
+    /// Show the guest kernel's log on standard error: from its first line on, or faster (virtio)
+    #[arg(long, value_name = "serial|virtio", num_args = 0..=1, require_equals = true, default_missing_value = "serial")]
+    console: Option<ConsoleKind>,
     /// Say at the end, on standard error, how long each phase took
     #[arg(long)]
     timings: bool,
@@ -166,6 +171,15 @@ When the terminal goes away, the command gets HUP, and ten seconds to end.
 
 A tap made with `multi_queue` gives each vCPU a queue of its own. Without
 --net the container has a loopback interface, and no other.";
+
+/// How the guest's kernel talks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleKind {
+    /// A byte at a time, and from the start.
+    Serial,
+    /// A buffer at a time, once it has found the device; until then as the other.
+    Virtio,
+}
 
 /// Where the container's root comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,6 +237,8 @@ pub struct RunOptions {
     pub stop_timeout: u64,
     /// The VM's memory, MiB.
     pub memory_mib: u32,
+    /// What that is made of.
+    pub memory_kind: MemoryKind,
     /// The VM's CPUs.
     pub cpus: u8,
     /// Kernel, if not the usual one.
@@ -231,8 +247,8 @@ pub struct RunOptions {
     pub initrd: Option<PathBuf>,
     /// More for the kernel's command line.
     pub append: String,
-    /// Show the serial console.
-    pub console: bool,
+    /// Show the kernel's log, by way of this.
+    pub console: Option<ConsoleKind>,
     /// Print the table of phases.
     pub timings: bool,
     /// For the agent to answer.
@@ -329,6 +345,7 @@ impl RunArguments {
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout.into(),
             memory_mib: self.memory,
+            memory_kind: self.memory_backing,
             cpus: self.cpus,
             kernel: self.kernel,
             initrd: self.initrd,
@@ -382,6 +399,15 @@ pub(crate) fn variables(
 
 /// The least memory a guest is given, MiB: below, the kernel does not come up.
 const LEAST_MEMORY: u64 = 48;
+
+fn parse_memory_kind(text: &str) -> Result<MemoryKind, String> {
+    match text {
+        "anonymous" => Ok(MemoryKind::Anonymous),
+        "shared" => Ok(MemoryKind::Shared),
+        "huge-pages" => Ok(MemoryKind::HugePages),
+        _ => Err("expected anonymous, shared or huge-pages".to_owned()),
+    }
+}
 
 /// A size as docker writes them, in MiB, rounded up.
 fn parse_memory(text: &str) -> Result<u32, String> {
@@ -498,6 +524,23 @@ mod tests {
     fn two_volumes_in_one_place_are_an_error() {
         let error = options(&["-v", "/a:/x", "-v", "/b:/x/", "i"]).unwrap_err();
         assert_eq!(error, OptionsError::Twice("/x".into()));
+    }
+
+    #[test]
+    fn the_console_is_the_serial_line_unless_said_otherwise() {
+        let console = |words: &[&str]| options(&[words, &["i", "sh"]].concat()).unwrap().console;
+        assert_eq!(console(&[]), None);
+        assert_eq!(console(&["--console"]), Some(ConsoleKind::Serial));
+        assert_eq!(console(&["--console=virtio"]), Some(ConsoleKind::Virtio));
+    }
+
+    #[test]
+    fn memory_is_made_of_what_is_asked_for() {
+        let kind = |words: &[&str]| options(&[words, &["i"]].concat()).unwrap().memory_kind;
+        assert_eq!(kind(&[]), MemoryKind::Anonymous);
+        assert_eq!(kind(&["--memory-backing", "huge-pages"]), MemoryKind::HugePages);
+        let error = parse(&["--memory-backing", "hugetlbfs", "i"]).unwrap_err().to_string();
+        assert!(error.contains("expected anonymous, shared or huge-pages"), "{error}");
     }
 
     #[test]

@@ -413,7 +413,7 @@ impl Settings {
     /// What the guest begins as: a machine kept earlier, or a kernel that boots.
     fn origin(&self) -> Result<(Origin, Option<Template>), Error> {
         // A guest whose console somebody watches is to be seen booting.
-        let templates = self.templates.as_ref().filter(|_| !self.vm.console);
+        let templates = self.templates.as_ref().filter(|_| !self.vm.console && !self.vm.virtio_console);
         let key = templates.and_then(|templates| templates.key(&self.vm, &self.kernel, &self.initrd).ok());
         if let (Some(templates), Some(key)) = (templates, &key)
             && let Some(snapshot) = templates.find(key)

@@ -1,0 +1,61 @@
+//! Memory that a guest does not use any more is the host's again, within half a minute and without being asked for.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use tatami_tests::Tatami;
+
+/// The memory that the VMM of an installation holds, in MiB.
+fn held(tatami: &Tatami) -> u64 {
+    let vmm =
+        tatami.processes().into_iter().find(|process| process.command.starts_with("tatami-vmm")).expect("a VMM runs");
+    let status = fs::read_to_string(format!("/proc/{}/smaps_rollup", vmm.pid)).expect("it has not ended");
+    let line = status.lines().find(|line| line.starts_with("Private_Dirty:")).expect("proc(5)");
+    line.split_ascii_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("kilobytes") >> 10
+}
+
+/// Uses 300 MB in a container, frees them, waits until they are back, and says how much is held before and meanwhile.
+fn use_and_free(templates: &str) -> [u64; 2] {
+    let tatami = Tatami::new();
+    // dd reads all of its block before it writes any: once a byte is there, it holds 300 MB.
+    let script = "mkfifo /dev/shm/f; echo before; read x; dd if=/dev/zero of=/dev/shm/f bs=300M count=1 2>/dev/null & \
+                  exec 3</dev/shm/f; head -c 1 <&3 >/dev/null; echo full; read x; \
+                  kill $!; exec 3<&-; wait; echo freed; read x; true";
+    let mut command = tatami.command(&Tatami::run_arguments(&["-i", "-m", "512m"], &["sh", "-c", script]));
+    command.env("TATAMI_TEMPLATES", templates).stdin(std::process::Stdio::piped());
+    let mut running = tatami_tests::Running::start(command);
+    let mut stdin = running.take_stdin();
+    let mut go = || std::io::Write::write_all(&mut stdin, b"\n").unwrap();
+    running.wait_for("before");
+    let before = held(&tatami);
+    go();
+    running.wait_for("full");
+    let full = held(&tatami);
+    go();
+    running.wait_for("freed");
+    let freed = Instant::now();
+    // Its kernel reports a sixteenth of what is free every two seconds.
+    while held(&tatami) > before + 60 {
+        assert!(freed.elapsed() < Duration::from_secs(90), "{full} MiB were held, {} MiB are still", held(&tatami));
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let after = held(&tatami);
+    println!(
+        "templates {templates}: {before} MiB, {full} MiB full, {after} MiB {:?} after they were freed",
+        freed.elapsed()
+    );
+    go();
+    running.finish().expect_status(0);
+    [before, full]
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn freed_memory_is_the_hosts_again() {
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    // One that boots, one that leaves a template, and one that goes on from it.
+    for templates in ["off", folder.path().to_str().unwrap(), folder.path().to_str().unwrap()] {
+        let [before, full] = use_and_free(templates);
+        assert!(full - before > 250, "{before} and {full} MiB");
+    }
+}
