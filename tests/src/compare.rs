@@ -207,16 +207,23 @@ pub fn compare<S: Stage>(
     failures
 }
 
-/// Tells the case with the reference; once more, aloud, if it does not show what everybody knows that it shows. On a busy host its
-/// shim ends, now and then, before its last event is told; that is not what the case is about. Ours has no second chance.
+/// How often a case is told with the reference at most.
+const CHANCES: usize = 3;
+
+/// Tells the case with the reference; again, aloud, if it does not show what everybody knows that it shows. On a busy host its
+/// shim ends, now and then, before its last event is told, or tells one twice; that is not what the case is about. Ours has no
+/// second chance.
 fn tell_reference<S: Stage>(case: &Case<S>, reference: &mut S) -> Told {
-    let told = tell(case, reference, true);
-    if told.notes.broken.is_empty() {
-        return told;
+    let mut told = tell(case, reference, true);
+    for _ in 1..CHANCES {
+        if told.notes.broken.is_empty() {
+            break;
+        }
+        println!("{:<44} told again with runc, which showed:", case.name);
+        told.notes.show_broken();
+        told = tell(case, reference, true);
     }
-    println!("{:<44} told again with runc, which showed:", case.name);
-    told.notes.show_broken();
-    tell(case, reference, true)
+    told
 }
 
 fn tell<S: Stage>(case: &Case<S>, stage: &mut S, strict: bool) -> Told {
@@ -342,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reference_has_a_second_chance_and_no_third() {
+    fn the_reference_has_further_chances_but_not_for_ever() {
         let shown_at = |wanted: fn(&mut Counting, &mut Notes)| {
             let told = tell_reference(&Case::new("counted", wanted), &mut Counting(0));
             told.notes.broken.is_empty()
@@ -353,7 +360,8 @@ mod tests {
         }
         assert!(shown_at(|stage, notes| told(stage, notes, 1)));
         assert!(shown_at(|stage, notes| told(stage, notes, 2)));
-        assert!(!shown_at(|stage, notes| told(stage, notes, 3)));
+        assert!(shown_at(|stage, notes| told(stage, notes, 3)));
+        assert!(!shown_at(|stage, notes| told(stage, notes, 4)));
     }
 
     #[test]
