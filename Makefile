@@ -16,7 +16,7 @@ STATIC := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C 
 RUNNER := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(CURDIR)/tests/with-kvm"
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build kernel initrd guest image standalone run test test-unit test-host test-kvm test-clients lint bench install uninstall clean
+.PHONY: help deps build kernel initrd guest image standalone run test test-unit test-host test-kvm test-clients fuzz lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -62,12 +62,15 @@ test-host: deps ## the emulated test host's own tests
 	tests/host/selftest
 
 test-kvm: build guest image ## the tests that boot guests, here or in the emulated test host
-	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-vmm -p tatami-tests
+	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-vmm -p tatami-tests -p tatami-hostile
 	$(RUNNER) $(CARGO) test --locked -p tatami-agent --test containers
 
 test-clients: build guest image ## containerd and Docker, with runc and with Tatami, compared (FULL=1: all cases on all releases)
 	TATAMI_CLIENTS=$(if $(FULL),full,$(TATAMI_CLIENTS)) $(RUNNER) $(CARGO) test --locked --no-fail-fast -p tatami-tests --features clients \
 		--test containerd --test docker
+
+fuzz: deps ## each fuzz target for FUZZ_SECONDS (60): executions, coverage, findings
+	@fuzz/run
 
 lint: deps ## format, clippy with warnings denied, the project's own rules
 	$(CARGO) fmt --all --check

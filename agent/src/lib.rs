@@ -26,6 +26,8 @@ mod entropy;
 mod error;
 mod events;
 mod executor;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guest;
 mod idle;
 mod join;

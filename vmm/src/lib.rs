@@ -13,6 +13,8 @@ mod config;
 mod console;
 mod control;
 mod disks;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod jail;
 mod kernel;
 mod kvm;
@@ -21,6 +23,7 @@ mod nics;
 mod ports;
 pub mod probe;
 pub mod process;
+mod ration;
 mod seccomp;
 pub mod snapshot;
 mod stop;

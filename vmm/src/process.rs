@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tatami_devices::virtio::{
@@ -19,6 +19,7 @@ use crate::boot::{BootError, BuiltVm, Origin, Parts};
 use crate::console::ConsoleOutput;
 use crate::control::{Channel, ControlError, LogLevel, Notice, OriginKind, Received, Start, bounded, parse};
 use crate::jail::{self, Jail, JailError};
+use crate::ration::Ration;
 use crate::seccomp::{self, Facts, SeccompError, Who};
 use crate::snapshot::Snapshot;
 use crate::stop::StopReason;
@@ -167,9 +168,10 @@ impl HostPorts for ServerPorts {
     }
 }
 
-/// Sends what is logged, and what a panic says, to the server: nothing else here can be written to.
+/// Sends what is logged, and what a panic says, to the server: nothing else here can be written to. A guest can break its devices
+/// over and over, so lines are rationed.
 fn report_to(channel: &Arc<Channel>) {
-    struct Report(Arc<Channel>);
+    struct Report(Arc<Channel>, Mutex<Ration>);
 
     impl log::Log for Report {
         fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
@@ -183,14 +185,18 @@ fn report_to(channel: &Arc<Channel>) {
                 _ if self.enabled(record.metadata()) => LogLevel::Info,
                 _ => return,
             };
+            let ration = self.1.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+            let Some(withheld) = ration else { return };
+            let note =
+                if withheld > 0 { format!(" ({withheld} lines before it were withheld)") } else { String::new() };
             // A server that does not read loses log lines, and nothing else.
-            let _ = self.0.send(&Notice::Log(level, bounded(record.args().to_string())), &[], false);
+            let _ = self.0.send(&Notice::Log(level, bounded(format!("{}{note}", record.args()))), &[], false);
         }
 
         fn flush(&self) {}
     }
 
-    if log::set_boxed_logger(Box::new(Report(Arc::clone(channel)))).is_ok() {
+    if log::set_boxed_logger(Box::new(Report(Arc::clone(channel), Mutex::new(Ration::new(Instant::now()))))).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
     }
     let channel = Arc::clone(channel);

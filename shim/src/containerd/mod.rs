@@ -14,6 +14,8 @@ mod delete;
 mod disk_rootfs;
 pub(crate) mod error;
 pub(crate) mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub(crate) mod hooks;
 mod host_ps;
 mod info;

@@ -8,6 +8,8 @@ mod budget;
 mod digest;
 mod docker;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod layer;
 #[cfg(test)]
 mod layer_tests;

@@ -255,7 +255,7 @@ impl Connection {
     }
 
     /// Bytes held for the host.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn held(&self) -> u32 {
         self.credit.held()
     }

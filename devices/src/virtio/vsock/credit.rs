@@ -143,6 +143,71 @@ mod tests {
         assert_eq!(credit.may_send(), 50);
     }
 
+    /// The same accounts in numbers that never wrap, kept the obvious way.
+    #[derive(Default)]
+    struct Ledger {
+        received: u64,
+        forwarded: u64,
+        sent: u64,
+        consumed: u64,
+        window: u64,
+    }
+
+    #[test]
+    fn accounts_that_wrap_agree_with_accounts_that_do_not() {
+        let (mut dice, mut refused) = (crate::virtio::testing::Dice::new(7), 0);
+        // Wherever the counters begin, near the wrap among others, only differences count.
+        for base in [0, 1, u32::MAX / 2, u32::MAX - WINDOW, u32::MAX - 5, u32::MAX] {
+            let mut credit = Credit {
+                received: base,
+                forwarded: base,
+                advertised: base,
+                peer_window: 0,
+                sent: base,
+                peer_forwarded: base,
+            };
+            let mut ledger = Ledger::default();
+            for _ in 0..20_000 {
+                match dice.below(5) {
+                    0 => {
+                        let len = dice.below(u64::from(WINDOW) / 3) as u32;
+                        let fits = ledger.received - ledger.forwarded + u64::from(len) <= u64::from(WINDOW);
+                        assert_eq!(credit.receive(len), fits);
+                        refused += u32::from(!fits);
+                        ledger.received += if fits { u64::from(len) } else { 0 };
+                    }
+                    1 => {
+                        let len = dice.below(u64::from(credit.held()) + 1);
+                        credit.forwarded(len as u32);
+                        ledger.forwarded += len;
+                    }
+                    2 => {
+                        let len = dice.below(u64::from(credit.may_send()) + 1);
+                        credit.sent(len as u32);
+                        ledger.sent += len;
+                    }
+                    3 => {
+                        // An honest account; every window there can be.
+                        ledger.consumed += dice.below(ledger.sent - ledger.consumed + 1);
+                        ledger.window = u64::from(dice.roll() as u32 >> dice.below(32));
+                        credit.hear(ledger.window as u32, base.wrapping_add(ledger.consumed as u32));
+                    }
+                    _ => {
+                        // One from the future changes the window only. It is told from one of the past as long as it is not so far
+                        // ahead that it has come all the way round.
+                        let future = u64::from(u32::MAX) - (ledger.sent - ledger.consumed);
+                        let ahead = ledger.sent + u64::from(future > 0) * (1 + dice.below(future.clamp(1, 1 << 30)));
+                        credit.hear(ledger.window as u32, base.wrapping_add(ahead as u32));
+                    }
+                }
+                assert_eq!(u64::from(credit.held()), ledger.received - ledger.forwarded);
+                let space = ledger.window.saturating_sub(ledger.sent - ledger.consumed);
+                assert_eq!(u64::from(credit.may_send()), space);
+            }
+        }
+        assert!(refused > 1000, "the window was hardly ever full: {refused}");
+    }
+
     #[test]
     fn the_guest_is_told_before_its_window_closes() {
         let mut credit = Credit::new();

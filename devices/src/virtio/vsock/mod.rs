@@ -7,6 +7,8 @@
 mod connection;
 mod credit;
 mod device;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod greeting;
 mod muxer;
 mod outbox;

@@ -20,6 +20,7 @@ const HYPER_V: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
 
 /// What all vCPUs share.
 #[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "fuzzing", derive(Default))]
 pub(crate) struct MachineState {
     clock: kvm_clock_data,
     chips: Vec<kvm_irqchip>,

@@ -1,0 +1,72 @@
+//! A guest that does nothing wrong, and must not notice what goes on beside it: it sends back what it is sent on port 700.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tatami_vmm::Event;
+
+use crate::machine::Machine;
+
+/// How long an answer may take where one emulated CPU does the work of two guests that never sleep.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is asked.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// The neighbour, and how it fares.
+pub struct Neighbour {
+    machine: Machine,
+    stream: UnixStream,
+    last: Instant,
+    /// Questions so far, all of them answered.
+    pub asked: u64,
+    /// The longest time that an answer took.
+    pub slowest: Duration,
+}
+
+impl Neighbour {
+    /// Boots it, and connects.
+    pub fn start() -> Result<Neighbour> {
+        let mut machine = Machine::start("attack=polite")?;
+        let started = Instant::now();
+        while !machine.console().contains("listening") {
+            ensure!(started.elapsed() < Duration::from_secs(60), "the neighbour does not start: {}", machine.console());
+            if let Some(Event::Stopped(reason)) = machine.event(Duration::from_secs(1))? {
+                bail!("the neighbour does not start: {reason}");
+            }
+        }
+        let mut stream = UnixStream::connect(machine.socket())?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"CONNECT 700\n")?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).context("the neighbour does not accept")?;
+            answer.push(byte[0]);
+        }
+        ensure!(answer.starts_with(b"OK "), "the neighbour answers {}", String::from_utf8_lossy(&answer));
+        Ok(Neighbour { machine, stream, last: Instant::now(), asked: 0, slowest: Duration::ZERO })
+    }
+
+    /// Asks, if it is time to, and checks the answer; says whether it was.
+    pub fn ask(&mut self) -> Result<bool> {
+        if self.last.elapsed() < INTERVAL {
+            return Ok(false);
+        }
+        let question = format!("question {:8}", self.asked);
+        let started = Instant::now();
+        self.stream.write_all(question.as_bytes()).context("the neighbour is gone")?;
+        let mut answer = vec![0; question.len()];
+        self.stream.read_exact(&mut answer).context("the neighbour does not answer")?;
+        ensure!(answer == question.as_bytes(), "the neighbour answers nonsense: {}", String::from_utf8_lossy(&answer));
+        self.slowest = self.slowest.max(started.elapsed());
+        (self.asked, self.last) = (self.asked + 1, Instant::now());
+        while let Some(event) = self.machine.event(Duration::ZERO)? {
+            if let Event::Stopped(reason) = event {
+                bail!("the neighbour ended: {reason}");
+            }
+        }
+        Ok(true)
+    }
+}
