@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use linux_loader::loader::KernelLoader;
 use tatami_arch::{ElfHeader, Extent, Host, KernelFormatError, Machine, PlacementError, Region};
 use tatami_devices::virtio::GuestMemory;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _};
 
 use crate::kvm::KernelFormat;
 
@@ -49,11 +49,17 @@ pub(crate) fn load_kernel(memory: &GuestMemory, file: &mut File) -> Result<Loade
     let len = read_start(file, &mut start).map_err(|error| LoadError::Read("kernel", error))?;
     let header = ElfHeader::check(&start[..len], Host::ELF)?;
     let loaded = KernelFormat::load(memory, None, file, None).map_err(|error| LoadError::Kernel(error.to_string()))?;
-    let entry = header.entry;
-    match loaded.kernel_end.checked_sub(entry) {
-        Some(size) if size > 0 => Ok(LoadedKernel { entry, extent: Extent { start: entry, size } }),
-        _ => Err(LoadError::Kernel("its entry point lies outside of it".to_owned())),
+    let (entry, end) = (header.entry, loaded.kernel_end);
+    let Some(size) = end.checked_sub(entry).filter(|size| *size > 0) else {
+        return Err(LoadError::Kernel("its entry point lies outside of it".to_owned()));
+    };
+    // Only what the file has was put into memory; what it wants behind that, and everything that is placed by its end, has to fit, too.
+    if !usize::try_from(size).is_ok_and(|size| memory.check_range(GuestAddress(entry), size)) {
+        return Err(LoadError::Kernel(format!(
+            "from its entry to its end, {entry:#x} to {end:#x}, it is not wholly in memory"
+        )));
     }
+    Ok(LoadedKernel { entry, extent: Extent { start: entry, size } })
 }
 
 /// Reads the initrd to the place that the machine chooses for it.
