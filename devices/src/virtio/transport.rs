@@ -4,6 +4,7 @@
 //! Whatever the driver writes is kept as written and judged once, when it says that it is ready; until a reset, nothing it
 //! writes afterwards has an effect on queues or features.
 
+use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
@@ -356,12 +357,14 @@ impl Transport {
         if state.queues.len() != self.queues.len() {
             return Err(RestoreError::QueueCount { found: state.queues.len(), expected: self.queues.len() });
         }
+        let positioned = state.queues.iter().any(|queue| queue.position.is_some());
+        // Until a driver asks for them to be accepted, it may have written any.
+        let accepted = positioned || state.status & STATUS_FEATURES_OK != 0;
         let unknown = state.driver_features & !self.offered();
-        if unknown != 0 {
+        if accepted && unknown != 0 {
             return Err(RestoreError::Features(unknown));
         }
         let mut queues = Vec::new();
-        let positioned = state.queues.iter().any(|queue| queue.position.is_some());
         if positioned {
             for (index, queue) in state.queues.iter().enumerate() {
                 queues.push(self.build(index as u16, queue, state.driver_features)?);
@@ -411,7 +414,9 @@ impl Transport {
         match queues {
             Ok(queues) => self.activate(queues),
             Err(error) => {
-                log::error!("{:?}: not started: {error}", self.device.kind());
+                // Of a queue that is the driver's own doing, no saved state is to be blamed.
+                let reason = if let RestoreError::Queue(fault) = &error { fault as &dyn Error } else { &error };
+                log::error!("{:?}: not started: {reason}", self.device.kind());
                 self.interrupt.needs_reset();
             }
         }

@@ -368,3 +368,20 @@ fn a_damaged_state_is_refused() {
         assert!(!probe.is_active());
     }
 }
+
+#[test]
+fn a_driver_that_has_written_features_that_nobody_offered_can_be_saved() {
+    let (_, mut before) = probe();
+    before.add_status(STATUS_ACKNOWLEDGE);
+    before.add_status(STATUS_DRIVER);
+    for page in [0, 1] {
+        before.set(0x24, page);
+        before.set(0x20, u32::MAX);
+    }
+    let state = before.transport.save();
+    let (_, mut after) = probe();
+    after.transport.restore(&state).unwrap();
+    assert_eq!(after.transport.save(), state);
+    after.add_status(STATUS_FEATURES_OK);
+    assert_eq!(after.status() & STATUS_FEATURES_OK, 0, "they are judged when they are to be accepted");
+}
