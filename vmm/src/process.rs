@@ -187,8 +187,7 @@ fn report_to(channel: &Arc<Channel>) {
             };
             let ration = self.1.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
             let Some(withheld) = ration else { return };
-            let note =
-                if withheld > 0 { format!(" ({withheld} lines before it were withheld)") } else { String::new() };
+            let note = if withheld > 0 { format!(" (lines withheld before it: {withheld})") } else { String::new() };
             // A server that does not read loses log lines, and nothing else.
             let _ = self.0.send(&Notice::Log(level, bounded(format!("{}{note}", record.args()))), &[], false);
         }

@@ -159,14 +159,14 @@ fn lengths(device: &Device) {
     count("requests without room for an answer", stopped, "of 2 stopped the device");
 }
 
-/// Every number a request can have, with nothing, with zeros and with ones behind it.
+/// Every number a request can have, with few or many zeros or ones behind it.
 fn opcodes(device: &Device) {
     let mut server = Server::start(device);
     let (mut answered, mut stopped) = (0, 0);
     for opcode in (0..64).chain([4096, 0x8000_0000, u32::MAX]) {
         // FALLOCATE may well do as it is told, and fill the host's disk.
         for byte in [0, 0xff] {
-            for len in [0, 8, 64, 4096] {
+            for len in [8, 4096] {
                 let mut body = Body::new();
                 if opcode != 43 {
                     body.same(len, byte);

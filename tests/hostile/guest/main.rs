@@ -5,7 +5,10 @@
 //! It is its own world: no standard library, no interrupts, no memory but what is at fixed addresses.
 #![no_std]
 #![no_main]
-#![allow(unsafe_code, reason = "ports, device registers and memory at fixed addresses: all there is on the bare machine")]
+#![allow(
+    unsafe_code,
+    reason = "ports, device registers and memory at fixed addresses: all there is on the bare machine"
+)]
 
 mod files;
 mod machine;

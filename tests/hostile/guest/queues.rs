@@ -2,11 +2,12 @@
 
 use crate::serial::{count, tell};
 use crate::virtio::{
-    BUFFERS, Descriptor, Device, ENTROPY, FILES, INDIRECT, NEXT, Queue, RAM_END, SOCKET, STATUS, WRITE, into, out,
+    BUFFERS, DISK, Descriptor, Device, ENTROPY, FILES, INDIRECT, NETWORK, NEXT, Queue, RAM_END, SOCKET, STATUS, WRITE,
+    into, out,
 };
 
 pub fn run() {
-    for (kind, queue) in [(ENTROPY, 0), (SOCKET, 1), (FILES, 1)] {
+    for (kind, queue) in [(ENTROPY, 0), (SOCKET, 1), (FILES, 1), (DISK, 0), (NETWORK, 1)] {
         let Some(device) = Device::find(kind) else {
             tell("a device", "MISSING");
             continue;
@@ -150,7 +151,7 @@ fn rewritten(device: &Device, number: u32) {
 
 /// Resets while requests are under way.
 fn resets(device: &Device, number: u32) {
-    const TIMES: u64 = 100;
+    const TIMES: u64 = 20;
     for _ in 0..TIMES {
         let mut queue = device.bring_up_queue(number);
         for _ in 0..16 {

@@ -5,6 +5,8 @@ use core::sync::atomic::{Ordering, fence};
 use crate::machine::{fill, load, store};
 
 /// Device types.
+pub const NETWORK: u32 = 1;
+pub const DISK: u32 = 2;
 pub const ENTROPY: u32 = 4;
 pub const SOCKET: u32 = 19;
 pub const FILES: u32 = 26;
@@ -209,7 +211,7 @@ impl Queue {
                 self.taken = self.taken.wrapping_add(1);
                 return true;
             }
-            if turn % 64 == 63 && self.device.needs_reset() {
+            if turn % 256 == 255 && self.device.needs_reset() {
                 return false;
             }
             core::hint::spin_loop();

@@ -1,7 +1,9 @@
 //! A guest of ours in a VMM of its own, and what its process takes of the host.
 
 use std::fs::{self, File};
-use std::os::unix::net::UnixListener;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -11,11 +13,13 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{SysconfVar, sysconf};
 use tatami_vmm::boot::Origin;
-use tatami_vmm::{Event, Resources, VmConfig, VmmProcess, probe};
+use tatami_vmm::{DiskPart, Event, NicConfig, NicKind, Resources, VmConfig, VmmProcess, probe};
 
 /// The guest's RAM, in MiB: as the guest knows it.
 const MEMORY_MIB: u32 = 64;
 const SECRET: &str = "secret";
+/// Bytes of its disk.
+const DISK: u64 = 1 << 20;
 /// Console text that is kept: a flood is not.
 const CONSOLE: usize = 64 << 10;
 
@@ -23,7 +27,7 @@ const CONSOLE: usize = 64 << 10;
 static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Has what VMMs say kept.
-pub fn keep_log() {
+pub(crate) fn keep_log() {
     struct Keep;
     impl log::Log for Keep {
         fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
@@ -46,31 +50,34 @@ pub fn keep_log() {
 }
 
 /// What was logged since the last call.
-pub fn log_since_last() -> Vec<String> {
+pub(crate) fn log_since_last() -> Vec<String> {
     LOG.lock().map(|mut lines| std::mem::take(&mut *lines)).unwrap_or_default()
 }
 
 /// What a process takes.
 #[derive(Debug)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Resident memory beyond the guest's RAM.
-    pub memory_kib: u64,
-    pub descriptors: usize,
-    pub threads: usize,
+    pub(crate) memory_kib: u64,
+    pub(crate) descriptors: usize,
+    pub(crate) threads: usize,
     /// CPU time of all threads since the start.
-    pub cpu: Duration,
+    pub(crate) cpu: Duration,
 }
 
 /// A guest and its VMM.
-pub struct Machine {
-    pub vmm: VmmProcess,
+pub(crate) struct Machine {
+    pub(crate) vmm: VmmProcess,
     console: String,
     folder: Folder,
+    disk: File,
+    /// The other end of its network, which is read and thrown away.
+    network: UnixStream,
 }
 
 impl Machine {
     /// Boots the guest with this word on its command line.
-    pub fn start(word: &str) -> Result<Machine> {
+    pub(crate) fn start(word: &str) -> Result<Machine> {
         ensure!(!tatami_hostile::GUEST.is_empty(), "there is no hostile guest for this architecture yet");
         let folder = Folder::new()?;
         let kernel = folder.path("guest");
@@ -78,6 +85,8 @@ impl Machine {
         let config = VmConfig {
             memory_mib: MEMORY_MIB,
             command_line_extra: word.to_owned(),
+            disk_slots: 1,
+            nics: vec![NicConfig { kind: NicKind::Stream, queue_pairs: 1, mtu: None }],
             console: true,
             ..VmConfig::default()
         };
@@ -86,17 +95,25 @@ impl Machine {
             origin: Origin::Kernel { kernel: File::open(kernel)?, initrd: None },
             shared_dir: folder.path("above/shared"),
             vsock_listener: UnixListener::bind(folder.path("vsock"))?,
+            cgroup: None,
         };
-        Ok(Machine { vmm: VmmProcess::spawn(&config, resources)?, console: String::new(), folder })
+        let mut vmm = VmmProcess::spawn(&config, resources)?;
+        let disk = tempfile::tempfile()?;
+        disk.set_len(DISK)?;
+        vmm.attach_disk(0, &[DiskPart { image: disk.try_clone()?, start: 0, length: DISK, read_only: false }])?;
+        let (network, theirs) = UnixStream::pair()?;
+        network.set_nonblocking(true)?;
+        vmm.plug_nic(0, &[OwnedFd::from(theirs)])?;
+        Ok(Machine { vmm, console: String::new(), folder, disk, network })
     }
 
     /// Where the host reaches the guest's ports.
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path("vsock")
     }
 
     /// The next event, if one comes within `patience`; console text is kept, too.
-    pub fn event(&mut self, patience: Duration) -> Result<Option<Event>> {
+    pub(crate) fn event(&mut self, patience: Duration) -> Result<Option<Event>> {
         let event = match self.vmm.next_event()? {
             Some(event) => Some(event),
             None => {
@@ -104,6 +121,10 @@ impl Machine {
                 self.vmm.next_event()?
             }
         };
+        while self.network.read(&mut [0; 64 << 10]).is_ok_and(|count| count > 0) {}
+        if let Some(Event::Answer { result: Err(error), .. }) = &event {
+            bail!("it has no disk or no network: {error}");
+        }
         if let Some(Event::Console(bytes)) = &event {
             self.console.push_str(&String::from_utf8_lossy(bytes));
             // Lines of a flood are all alike, and no attack's.
@@ -116,18 +137,18 @@ impl Machine {
     }
 
     /// What the guest said, without floods.
-    pub fn console(&self) -> &str {
+    pub(crate) fn console(&self) -> &str {
         &self.console
     }
 
     /// Attacks, and what came of them.
-    pub fn outcomes(&self) -> Vec<(String, String)> {
-        let lines = self.console.lines().filter_map(|line| line.strip_prefix("attack ")?.split_once(": "));
+    pub(crate) fn outcomes(&self) -> Vec<(String, String)> {
+        let lines = self.console.lines().filter_map(|line| line.strip_prefix("attack ")?.rsplit_once(": "));
         lines.map(|(attack, outcome)| (attack.to_owned(), outcome.to_owned())).collect()
     }
 
     /// What its process takes now.
-    pub fn usage(&self) -> Result<Usage> {
+    pub(crate) fn usage(&self) -> Result<Usage> {
         let proc = PathBuf::from(format!("/proc/{}", self.vmm.pid()));
         let count = |folder: &str| Ok::<_, std::io::Error>(fs::read_dir(proc.join(folder))?.count());
         let stat = fs::read_to_string(proc.join("stat")).context("the VMM is gone")?;
@@ -143,8 +164,8 @@ impl Machine {
         })
     }
 
-    /// Fails if anything beside the shared folder is not as it was.
-    pub fn check_folder(&self) -> Result<()> {
+    /// Fails if anything beside the shared folder is not as it was, or the disk has another size.
+    pub(crate) fn check_folder(&self) -> Result<()> {
         let names = |folder: PathBuf| -> Result<Vec<String>> {
             let entries = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
             let mut names = entries.collect::<Result<Vec<_>>>()?;
@@ -155,6 +176,7 @@ impl Machine {
         ensure!(names(self.folder.path("above"))? == ["shared"], "something was made above the folder");
         let beside = names(self.folder.path("."))?;
         ensure!(beside == ["above", "guest", "outside", "vsock"], "something was made beside the folder: {beside:?}");
+        ensure!(self.disk.metadata()?.len() == DISK, "the disk's image has another size");
         Ok(())
     }
 }

@@ -1,10 +1,15 @@
 //! A guest that does nothing wrong, and must not notice what goes on beside it: it sends back what it is sent on port 700.
+//!
+//! It has no interrupts, so it never sleeps: between two questions it is stopped, lest it take half of the only CPU from the one whose
+//! attacks are to be seen.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tatami_vmm::Event;
 
 use crate::machine::Machine;
@@ -15,19 +20,19 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// The neighbour, and how it fares.
-pub struct Neighbour {
+pub(crate) struct Neighbour {
     machine: Machine,
     stream: UnixStream,
     last: Instant,
     /// Questions so far, all of them answered.
-    pub asked: u64,
+    pub(crate) asked: u64,
     /// The longest time that an answer took.
-    pub slowest: Duration,
+    pub(crate) slowest: Duration,
 }
 
 impl Neighbour {
     /// Boots it, and connects.
-    pub fn start() -> Result<Neighbour> {
+    pub(crate) fn start() -> Result<Neighbour> {
         let mut machine = Machine::start("attack=polite")?;
         let started = Instant::now();
         while !machine.console().contains("listening") {
@@ -46,16 +51,19 @@ impl Neighbour {
             answer.push(byte[0]);
         }
         ensure!(answer.starts_with(b"OK "), "the neighbour answers {}", String::from_utf8_lossy(&answer));
-        Ok(Neighbour { machine, stream, last: Instant::now(), asked: 0, slowest: Duration::ZERO })
+        let neighbour = Neighbour { machine, stream, last: Instant::now(), asked: 0, slowest: Duration::ZERO };
+        neighbour.signal(Signal::SIGSTOP)?;
+        Ok(neighbour)
     }
 
     /// Asks, if it is time to, and checks the answer; says whether it was.
-    pub fn ask(&mut self) -> Result<bool> {
+    pub(crate) fn ask(&mut self) -> Result<bool> {
         if self.last.elapsed() < INTERVAL {
             return Ok(false);
         }
         let question = format!("question {:8}", self.asked);
         let started = Instant::now();
+        self.signal(Signal::SIGCONT)?;
         self.stream.write_all(question.as_bytes()).context("the neighbour is gone")?;
         let mut answer = vec![0; question.len()];
         self.stream.read_exact(&mut answer).context("the neighbour does not answer")?;
@@ -67,6 +75,12 @@ impl Neighbour {
                 bail!("the neighbour ended: {reason}");
             }
         }
+        self.signal(Signal::SIGSTOP)?;
         Ok(true)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let process = Pid::from_raw(i32::try_from(self.machine.vmm.pid())?);
+        kill(process, signal).context("the neighbour's process is gone")
     }
 }
