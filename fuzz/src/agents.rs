@@ -61,7 +61,8 @@ pub fn answers(data: &[u8]) {
             let _ = stream.read(&mut [0; 64]).await;
             let greeting = if input.byte() < 0xf0 { b"OK 1\n" } else { input.bytes(64) };
             let _ = stream.write_all(greeting).await;
-            let _ = stream.read(&mut [0; 4096]).await;
+            // To half a greeting nobody says anything.
+            let _ = tokio::time::timeout(Duration::from_millis(50), stream.read(&mut [0; 4096])).await;
             while !input.is_empty() {
                 // ttrpc: length, stream, kind, flags, message.
                 let frame = match input.byte() {

@@ -24,6 +24,8 @@ pub mod rings;
 pub mod scratch;
 pub mod seeds;
 
+use nix::sys::signal::{SigSet, Signal};
+
 /// A target.
 pub struct Target {
     /// The name of its file in `targets/` and of its folder in `corpus/`.
@@ -39,6 +41,10 @@ pub struct Target {
 /// # Panics
 /// When there is no such target or folder.
 pub fn begin(name: &str) {
+    // As in any program of Rust's but those whose main is C++'s: a socket whose other end is gone is an error, and no more.
+    let mut pipe = SigSet::empty();
+    pipe.add(Signal::SIGPIPE);
+    pipe.thread_block().expect("a signal can be blocked");
     let Some(folder) = std::env::var_os("TATAMI_FUZZ_SEEDS") else { return };
     let target = TARGETS.iter().find(|target| target.name == name).expect("a target of that name");
     for (number, seed) in (target.seeds)().into_iter().enumerate() {

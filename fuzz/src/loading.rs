@@ -7,8 +7,8 @@ use tatami_devices::virtio::{Blk, BlkConfig, Net, NicKind, Rng, Slot, VirtioDevi
 use tatami_vmm::snapshot::Snapshot;
 use tatami_vmm::{NicConfig, VmConfig, fuzzing};
 
-use crate::{devices, nics};
 use crate::driver::threads;
+use crate::{devices, nics};
 
 /// The saved machine's memory, in bytes.
 pub const MEMORY_BYTES: u64 = 32 << 20;

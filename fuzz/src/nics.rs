@@ -47,8 +47,11 @@ fn nic(kind: NicKind, socket: SocketType, pairs: u16, data: &[u8]) {
             let command = [[4, 0], [5, 0], [input.byte(), input.byte()]][usize::from(input.byte() % 3)];
             driver.put(0x6_0000, &[&command[..], &input.double().to_le_bytes()].concat());
             let len = [4, 10, input.word()][usize::from(input.byte() % 3)];
-            let chain = [(0x6_0000, len, false), (0x6_1000, 1, true)]
-                .map(|(address, len, writable)| Buffer { address, len, writable });
+            let chain = [(0x6_0000, len, false), (0x6_1000, 1, true)].map(|(address, len, writable)| Buffer {
+                address,
+                len,
+                writable,
+            });
             driver.post(2 * usize::from(input.pick(&[1, pairs])), &chain);
         }
         _ => {
