@@ -204,8 +204,8 @@ impl Driver {
         let end = Instant::now() + PATIENCE;
         // A kick that can still be taken was not heard. It is put back.
         let is_unheard = |driver: &Driver| {
-            let kicks = driver.transport.transport().kicks().iter().take(driver.served);
-            kicks.fold(false, |any, kick| kick.read().is_ok_and(|count| kick.write(count).is_ok()) || any)
+            let mut kicks = driver.transport.transport().kicks().iter().take(driver.served);
+            kicks.any(|kick| kick.read().is_ok_and(|count| kick.write(count).is_ok()))
         };
         while self.transport.transport().is_active() && !self.needs_reset() && is_unheard(self) {
             assert!(Instant::now() < end, "the device does not come to rest");

@@ -173,7 +173,7 @@ fn kicks() {
     let Some(device) = Device::find(virtio::ENTROPY) else { return };
     let mut queue = device.bring_up_queue(0);
     let mut answered = 0;
-    for _ in 0..500 {
+    for _ in 0..200 {
         queue.post(&[virtio::into(virtio::BUFFERS, 4)]);
         answered += u64::from(queue.wait());
     }
@@ -186,13 +186,13 @@ fn serial() {
     for at in 0..4096 {
         store::<u8>(virtio::BUFFERS + at, if at % 64 == 63 { b'\n' } else { b'x' });
     }
-    for _ in 0..12 {
+    for _ in 0..2 {
         flood(virtio::BUFFERS, 4096);
     }
     fill(virtio::BUFFERS, 4096, b'y');
-    for _ in 0..4 {
+    for _ in 0..2 {
         flood(virtio::BUFFERS, 4096);
     }
     say("");
-    tell("serial flood", "65536 bytes");
+    tell("serial flood", "16384 bytes");
 }

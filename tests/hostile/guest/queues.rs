@@ -151,7 +151,7 @@ fn rewritten(device: &Device, number: u32) {
 
 /// Resets while requests are under way.
 fn resets(device: &Device, number: u32) {
-    const TIMES: u64 = 20;
+    const TIMES: u64 = 8;
     for _ in 0..TIMES {
         let mut queue = device.bring_up_queue(number);
         for _ in 0..16 {

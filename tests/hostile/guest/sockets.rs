@@ -10,6 +10,8 @@ const PAYLOAD: u64 = BUFFERS + 0x1000;
 /// Receive buffers, 4 KiB each.
 const RECEIVE: u64 = BUFFERS + (1 << 20);
 const CID: u64 = 3;
+/// Packets under way at once in a flood.
+const BATCH: u32 = 20;
 const REQUEST: u16 = 1;
 const RESPONSE: u16 = 2;
 const RST: u16 = 3;
@@ -54,18 +56,24 @@ impl Sockets {
 
     /// Sends `packet` with `payload` bytes behind it, whatever it says; false if the device does not take it.
     fn send(&mut self, packet: Packet, payload: u32) -> bool {
-        store(HEADER, packet.cids);
-        store(HEADER + 16, packet.ports);
-        store(HEADER + 24, packet.len);
-        store(HEADER + 28, packet.kind);
-        store(HEADER + 30, packet.op);
-        store(HEADER + 32, packet.flags);
-        store(HEADER + 36, packet.credit);
-        match payload {
-            0 => self.tx.post(&[out(HEADER, 44)]),
-            len => self.tx.post(&[out(HEADER, 44), out(PAYLOAD, len)]),
-        }
+        self.post(0, packet, payload);
         self.tx.wait()
+    }
+
+    /// Makes it available, its header in place `place`.
+    fn post(&mut self, place: u32, packet: Packet, payload: u32) {
+        let header = HEADER + 64 * u64::from(place);
+        store(header, packet.cids);
+        store(header + 16, packet.ports);
+        store(header + 24, packet.len);
+        store(header + 28, packet.kind);
+        store(header + 30, packet.op);
+        store(header + 32, packet.flags);
+        store(header + 36, packet.credit);
+        match payload {
+            0 => self.tx.post(&[out(header, 44)]),
+            len => self.tx.post(&[out(header, 44), out(PAYLOAD, len)]),
+        }
     }
 
     /// Takes what the device sent: how many packets of kind `op`. The buffers go back.
@@ -82,16 +90,21 @@ impl Sockets {
         found
     }
 
-    /// Sends the same again and again.
+    /// Sends the same again and again, a batch at a time.
     fn flood(&mut self, name: &str, times: u32, make: impl Fn(u32) -> (Packet, u32)) {
         let (mut taken, mut resets) = (0_u64, 0);
-        for number in 0..times {
-            let (packet, payload) = make(number);
-            if !self.send(packet, payload) && !self.device.needs_reset() {
-                tell(name, "NOTHING HAPPENED");
-                return;
+        for batch in (0..times).step_by(BATCH as usize) {
+            for place in 0..BATCH {
+                let (packet, payload) = make(batch + place);
+                self.post(place, packet, payload);
             }
-            taken += 1;
+            for _ in 0..BATCH {
+                if !self.tx.wait() && !self.device.needs_reset() {
+                    tell(name, "NOTHING HAPPENED");
+                    return;
+                }
+            }
+            taken += u64::from(BATCH);
             resets += self.take(RST);
             if self.device.needs_reset() {
                 tell(name, "device stopped");
