@@ -107,7 +107,10 @@ impl Device {
         self.set(QUEUE_SIZE, size);
         for (register, area) in [0x80, 0x90, 0xa0].into_iter().zip(areas) {
             self.set(register, area as u32);
-            self.set(register + 4, (area >> 32) as u32);
+            // After a reset it is zero, and each write is an exit.
+            if area >> 32 != 0 {
+                self.set(register + 4, (area >> 32) as u32);
+            }
         }
         self.set(0x44, 1);
     }
