@@ -3,7 +3,7 @@
 //! | module | fed |
 //! |---|---|
 //! | [`rings`] | the split queue and the transport's registers, without a device |
-//! | [`devices`], [`nics`], [`files`] | each device behind the driver of [`driver`] |
+//! | [`devices`], [`nics`], [`memories`], [`files`] | each device behind the driver of [`driver`] |
 //! | [`loading`] | kernels, saved machines, what comes over the VMM's control socket |
 //! | [`images`] | layers and image archives |
 //! | [`agents`] | both sides of the agent's wire; what containerd says to a shim |
@@ -19,6 +19,7 @@ pub mod files;
 pub mod images;
 pub mod input;
 pub mod loading;
+pub mod memories;
 pub mod nics;
 pub mod rings;
 pub mod scratch;
@@ -63,6 +64,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "uring", run: devices::uring, seeds: seeds::noise },
     Target { name: "net", run: nics::net, seeds: seeds::noise },
     Target { name: "tap", run: nics::tap, seeds: seeds::noise },
+    Target { name: "balloon", run: memories::balloon, seeds: seeds::noise },
+    Target { name: "mem", run: memories::mem, seeds: seeds::noise },
+    Target { name: "console", run: memories::console, seeds: seeds::noise },
     Target { name: "vsock", run: devices::vsock, seeds: seeds::noise },
     Target { name: "connection", run: devices::connection, seeds: seeds::noise },
     Target { name: "fs", run: files::fs, seeds: seeds::noise },

@@ -29,7 +29,12 @@ pub fn kernel(data: &[u8]) {
 /// What a machine was saved as: no vCPUs, which only KVM can judge.
 pub fn machine() -> VmConfig {
     let memory_mib = (MEMORY_BYTES >> 20) as u32;
-    let nics = vec![NicConfig { kind: tatami_vmm::NicKind::Stream, queue_pairs: 1, mtu: None }];
+    let nics = vec![NicConfig {
+        kind: tatami_vmm::NicKind::Stream,
+        queue_pairs: 1,
+        mtu: None,
+        limits: tatami_vmm::NicLimits::NONE,
+    }];
     VmConfig { vcpus: 0, max_vcpus: 0, memory_mib, disk_slots: 1, nics, ..VmConfig::default() }
 }
 

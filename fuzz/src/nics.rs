@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use tatami_devices::virtio::{Net, NicKind, NicShape, NicSlot};
+use tatami_devices::virtio::{Net, NicKind, NicLimits, NicShape, NicSlot};
 
 use crate::devices::buffers;
 use crate::driver::{Buffer, Driver, Rig, drive, threads};
@@ -16,7 +16,7 @@ use crate::input::Input;
 /// # Panics
 /// When event descriptors are not to be had.
 pub fn slot(kind: NicKind, pairs: u16) -> NicSlot {
-    let shape = NicShape { address: [2, 0, 0, 0, 0, 1], kind, pairs, mtu: Some(1500) };
+    let shape = NicShape { address: [2, 0, 0, 0, 0, 1], kind, pairs, mtu: Some(1500), limits: NicLimits::NONE };
     NicSlot::empty(shape).expect("event descriptors")
 }
 

@@ -4,16 +4,16 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::SendFlags;
-use tatami_arch::{BootInputs, Extent, Host, Machine};
-use tatami_devices::virtio::{GuestMemory, MmioTransport, TransportState, VirtioDevice};
+use tatami_arch::{BootInputs, Extent, Host, Machine, Region};
+use tatami_devices::virtio::{GuestMemory, MmioTransport, NicLimits, TransportState, VirtioDevice};
 use vm_memory::GuestMemory as _;
 
-use crate::config::{NicConfig, NicKind, VmConfig};
+use crate::config::{MemoryKind, NicConfig, NicKind, VmConfig};
 use crate::control::{Channel, Notice, Order, Received, Start, What, parse};
-use crate::disks::DiskSlots;
 use crate::kvm::MachineState;
-use crate::nics::NicSlots;
+use crate::memory::Ram;
 use crate::snapshot::{Snapshot, State};
+use crate::supervisor::Adjustable;
 use crate::{kernel, memory};
 
 /// Loads `file` as a kernel into the least memory that a machine has, with an initrd of `initrd` bytes beside it.
@@ -34,10 +34,14 @@ pub fn kernel(file: &mut File, initrd: u64) {
     Host::boot_image(&inputs).expect("a short command line");
 }
 
+fn ram(regions: &[Region]) -> Ram<'_> {
+    Ram { regions, closed: None, kind: MemoryKind::Anonymous }
+}
+
 /// Takes up a saved machine as far as that goes without KVM: state, memory, devices, which then go to work.
 pub fn restore(config: &VmConfig, snapshot: &Snapshot, devices: Vec<Box<dyn VirtioDevice>>) {
     let Ok(state) = snapshot.read(config) else { return };
-    let Ok(memory) = snapshot.map(&state, &Host::ram(config.memory_bytes())) else { return };
+    let Ok(memory) = snapshot.map(&state, ram(&Host::ram(config.memory_bytes()))) else { return };
     let mut restored = Vec::new();
     for (device, saved) in devices.into_iter().zip(&state.devices) {
         let mut transport = MmioTransport::new(device, memory.clone()).expect("event descriptors");
@@ -62,8 +66,8 @@ pub fn restore(config: &VmConfig, snapshot: &Snapshot, devices: Vec<Box<dyn Virt
 /// When the files cannot be written.
 pub fn save(config: &VmConfig, snapshot: &Snapshot, devices: Vec<TransportState>) {
     let state = State::new(config.clone(), MachineState::default(), Vec::new(), devices);
-    let memory = memory::create(&Host::ram(config.memory_bytes())).expect("memory for a small machine");
-    snapshot.write(&memory, state).expect("files in memory");
+    let memory = memory::create(ram(&Host::ram(config.memory_bytes()))).expect("memory for a small machine");
+    snapshot.write(&memory, &[], state).expect("files in memory");
 }
 
 /// One message over the socket, with `images` beside it, as both sides read it. What is an order for disks or
@@ -91,15 +95,11 @@ pub fn message(bytes: &[u8], images: &[File]) {
 }
 
 fn obey(what: What, received: Vec<OwnedFd>) {
-    let slots = DiskSlots::new(2);
-    let nic = |kind, queue_pairs| NicConfig { kind, queue_pairs, mtu: None };
-    let nics = [nic(NicKind::Stream, 1), nic(NicKind::Tap { cuts_udp: false }, 2)];
-    let nics = NicSlots::new(&nics).expect("event descriptors");
-    match what {
-        What::AttachDisk(slot, parts) => drop(slots.attach(slot, parts, received)),
-        What::DetachDisk(slot) => drop(slots.detach(slot)),
-        What::PlugNic(slot) => drop(nics.plug(slot, received)),
-        What::PullNic(slot) => drop(nics.pull(slot)),
-        What::Save => {}
-    }
+    let nic = |kind, queue_pairs| NicConfig { kind, queue_pairs, mtu: None, limits: NicLimits::NONE };
+    let nics = vec![nic(NicKind::Stream, 1), nic(NicKind::Tap { cuts_udp: false }, 2)];
+    let config = VmConfig { disk_slots: 2, nics, spare_memory_mib: 256, ..VmConfig::default() };
+    let adjustable = Adjustable::new(&config).expect("event descriptors");
+    let _ = adjustable.carry_out(what, received);
+    let spare = adjustable.spare.expect("memory that can be added");
+    assert!(spare.requested() <= config.spare_memory_bytes(), "{spare:?}");
 }

@@ -55,6 +55,22 @@ impl Adjustable {
         })
     }
 
+    /// Carries out an order that vCPUs need not stand still for.
+    ///
+    /// # Errors
+    /// What the server is told.
+    pub(crate) fn carry_out(&self, what: What, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        match what {
+            What::AttachDisk(slot, parts) => told(self.disks.attach(slot, parts, descriptors)),
+            What::DetachDisk(slot) => told(self.disks.detach(slot)),
+            What::PlugNic(slot) => told(self.nics.plug(slot, descriptors)),
+            What::PullNic(slot) => told(self.nics.pull(slot)),
+            What::ResizeMemory(mib) => self.resize_memory(mib),
+            What::Balloon(mib) => self.inflate(mib),
+            What::Save | What::Pause | What::Resume => Err("that is an order for the whole machine".to_owned()),
+        }
+    }
+
     /// Lets the guest have so much memory in all.
     fn resize_memory(&self, mib: u32) -> Result<(), String> {
         let (least, most) = (self.memory_mib, self.memory_mib.saturating_add(self.spare_mib));
@@ -125,12 +141,7 @@ impl Supervisor {
                     What::Save => self.save(descriptors)?,
                     What::Pause => self.pause()?,
                     What::Resume => self.resume()?,
-                    What::AttachDisk(slot, parts) => told(self.adjustable.disks.attach(slot, parts, descriptors)),
-                    What::DetachDisk(slot) => told(self.adjustable.disks.detach(slot)),
-                    What::PlugNic(slot) => told(self.adjustable.nics.plug(slot, descriptors)),
-                    What::PullNic(slot) => told(self.adjustable.nics.pull(slot)),
-                    What::ResizeMemory(mib) => self.adjustable.resize_memory(mib),
-                    What::Balloon(mib) => self.adjustable.inflate(mib),
+                    what => self.adjustable.carry_out(what, descriptors),
                 };
                 Ok(self.channel.send(&Notice::Answer(number, result.map_err(bounded)), &[], true)?)
             }

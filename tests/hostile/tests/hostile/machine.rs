@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{SysconfVar, sysconf};
 use tatami_vmm::boot::Origin;
-use tatami_vmm::{DiskPart, Event, NicConfig, NicKind, Resources, VmConfig, VmmProcess, probe};
+use tatami_vmm::{DiskPart, Event, NicConfig, NicKind, NicLimits, Resources, VmConfig, VmmProcess, probe};
 
 /// The guest's RAM, in MiB: as the guest knows it.
 const MEMORY_MIB: u32 = 64;
@@ -86,7 +86,7 @@ impl Machine {
             memory_mib: MEMORY_MIB,
             command_line_extra: word.to_owned(),
             disk_slots: 1,
-            nics: vec![NicConfig { kind: NicKind::Stream, queue_pairs: 1, mtu: None }],
+            nics: vec![NicConfig { kind: NicKind::Stream, queue_pairs: 1, mtu: None, limits: NicLimits::NONE }],
             console: true,
             ..VmConfig::default()
         };
