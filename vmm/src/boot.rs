@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tatami_arch::{BootInputs, CommandLine, CommandLineError, DeviceSlot, Host, Machine, Region};
 use tatami_devices::virtio::mmio::NOTIFY_OFFSET;
-use tatami_devices::virtio::{GuestMemory, MemRegion, MemSize, MmioTransport, RestoreError, Threads, VirtioDevice};
+use tatami_devices::virtio::{
+    GuestMemory, MemRegion, MemSize, MmioTransport, RestoreError, SaveError, Threads, VirtioDevice,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::{Bus, BusDevice};
@@ -53,6 +55,9 @@ pub enum BootError {
     /// A device of a saved machine.
     #[error("device {0} of the saved machine: {1}")]
     Device(usize, RestoreError),
+    /// A device of a machine that is to be saved.
+    #[error("device {0} cannot be saved: {1}")]
+    Save(usize, SaveError),
     /// More devices than the machine has places.
     #[error("the machine has places for {0} devices, no more: attach fewer disks")]
     TooManyDevices(usize),
@@ -117,6 +122,8 @@ pub struct BuiltVm {
     spare: Option<MemSize>,
     counts: ExitCounts,
     threads: Arc<dyn Threads>,
+    /// What of memory came from a file: offsets in it and lengths.
+    stretches: Vec<(u64, u64)>,
 }
 
 /// A running guest. Dropping it stops it.
@@ -166,11 +173,14 @@ impl BuiltVm {
         let stop = StopSignal::new()?;
         let devices = Devices::new(&vm, serial, devices, &stop)?;
         let (vcpus, counts) = (Vec::with_capacity(config.max_vcpus.into()), ExitCounts::default());
-        let config = config.clone();
-        let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config, spare, counts, threads };
+        let (config, stretches) = (config.clone(), Vec::new());
+        let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config, spare, counts, threads, stretches };
         match beginning {
             Beginning::Load(kernel, initrd) => machine.load(kernel, initrd, &regions)?,
-            Beginning::Restore(state) => machine.restore(&state)?,
+            Beginning::Restore(state) => {
+                machine.restore(&state)?;
+                machine.stretches = state.into_stretches();
+            }
         }
         Ok(machine)
     }
@@ -272,10 +282,14 @@ impl BuiltVm {
     /// When KVM does not give its part, or the files take no more.
     pub fn save(&self, files: &Snapshot) -> Result<(), BootError> {
         let vcpus = self.vcpus.iter().map(|vcpu| self.processors.save(vcpu)).collect::<Result<_, _>>()?;
-        let devices = self.devices.virtio.iter().map(|registers| registers.lock().save()).collect();
+        let saved = self.devices.virtio.iter().enumerate().map(|(index, registers)| {
+            let saved = registers.lock().save();
+            saved.map_err(|error| BootError::Save(index, error))
+        });
+        let devices = saved.collect::<Result<_, _>>()?;
         let state = State::new(self.config.clone(), self.vm.save()?, vcpus, devices);
         let closed = self.spare.as_ref().map_or_else(Vec::new, MemSize::unplugged);
-        Ok(files.write(self.vm.memory(), &closed, state)?)
+        Ok(files.write(self.vm.memory(), &closed, &self.stretches, state)?)
     }
 }
 

@@ -4,13 +4,15 @@
 //! machines may start from it at once: each sees it as it is and keeps what it changes to itself, and what none of them
 //! changes is in the host's memory once. Whoever keeps the files keeps them unchanged for as long as that.
 //!
-//! The guest must not have mounted the shared folder, nor have anything in a disk slot: what host and guest agreed about files
-//! is not part of it. Open vsock connections end. Does not know who may use a snapshot, or when it is too old.
+//! Of the shared folder, what the guest has open is part of it, by names: a machine that goes on must find the same names in its
+//! own shared folder from its start. Disk slots must be empty. Open vsock connections end, which the guest is told. Does not know
+//! who may use a snapshot, or when it is too old.
 
 #![allow(unsafe_code, reason = "which pages were touched is asked by address")]
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::iter::Peekable;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -24,7 +26,7 @@ use crate::kvm::{MachineState, VcpuState};
 use crate::memory::{self, MemoryError, Ram};
 
 /// Raised whenever the meaning of the state changes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// The unit in which memory is kept or left out, in bytes: a page of the host.
 const PAGE: usize = 4096;
 /// Fewer zero pages than this between two written ones are written as well: every stretch costs a mapping.
@@ -40,7 +42,9 @@ pub enum SnapshotError {
     #[error("the saved machine's state cannot be understood: {0}")]
     Malformed(#[from] serde_json::Error),
     /// Another version's.
-    #[error("the machine was saved by another version (format {0}, this one has {VERSION})")]
+    #[error(
+        "the machine was saved by another version of tatami (format {0}, this one has {VERSION}): restore it with that one"
+    )]
     Version(u32),
     /// Another machine's.
     #[error("the saved machine was configured differently: {0}")]
@@ -66,6 +70,12 @@ pub(crate) struct State {
     memory: Vec<(u64, u64)>,
 }
 
+/// What every version's state says.
+#[derive(Deserialize)]
+struct AnyState {
+    version: u32,
+}
+
 /// A saved machine, as its two files.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -85,10 +95,16 @@ impl State {
     ) -> State {
         State { version: VERSION, config, machine, vcpus, devices, memory: Vec::new() }
     }
+
+    /// Where its memory came from the file.
+    pub(crate) fn into_stretches(self) -> Vec<(u64, u64)> {
+        self.memory
+    }
 }
 
 impl Snapshot {
-    /// Writes a machine that stands still; the guest-physical addresses in `closed` must not be touched, and hold nothing.
+    /// Writes a machine that stands still, whose memory had `stretches` of a file to begin with; the guest-physical addresses in
+    /// `closed` must not be touched, and hold nothing.
     ///
     /// # Errors
     /// [`SnapshotError::File`]; the files are of no use then.
@@ -96,9 +112,11 @@ impl Snapshot {
         &self,
         memory: &GuestMemory,
         closed: &[Range<u64>],
+        stretches: &[(u64, u64)],
         mut state: State,
     ) -> Result<(), SnapshotError> {
-        state.memory = write_memory(memory, closed, &self.memory).map_err(|error| failed("write", "memory", error))?;
+        let written = write_memory(memory, closed, stretches, &self.memory);
+        state.memory = written.map_err(|error| failed("write", "memory", error))?;
         let mut out = BufWriter::new(&self.state);
         serde_json::to_writer(&mut out, &state)?;
         out.flush().map_err(|error| failed("write", "state", error))
@@ -109,10 +127,14 @@ impl Snapshot {
     /// # Errors
     /// Says what does not fit.
     pub(crate) fn read(&self, config: &VmConfig) -> Result<State, SnapshotError> {
-        let state: State = serde_json::from_reader(BufReader::new(&self.state))?;
-        if state.version != VERSION {
-            return Err(SnapshotError::Version(state.version));
+        let mut text = Vec::new();
+        BufReader::new(&self.state).read_to_end(&mut text).map_err(|error| failed("read", "state", error))?;
+        // First: another version may say more than this one understands.
+        let AnyState { version } = serde_json::from_slice(&text)?;
+        if version != VERSION {
+            return Err(SnapshotError::Version(version));
         }
+        let state: State = serde_json::from_slice(&text)?;
         if state.config != *config {
             return Err(SnapshotError::Configuration(format!("{:?} instead of {config:?}", state.config)));
         }
@@ -148,9 +170,16 @@ fn failed(what: &'static str, part: &'static str, error: io::Error) -> SnapshotE
     SnapshotError::File(what, part, error)
 }
 
-/// Writes all that is not zero; says where that was.
-fn write_memory(memory: &GuestMemory, closed: &[Range<u64>], file: &File) -> io::Result<Vec<(u64, u64)>> {
+/// Writes all that is not zero; says where that was. What came from a file, in the stretches `mapped`, is not in memory before
+/// it is touched, and not zero for that.
+fn write_memory(
+    memory: &GuestMemory,
+    closed: &[Range<u64>],
+    mapped: &[(u64, u64)],
+    file: &File,
+) -> io::Result<Vec<(u64, u64)>> {
     let mut stretches: Vec<(u64, u64)> = Vec::new();
+    let mut mapped = mapped.iter().copied().peekable();
     let mut start = 0;
     for region in memory.iter() {
         let first = region.start_addr().0;
@@ -161,7 +190,7 @@ fn write_memory(memory: &GuestMemory, closed: &[Range<u64>], file: &File) -> io:
             let bytes = unsafe {
                 std::slice::from_raw_parts(region.as_ptr().add(offset as usize), (open.end - open.start) as usize)
             };
-            write_bytes(bytes, start + offset, file, &mut stretches)?;
+            write_bytes(bytes, start + offset, &mut mapped, file, &mut stretches)?;
         }
         start += region.len();
     }
@@ -170,13 +199,22 @@ fn write_memory(memory: &GuestMemory, closed: &[Range<u64>], file: &File) -> io:
 }
 
 /// Writes what of `bytes` is not zero to where they begin in the file, and notes where that is.
-fn write_bytes(bytes: &[u8], start: u64, file: &File, stretches: &mut Vec<(u64, u64)>) -> io::Result<()> {
+fn write_bytes(
+    bytes: &[u8],
+    start: u64,
+    mapped: &mut Peekable<impl Iterator<Item = (u64, u64)>>,
+    file: &File,
+    stretches: &mut Vec<(u64, u64)>,
+) -> io::Result<()> {
     let touched = touched_pages(bytes)?;
     for (index, page) in bytes.chunks(PAGE).enumerate() {
-        if !touched.get(index).is_none_or(|&touched| touched) || is_zero(page) {
+        let at = start + (index * PAGE) as u64;
+        while mapped.next_if(|&(from, size)| from + size <= at).is_some() {}
+        let is_mapped = mapped.peek().is_some_and(|&(from, _)| from <= at);
+        let is_touched = is_mapped || touched.get(index).is_none_or(|&touched| touched);
+        if !is_touched || is_zero(page) {
             continue;
         }
-        let at = start + (index * PAGE) as u64;
         match stretches.last_mut() {
             Some((last, size)) if *last >= start && at - (*last + *size) < NEGLIGIBLE => {
                 *size = at + PAGE as u64 - *last
@@ -244,7 +282,7 @@ mod tests {
             memory.write_obj(address, GuestAddress(address)).unwrap();
         }
         let file = tempfile::tempfile().unwrap();
-        let stretches = write_memory(&memory, &[], &file).unwrap();
+        let stretches = write_memory(&memory, &[], &[], &file).unwrap();
         (file, stretches)
     }
 
@@ -260,6 +298,26 @@ mod tests {
         assert_eq!(machines[1].read_obj::<u64>(GuestAddress(0x10_0000)).unwrap(), 0);
         let third = memory::create_from(RAM, &file, &extents).unwrap();
         assert_eq!(third.read_obj::<u64>(GuestAddress(0x3008)).unwrap(), 0x3008);
+    }
+
+    #[test]
+    fn what_came_from_a_file_is_saved_again_whether_or_not_it_is_in_memory() {
+        let (file, stretches) = saved();
+        let extents: Vec<_> = stretches.iter().map(|&(start, size)| Extent { start, size }).collect();
+        let memory = memory::create_from(RAM, &file, &extents).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        memory.write_obj(7_u64, GuestAddress(0x30_0000)).unwrap();
+        let second = tempfile::tempfile().unwrap();
+        let again = write_memory(&memory, &[], &stretches, &second).unwrap();
+        let mut expected = stretches;
+        expected.insert(2, (0x30_0000, 0x1000));
+        assert_eq!(again, expected);
+        let extents: Vec<_> = again.iter().map(|&(start, size)| Extent { start, size }).collect();
+        let memory = memory::create_from(RAM, &second, &extents).unwrap();
+        for address in WRITTEN {
+            assert_eq!(memory.read_obj::<u64>(GuestAddress(address)).unwrap(), address);
+        }
     }
 
     #[test]
@@ -285,7 +343,7 @@ mod tests {
         memory.write_obj(7_u64, middle).unwrap();
         let file = tempfile::tempfile().unwrap();
         let holes = [closed.start..closed.start + (2 << 20), closed.start + (4 << 20)..closed.end()];
-        let stretches = write_memory(&memory, &holes, &file).unwrap();
+        let stretches = write_memory(&memory, &holes, &[], &file).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 12 << 20);
         assert_eq!(stretches, [(8 << 20, 0x1000)]);
     }

@@ -130,6 +130,14 @@ pub enum ActivateError {
     Resource(#[from] io::Error),
 }
 
+/// Why what a device remembers cannot be written down.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// The file server cannot say which files its guest knows.
+    #[error("the files that the guest has open cannot be written down: {0}")]
+    Files(#[source] io::Error),
+}
+
 /// A virtio device, seen by its transport.
 pub trait VirtioDevice: Send {
     /// The device type.
@@ -160,8 +168,11 @@ pub trait VirtioDevice: Send {
 
     /// What the device remembers beyond its queues and must know in a new process, for [`VirtioDevice::restore`]; it does not work
     /// meanwhile. Most remember nothing.
-    fn save(&self) -> Vec<u8> {
-        Vec::new()
+    ///
+    /// # Errors
+    /// When that cannot be written down; the device can go on nevertheless.
+    fn save(&self) -> Result<Vec<u8>, SaveError> {
+        Ok(Vec::new())
     }
 
     /// Takes up what another device like this one saved. Before activation, which comes only if that one was at work.

@@ -6,7 +6,7 @@
 use std::io;
 
 use super::spec::{INTERRUPT_CONFIG, INTERRUPT_USED};
-use super::{GuestMemory, QueueState, RestoreError, Transport, TransportState, VirtioDevice};
+use super::{GuestMemory, QueueState, RestoreError, SaveError, Transport, TransportState, VirtioDevice};
 
 /// Bytes of guest physical address space that one device takes.
 pub const REGION_BYTES: u64 = 0x1000;
@@ -64,7 +64,10 @@ impl MmioTransport {
     }
 
     /// See [`Transport::save`].
-    pub fn save(&self) -> TransportState {
+    ///
+    /// # Errors
+    /// As there.
+    pub fn save(&self) -> Result<TransportState, SaveError> {
         self.0.save()
     }
 

@@ -27,7 +27,9 @@ mod worker;
 pub use balloon::{Balloon, BalloonSize};
 pub use blk::{BLK_QUEUES_MAX, Blk, BlkConfig, DiskError, DiskPart, Slot};
 pub use console::Console;
-pub use device::{ActivateError, Activation, ActiveQueue, Backing, DeviceKind, Interrupt, Role, Threads, VirtioDevice};
+pub use device::{
+    ActivateError, Activation, ActiveQueue, Backing, DeviceKind, Interrupt, Role, SaveError, Threads, VirtioDevice,
+};
 pub use fs::{Fs, FsConfig, FsError};
 pub use interrupt::LineInterrupt;
 pub use mem::{Mem, MemRegion, MemSize, TooMuch};

@@ -17,7 +17,7 @@ use super::spec::{
     FEATURE_EVENT_INDEX, FEATURE_VERSION_1, QUEUE_SIZE_MAX, RING_ALIGNMENTS, STATUS_ACKNOWLEDGE, STATUS_DRIVER,
     STATUS_DRIVER_OK, STATUS_FAILED, STATUS_FEATURES_OK, STATUS_NEEDS_RESET, TRANSPORT_FEATURES, ring_bytes,
 };
-use super::{Activation, ActiveQueue, GuestMemory, Interrupt, LineInterrupt, VirtioDevice};
+use super::{Activation, ActiveQueue, GuestMemory, Interrupt, LineInterrupt, SaveError, VirtioDevice};
 
 /// One queue's registers, as the driver wrote them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +72,9 @@ pub enum RestoreError {
     /// What the device remembered is not of one like this.
     #[error("the saved state is damaged, or of a device with other settings")]
     Device,
+    /// The file server does not take up what its guest knew.
+    #[error("the files that the saved guest had open cannot be opened again: {0}")]
+    Files(#[source] io::Error),
     /// A queue that cannot be.
     #[error("the saved state is damaged: {0}")]
     Queue(#[from] QueueFault),
@@ -328,14 +331,17 @@ impl Transport {
 
     /// All that a new process needs to go on from here. The device must be paused or not yet at work; a driver's set-up of
     /// a device at work is saved without its position.
-    pub fn save(&self) -> TransportState {
+    ///
+    /// # Errors
+    /// When the device cannot write down what it remembers.
+    pub fn save(&self) -> Result<TransportState, SaveError> {
         let mut queues = self.queues.clone();
         if let WorkState::Paused(paused) = &self.work {
             for (state, queue) in queues.iter_mut().zip(paused) {
                 state.position = queue.as_ref().map(|active| (active.queue.next_avail(), active.queue.next_used()));
             }
         }
-        TransportState {
+        Ok(TransportState {
             status: self.status,
             driver_features: self.driver_features,
             device_features_page: self.device_features_page,
@@ -344,8 +350,8 @@ impl Transport {
             pending_interrupts: self.interrupt.pending(),
             needs_reset: self.interrupt.is_reset_needed(),
             queues,
-            device: self.device.save(),
-        }
+            device: self.device.save()?,
+        })
     }
 
     /// Takes up a saved state; the device, if it was at work, waits for [`Transport::resume`].

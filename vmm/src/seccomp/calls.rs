@@ -182,8 +182,12 @@ const FILES: &[Call] = &[
     any(libc::SYS_linkat),
     any(libc::SYS_listxattr),
     any(libc::SYS_lseek),
+    // What the guest has open is written into memory and read from there, when the machine is saved.
+    any(libc::SYS_memfd_create),
     any(libc::SYS_mkdirat),
     any(libc::SYS_mknodat),
+    // Names a file, and opens none: whether a name still leads to the same one.
+    any(libc::SYS_name_to_handle_at),
     any(libc::SYS_newfstatat),
     any(libc::SYS_openat),
     any(libc::SYS_openat2),

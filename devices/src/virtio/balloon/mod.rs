@@ -23,7 +23,7 @@ use self::spec::{
 use super::worker::Work;
 use super::{
     ActivateError, Activation, ActiveQueue, Backing, Chain, DeviceKind, Fault, GuestMemory, Interrupt, Progress,
-    RestoreError, Ring, Role, Threads, VirtioDevice, Worker, ring,
+    RestoreError, Ring, Role, SaveError, Threads, VirtioDevice, Worker, ring,
 };
 
 /// The balloon.
@@ -164,8 +164,8 @@ impl VirtioDevice for Balloon {
         work.into_iter().flat_map(|work| work.rings).map(|ring| ring.map(Ring::into_active)).collect()
     }
 
-    fn save(&self) -> Vec<u8> {
-        self.size.config_space().to_vec()
+    fn save(&self) -> Result<Vec<u8>, SaveError> {
+        Ok(self.size.config_space().to_vec())
     }
 
     fn restore(&mut self, saved: &[u8], _memory: &GuestMemory) -> Result<(), RestoreError> {

@@ -5,6 +5,7 @@
 
 mod courier;
 mod request;
+mod session;
 mod view;
 
 use std::fs::File;
@@ -13,14 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet};
-use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
-use virtiofsd::server::Server;
 
 use self::courier::Courier;
+use self::session::Session;
 use super::worker::Work;
 use super::{
-    ActivateError, Activation, ActiveQueue, DeviceKind, Fault, GuestMemory, Interrupt, Progress, Ring, Role, Threads,
-    VirtioDevice, Worker,
+    ActivateError, Activation, ActiveQueue, DeviceKind, Fault, GuestMemory, Interrupt, Progress, RestoreError, Ring,
+    Role, SaveError, Threads, VirtioDevice, Worker,
 };
 
 /// Bytes of the tag in the configuration space (5.11.4).
@@ -77,7 +77,7 @@ pub struct Fs {
     config: Arc<FsConfig>,
     threads: Arc<dyn Threads>,
     /// A session that waits for a thread: the first one, or a paused one.
-    server: Option<Server<PassthroughFs>>,
+    server: Option<Session>,
     worker: Option<Worker<Service>>,
 }
 
@@ -96,7 +96,7 @@ impl Fs {
         if config.tag.is_empty() || config.tag.len() > TAG_BYTES {
             return Err(FsError::Tag(config.tag));
         }
-        let server = Some(open(&config)?);
+        let server = Some(session::open(&config)?);
         Ok(Fs { config: Arc::new(config), threads, server, worker: None })
     }
 }
@@ -147,6 +147,23 @@ impl VirtioDevice for Fs {
         work.rings.into_iter().map(|ring| Some(ring.into_active())).collect()
     }
 
+    fn save(&self) -> Result<Vec<u8>, SaveError> {
+        match &self.server {
+            Some(server) => session::save(server, self.threads.as_ref()).map_err(SaveError::Files),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn restore(&mut self, saved: &[u8], _memory: &GuestMemory) -> Result<(), RestoreError> {
+        if saved.is_empty() {
+            return Ok(());
+        }
+        let server = session::open(&self.config).map_err(|error| RestoreError::Files(io::Error::other(error)))?;
+        session::restore(&server, saved, self.threads.as_ref()).map_err(RestoreError::Files)?;
+        self.server = Some(server);
+        Ok(())
+    }
+
     fn reset(&mut self) {
         // With its session go all files and folders that the driver knew; the next thread opens a new one.
         if self.worker.take().is_some() {
@@ -168,34 +185,10 @@ fn rings(
     Ok(rings)
 }
 
-/// A fresh session: no file open, no folder known.
-fn open(config: &FsConfig) -> Result<Server<PassthroughFs>, FsError> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let guest_fd_limit =
-        limit.checked_sub(RESERVED_DESCRIPTORS).filter(|&left| left > 0).ok_or(FsError::TooFewDescriptors(limit))?;
-    let passthrough = config.proc_self_fd.try_clone().and_then(|proc_self_fd| {
-        PassthroughFs::new(Config {
-            entry_timeout: CACHE_TIME,
-            attr_timeout: CACHE_TIME,
-            cache_policy: CachePolicy::Auto,
-            root_dir: config.root.clone(),
-            // A file's capabilities are an extended attribute; where the file system has none, each call says so itself.
-            xattr: true,
-            // Without it the guest asks for a file's capabilities before each write.
-            killpriv_v2: true,
-            announce_submounts: true,
-            proc_sfd_rawfd: Some(proc_self_fd),
-            guest_fd_limit,
-            ..Config::default()
-        })
-    });
-    passthrough.map(Server::new).map_err(|source| FsError::Server { root: config.root.clone(), source })
-}
-
 /// What the thread does.
 struct Service {
     config: Arc<FsConfig>,
-    server: Option<Server<PassthroughFs>>,
+    server: Option<Session>,
     rings: Vec<Ring>,
     courier: Courier,
 }
@@ -204,7 +197,7 @@ impl Work for Service {
     fn start(&mut self, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
         view::own_working_directory()?;
         if self.server.is_none() {
-            self.server = Some(open(&self.config).map_err(io::Error::other)?);
+            self.server = Some(session::open(&self.config).map_err(io::Error::other)?);
         }
         Ok(())
     }

@@ -449,3 +449,77 @@ fn it_serves_from_a_jail_without_proc() {
     assert_eq!(jailed.join().unwrap(), path);
     fs::remove_dir_all(path).unwrap();
 }
+
+/// What makes `from` the folder that a restored guest finds: the same names, other inodes.
+fn copy(from: &Path, to: &Path) {
+    let status = std::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_saved_client_reads_on_through_the_same_numbers_in_a_copy_of_the_folder() {
+    let mut client = Client::new();
+    fs::create_dir(client.folder.path().join("sub")).unwrap();
+    fs::write(client.folder.path().join("sub/file"), "what the host wrote").unwrap();
+    let sub = client.lookup(ROOT, "sub").unwrap();
+    let file = client.lookup(sub, "file").unwrap();
+    let reader = double(&client.ask(OPEN, file, &[0; 8], 16).unwrap(), 0);
+    let created = client.ask(CREATE, sub, &Client::creation("new", 0o100640), 144).unwrap();
+    let (new, writer) = (double(&created, 0), double(&created, 128));
+    let created = client.ask(CREATE, sub, &Client::creation("gone", 0o100640), 144).unwrap();
+    let (gone, lost) = (double(&created, 0), double(&created, 128));
+    fs::remove_file(client.folder.path().join("sub/gone")).unwrap();
+    // The host's doing, of which the guest has not heard: files are found where they are.
+    fs::rename(client.folder.path().join("sub"), client.folder.path().join("moved")).unwrap();
+
+    client.driver.transport.transport_mut().pause();
+    let state = client.driver.transport.save().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    copy(client.folder.path(), folder.path());
+    let device = Fs::new(config(&folder), threads()).unwrap();
+    let mut driver = client.driver.continue_with(Box::new(device), &state);
+    driver.transport.transport_mut().resume();
+    let mut second = Client { driver, folder };
+
+    assert_eq!(second.ask(READ, file, &Client::transfer(reader, 5, 4096), 4096).unwrap(), b"the host wrote");
+    let mut body = Client::transfer(writer, 0, 4);
+    body.extend_from_slice(b"text");
+    assert_eq!(word(&second.ask(WRITE, new, &body, 8).unwrap(), 0), 4);
+    assert_eq!(fs::read(second.folder.path().join("moved/new")).unwrap(), b"text");
+    assert_eq!(fs::read(client.folder.path().join("moved/new")).unwrap(), b"", "the first one's folder is its own");
+    assert_eq!(second.lookup(sub, "file"), Ok(file), "a number means what it meant");
+    assert!(second.ask(READ, gone, &Client::transfer(lost, 0, 4096), 4096).is_err());
+
+    // What went on can be saved again.
+    second.driver.transport.transport_mut().pause();
+    second.driver.transport.save().unwrap();
+}
+
+#[test]
+fn a_session_that_never_began_is_saved_and_begins_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut driver = Driver::start(Box::new(Fs::new(config(&folder), threads()).unwrap()));
+    driver.transport.transport_mut().pause();
+    let state = driver.transport.save().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let mut driver = driver.continue_with(Box::new(Fs::new(config(&folder), threads()).unwrap()), &state);
+    driver.transport.transport_mut().resume();
+    let mut client = Client { driver, folder };
+    client.init();
+    client.lookup(ROOT, "file").unwrap();
+}
+
+#[test]
+fn a_damaged_session_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let client = Client::new();
+    let mut driver = client.driver;
+    driver.transport.transport_mut().pause();
+    let saved = driver.transport.save().unwrap().device;
+    let memory = driver.memory.clone();
+    for damaged in [&saved[..saved.len() - 1], &[0xff; 40], &[1]] {
+        let mut device = Fs::new(config(&folder), threads()).unwrap();
+        let error = device.restore(damaged, &memory).unwrap_err().to_string();
+        assert!(error.contains("had open"), "{error}");
+    }
+}

@@ -26,7 +26,7 @@ use self::spec::{
 use super::worker::Work;
 use super::{
     ActivateError, Activation, ActiveQueue, Backing, Chain, DeviceKind, Fault, GuestMemory, Interrupt, Progress,
-    RestoreError, Ring, Role, Threads, VirtioDevice, Worker, ring,
+    RestoreError, Ring, Role, SaveError, Threads, VirtioDevice, Worker, ring,
 };
 
 /// The memory device.
@@ -179,8 +179,8 @@ impl VirtioDevice for Mem {
         self.size.listen(None);
     }
 
-    fn save(&self) -> Vec<u8> {
-        self.size.blocks().save()
+    fn save(&self) -> Result<Vec<u8>, SaveError> {
+        Ok(self.size.blocks().save())
     }
 
     fn restore(&mut self, saved: &[u8], memory: &GuestMemory) -> Result<(), RestoreError> {

@@ -180,11 +180,11 @@ fn queues_cannot_be_set_up_too_early_nor_changed_after_activation() {
     assert_eq!(driver.get(0x44), 0);
     driver.bring_up(u64::MAX);
     driver.set(0x30, 0);
-    let before = driver.transport.save();
+    let before = driver.transport.save().unwrap();
     for register in [0x38, 0x44, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4] {
         driver.set(register, 0x1000);
     }
-    assert_eq!(driver.transport.save(), before);
+    assert_eq!(driver.transport.save().unwrap(), before);
     driver.add_status(STATUS_DRIVER_OK);
     assert_eq!(probe.seen(|seen| seen.activations), 1);
 }
@@ -254,13 +254,13 @@ fn a_device_that_does_not_start_asks_for_a_reset() {
 #[test]
 fn reset_makes_everything_new() {
     let (probe, mut driver) = probe();
-    let fresh = driver.transport.save();
+    let fresh = driver.transport.save().unwrap();
     driver.bring_up(u64::MAX);
     probe.seen(|seen| seen.activation.as_ref().unwrap().interrupt.needs_reset());
     driver.set(0x50, 0);
     driver.set(0x70, 0);
     assert!(!probe.is_active());
-    assert_eq!(driver.transport.save(), fresh);
+    assert_eq!(driver.transport.save().unwrap(), fresh);
     assert!(driver.transport.transport().kicks()[0].read().is_err(), "a stale kick is left");
     driver.bring_up(u64::MAX);
     assert_eq!(probe.seen(|seen| seen.activations), 2);
@@ -330,13 +330,13 @@ fn a_saved_transport_goes_on_in_another() {
         activation.interrupt.queue(0);
     });
     before.transport.transport_mut().pause();
-    let state = before.transport.save();
+    let state = before.transport.save().unwrap();
     let text = serde_json::to_string(&state).unwrap();
     let state: TransportState = serde_json::from_str(&text).unwrap();
 
     let (probe_after, mut after) = probe();
     after.transport.restore(&state).unwrap();
-    assert_eq!(after.transport.save(), state, "what was restored can be saved again");
+    assert_eq!(after.transport.save().unwrap(), state, "what was restored can be saved again");
     assert!(!probe_after.is_active(), "not before it is told to");
     after.transport.transport_mut().resume();
     assert_eq!((after.status(), after.get(0x60)), (0xf, INTERRUPT_USED));
@@ -354,16 +354,16 @@ fn a_damaged_state_is_refused() {
     let (_, mut driver) = probe();
     driver.bring_up(u64::MAX);
     driver.transport.transport_mut().pause();
-    let good = driver.transport.save();
+    let good = driver.transport.save().unwrap();
     let mut bad = vec![good.clone(); 3];
     bad[0].queues.pop();
     bad[1].driver_features |= 1 << 60;
     bad[2].queues[0].areas[0] = LOW_BYTES as u64 - 16;
     for state in bad {
         let (probe, mut driver) = probe();
-        let fresh = driver.transport.save();
+        let fresh = driver.transport.save().unwrap();
         driver.transport.restore(&state).expect_err("a damaged state was taken");
-        assert_eq!(driver.transport.save(), fresh);
+        assert_eq!(driver.transport.save().unwrap(), fresh);
         driver.transport.transport_mut().resume();
         assert!(!probe.is_active());
     }

@@ -34,8 +34,8 @@ use self::spec::{
 };
 use self::transmit::Transmitter;
 use super::{
-    ActivateError, Activation, ActiveQueue, DeviceKind, GuestMemory, Interrupt, RestoreError, Ring, Role, Threads,
-    VirtioDevice, Worker,
+    ActivateError, Activation, ActiveQueue, DeviceKind, GuestMemory, Interrupt, RestoreError, Ring, Role, SaveError,
+    Threads, VirtioDevice, Worker,
 };
 
 /// A network device: a slot and the threads that serve it.
@@ -188,8 +188,8 @@ impl VirtioDevice for Net {
         self.queues = 0;
     }
 
-    fn save(&self) -> Vec<u8> {
-        self.slot.0.save()
+    fn save(&self) -> Result<Vec<u8>, SaveError> {
+        Ok(self.slot.0.save())
     }
 
     fn restore(&mut self, saved: &[u8], _memory: &GuestMemory) -> Result<(), RestoreError> {

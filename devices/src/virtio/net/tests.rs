@@ -345,7 +345,7 @@ fn a_saved_driver_goes_on_with_another_tap() {
     send(&far, &frame(60, 2));
     assert_eq!(driver.take(RX), (1, 72), "buffers that were taken and not used are used after a pause");
     driver.transport.transport_mut().pause();
-    let state = driver.transport.save();
+    let state = driver.transport.save().unwrap();
     let other = self::slot(TAP, 1);
     let mut second = driver.continue_with(Box::new(Net::new(other.clone(), 0, threads())), &state);
     second.transport.transport_mut().resume();
@@ -362,7 +362,7 @@ fn a_saved_driver_goes_on_with_another_tap() {
 #[test]
 fn a_state_that_is_not_its_own_is_refused() {
     let mut device = Net::new(slot(TAP, 2), 0, threads());
-    let state = device.save();
+    let state = device.save().unwrap();
     device.restore(&state, &memory()).unwrap();
     for (at, value) in [(0, 3), (1, 0), (1, 3), (2, 1), (3, 2)] {
         let mut state = state.clone();

@@ -11,13 +11,13 @@ use event_manager::{EventOps, EventSet, Events};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::HostPorts;
-use super::muxer::{Muxer, Watcher};
+use super::muxer::{FIRST_PORT, Muxer, Watcher};
 use super::packet::{Frame, Packet};
-use super::spec::{FEATURE_STREAM, FIRST_GUEST_CID, RX_QUEUE, TX_QUEUE};
+use super::spec::{EVENT_QUEUE, EVENT_TRANSPORT_RESET, FEATURE_STREAM, FIRST_GUEST_CID, RX_QUEUE, TX_QUEUE};
 use super::table::{CAPACITY, SlotId};
 use crate::virtio::{
-    ActivateError, Activation, ActiveQueue, Chain, DeviceKind, Fault, Progress, Ring, Role, Threads, VirtioDevice,
-    Work, Worker,
+    ActivateError, Activation, ActiveQueue, Chain, DeviceKind, Fault, GuestMemory, Progress, RestoreError, Ring, Role,
+    SaveError, Threads, VirtioDevice, Work, Worker, ring,
 };
 
 /// Descriptors of each queue. Linux keeps the receive queue full of 4 KiB buffers, so this is also half a megabyte of its memory.
@@ -47,13 +47,18 @@ pub struct Vsock {
     host: Arc<Mutex<Box<dyn HostPorts>>>,
     threads: Arc<dyn Threads>,
     state: State,
+    /// The driver knows streams of another device, in whose place this one is.
+    moved: bool,
+    /// The host port of the first client. What streams another device had, the guest's driver keeps until their owners close them:
+    /// none of them must be taken for a new one.
+    first_port: u32,
 }
 
 enum State {
     /// No driver; no streams.
     Idle,
     /// The thread is at work.
-    Running { worker: Worker<Engine>, events: Option<ActiveQueue> },
+    Running(Worker<Engine>),
     /// Streams are kept for the queues that come back.
     Paused(Box<Muxer>),
 }
@@ -90,6 +95,8 @@ impl Vsock {
             host: Arc::new(Mutex::new(host)),
             threads,
             state: State::Idle,
+            moved: false,
+            first_port: FIRST_PORT,
         })
     }
 }
@@ -123,20 +130,26 @@ impl VirtioDevice for Vsock {
         let mut queues = queues.into_iter();
         let rx = queues.next().flatten().ok_or(ActivateError::MissingQueue(RX_QUEUE))?;
         let tx = queues.next().flatten().ok_or(ActivateError::MissingQueue(TX_QUEUE))?;
-        // Nothing is sent on it before snapshots exist: its one event tells of a change of host (5.10.6.7).
         let events = queues.next().flatten();
-        let kicks = vec![(RX_QUEUE, rx.kick.try_clone()?), (TX_QUEUE, tx.kick.try_clone()?)];
+        let mut kicks = vec![(RX_QUEUE, rx.kick.try_clone()?), (TX_QUEUE, tx.kick.try_clone()?)];
+        let moved = std::mem::take(&mut self.moved);
+        if let (true, Some(events)) = (moved, &events) {
+            kicks.push((EVENT_QUEUE, events.kick.try_clone()?));
+        }
         let timer = TimerFd::new().map_err(io::Error::from)?;
         let muxer = match std::mem::replace(&mut self.state, State::Idle) {
             State::Paused(muxer) => *muxer,
-            State::Idle | State::Running { .. } => Muxer::new(self.guest_cid),
+            State::Idle | State::Running(_) => Muxer::new(self.guest_cid, self.first_port),
         };
         let engine = Engine {
             listener: Arc::clone(&self.listener),
             host: Arc::clone(&self.host),
             muxer,
             rx: Ring::new(RX_QUEUE, rx, memory.clone(), Arc::clone(&interrupt)),
-            tx: Ring::new(TX_QUEUE, tx, memory, Arc::clone(&interrupt)),
+            tx: Ring::new(TX_QUEUE, tx, memory.clone(), Arc::clone(&interrupt)),
+            events: events.map(|events| Ring::new(EVENT_QUEUE, events, memory, Arc::clone(&interrupt))),
+            moved,
+            unheard: None,
             spare: None,
             wants_rx_kicks: false,
             tx_waits: false,
@@ -145,25 +158,42 @@ impl VirtioDevice for Vsock {
             accept_again: None,
         };
         let worker = Worker::spawn(self.threads.as_ref(), "vsock", Role::Socket, kicks, interrupt, engine)?;
-        self.state = State::Running { worker, events };
+        self.state = State::Running(worker);
         Ok(())
     }
 
     fn pause(&mut self) -> Vec<Option<ActiveQueue>> {
-        let (worker, events) = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Running { worker, events } => (worker, events),
+        let worker = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Running(worker) => worker,
             other => {
                 self.state = other;
                 return Vec::new();
             }
         };
         let Some(engine) = worker.stop() else { return Vec::new() };
-        let (muxer, rx, tx) = engine.dismantle();
+        self.moved = engine.unheard.is_some();
+        let (muxer, rx, tx, events) = engine.dismantle();
         self.state = State::Paused(Box::new(muxer));
         vec![Some(rx), Some(tx), events]
     }
 
+    fn save(&self) -> Result<Vec<u8>, SaveError> {
+        let next = match &self.state {
+            State::Paused(muxer) => muxer.next_port(),
+            State::Idle | State::Running(_) => self.first_port,
+        };
+        Ok(next.to_le_bytes().to_vec())
+    }
+
+    fn restore(&mut self, saved: &[u8], _memory: &GuestMemory) -> Result<(), RestoreError> {
+        self.first_port = u32::from_le_bytes(saved.try_into().map_err(|_| RestoreError::Device)?);
+        self.moved = true;
+        Ok(())
+    }
+
     fn reset(&mut self) {
+        self.moved = false;
+        self.first_port = FIRST_PORT;
         // Dropping the thread joins it, and its streams close with it.
         self.state = State::Idle;
     }
@@ -176,6 +206,12 @@ struct Engine {
     muxer: Muxer,
     rx: Ring,
     tx: Ring,
+    events: Option<Ring>,
+    /// The driver is to be told that its streams are gone.
+    moved: bool,
+    /// It was told and has not taken notice yet: so many event buffers it will have given when it has. A stream that began before
+    /// would end with the old ones, and a packet of an old one would be taken for an orderly end.
+    unheard: Option<usize>,
     /// A receive buffer that was taken for a packet which then did not come.
     spare: Option<Chain>,
     /// The driver is known to have been asked to kick the receive queue. After a pause nothing is known.
@@ -191,12 +227,28 @@ struct Engine {
 
 impl Work for Engine {
     fn start(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        ops.add(Events::with_data(&*self.listener, TOKEN_LISTENER, EventSet::IN)).map_err(other)?;
         ops.add(Events::with_data(&self.timer, TOKEN_TIMER, EventSet::IN)).map_err(other)?;
-        self.finish(ops, Ok(()))
+        if std::mem::take(&mut self.moved) {
+            self.unheard = self.tell_of_move()?;
+        }
+        if self.unheard.is_some() {
+            return Ok(());
+        }
+        self.listen(ops)
     }
 
     fn kicked(&mut self, index: u16, ops: &mut EventOps<'_>) -> Result<Progress, Fault> {
+        if let Some(before) = self.unheard {
+            if self.event_buffers()? >= before {
+                self.unheard = None;
+                self.tx.kick().write(1)?;
+                self.listen(ops)?;
+            }
+            return Ok(Progress::Idle);
+        }
+        if index == EVENT_QUEUE {
+            return Ok(Progress::Idle);
+        }
         let progress = if index == TX_QUEUE { self.hear() } else { Ok(Progress::Idle) };
         self.finish(ops, progress)
     }
@@ -215,6 +267,36 @@ impl Work for Engine {
 }
 
 impl Engine {
+    fn listen(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        ops.add(Events::with_data(&*self.listener, TOKEN_LISTENER, EventSet::IN)).map_err(other)?;
+        self.finish(ops, Ok(()))
+    }
+
+    /// Tells the driver that all its streams are gone; how many event buffers it will have given when it knows. None for a driver
+    /// that wants no events, or has given no buffers for them yet: such a one has no streams.
+    fn tell_of_move(&mut self) -> Result<Option<usize>, Fault> {
+        let Some(events) = &mut self.events else { return Ok(None) };
+        let mut buffers = take_all(events)?;
+        // Now the next one that comes is what a kick is asked for.
+        events.enable_kicks()?;
+        let count = buffers.len();
+        put_back_all(events, buffers.split_off(count.min(1)));
+        let Some(first) = buffers.pop() else { return Ok(None) };
+        let written = ring::write(events.memory(), first.writable(), &EVENT_TRANSPORT_RESET.to_le_bytes());
+        events.give_back(first, written as u32)?;
+        events.notify()?;
+        Ok(Some(count))
+    }
+
+    /// How many event buffers the driver has given that are not used.
+    fn event_buffers(&mut self) -> Result<usize, Fault> {
+        let Some(events) = &mut self.events else { return Ok(0) };
+        let buffers = take_all(events)?;
+        let count = buffers.len();
+        put_back_all(events, buffers);
+        Ok(count)
+    }
+
     /// Takes what the guest sent.
     fn hear(&mut self) -> Result<Progress, Fault> {
         let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
@@ -343,14 +425,28 @@ impl Engine {
         Ok(())
     }
 
-    fn dismantle(mut self) -> (Muxer, ActiveQueue, ActiveQueue) {
+    fn dismantle(mut self) -> (Muxer, ActiveQueue, ActiveQueue, Option<ActiveQueue>) {
         if let Some(chain) = self.spare.take()
             && let Err(error) = self.rx.give_back(chain, 0)
         {
             log::error!("vsock: {error}");
         }
         self.muxer.unwatch_all();
-        (self.muxer, self.rx.into_active(), self.tx.into_active())
+        (self.muxer, self.rx.into_active(), self.tx.into_active(), self.events.map(Ring::into_active))
+    }
+}
+
+fn take_all(ring: &mut Ring) -> Result<Vec<Chain>, Fault> {
+    let mut chains = Vec::new();
+    while let Some(chain) = ring.take()? {
+        chains.push(chain);
+    }
+    Ok(chains)
+}
+
+fn put_back_all(ring: &mut Ring, mut chains: Vec<Chain>) {
+    while let Some(chain) = chains.pop() {
+        ring.put_back(chain);
     }
 }
 

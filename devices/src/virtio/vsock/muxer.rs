@@ -26,7 +26,7 @@ use super::table::{Ports, SlotId, Table};
 const RESETS: usize = 1024;
 
 /// Host ports given to clients on the host: from here on. Below are those on which the host offers something.
-const FIRST_PORT: u32 = 0x4000_0000;
+pub(super) const FIRST_PORT: u32 = 0x4000_0000;
 /// VMADDR_PORT_ANY: not a port.
 const NO_PORT: u32 = u32::MAX;
 
@@ -68,8 +68,8 @@ pub(super) struct Muxer {
 }
 
 impl Muxer {
-    /// A muxer for the guest called `guest_cid`.
-    pub(super) fn new(guest_cid: u64) -> Muxer {
+    /// A muxer for the guest called `guest_cid`, which gives host ports from `next_port` on.
+    pub(super) fn new(guest_cid: u64, next_port: u32) -> Muxer {
         Muxer {
             guest_cid,
             table: Table::default(),
@@ -77,8 +77,13 @@ impl Muxer {
             resets: VecDeque::new(),
             touched: Vec::new(),
             closing: Vec::new(),
-            next_port: FIRST_PORT,
+            next_port: next_port.max(FIRST_PORT),
         }
+    }
+
+    /// The host port that the next client is given, if it is free.
+    pub(super) fn next_port(&self) -> u32 {
+        self.next_port
     }
 
     /// Takes in a client on the host, its socket non-blocking; without room, its socket is closed.

@@ -11,6 +11,11 @@ pub(super) const RX_QUEUE: u16 = 0;
 /// Queue on which the driver sends packets to the device (5.10.2).
 pub(super) const TX_QUEUE: u16 = 1;
 
+/// Queue on which the device tells the driver what happens to it (5.10.2).
+pub(super) const EVENT_QUEUE: u16 = 2;
+/// The one event (5.10.6.7): streams that were open are gone, and the guest's context identifier may be another.
+pub(super) const EVENT_TRANSPORT_RESET: u32 = 0;
+
 /// Context identifier of the host (5.10.4).
 pub(super) const HOST_CID: u64 = 2;
 /// The lowest context identifier that a guest may have; those below are reserved (5.10.4).

@@ -137,7 +137,7 @@ fn what_was_under_way_when_saved_is_answered_after() {
         for _ in 0..5 {
             post(&mut driver);
             driver.transport.transport_mut().pause();
-            let saved = driver.transport.save();
+            let saved = driver.transport.save().unwrap();
             let mut restored = MmioTransport::new(device(&slot, config), driver.memory.clone()).unwrap();
             restored.restore(&saved).unwrap();
             driver.transport = restored;

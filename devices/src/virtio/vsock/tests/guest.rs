@@ -212,6 +212,8 @@ pub(super) struct Guest {
     pub(super) memory: GuestMemory,
     pub(super) rx: DriverQueue,
     pub(super) tx: DriverQueue,
+    /// The event queue, for those who want one.
+    pub(super) events: DriverQueue,
     pub(super) bell: Arc<Bell>,
     pub(super) layout: Layout,
     pub(super) task: Arc<Mutex<Option<PathBuf>>>,
@@ -247,6 +249,7 @@ impl Guest {
             device: Vsock::new(GUEST_CID, listener, host, Arc::new(threads)).unwrap(),
             rx: DriverQueue::new(&memory, 0x10000, event_index),
             tx: DriverQueue::new(&memory, 0x20000, event_index),
+            events: DriverQueue::new(&memory, 0x30000, event_index),
             memory,
             bell: Arc::default(),
             layout,
@@ -275,6 +278,44 @@ impl Guest {
     pub(super) fn give(&mut self, queues: Vec<Option<ActiveQueue>>) {
         let (memory, interrupt) = (self.memory.clone(), Arc::clone(&self.bell) as Arc<dyn Interrupt>);
         self.device.activate(Activation { memory, features: 0, queues, interrupt }).unwrap();
+    }
+
+    /// Comes up in the place of another machine's device, which saved `state` and whose driver has given `events` buffers for
+    /// events.
+    pub(super) fn take_over(&mut self, events: u16, state: &[u8]) {
+        self.rx = DriverQueue::new(&self.memory, 0x10000, self.event_index);
+        self.tx = DriverQueue::new(&self.memory, 0x20000, self.event_index);
+        self.events = DriverQueue::new(&self.memory, 0x30000, self.event_index);
+        self.free_tx = (0..CHAINS).map(|chain| chain * SPACING).collect();
+        (0..events).for_each(|head| self.give_event_buffer(head));
+        for head in (0..CHAINS).map(|chain| chain * SPACING) {
+            self.recycle(head);
+        }
+        self.device.restore(state, &self.memory).unwrap();
+        let queues = vec![Some(self.rx.active()), Some(self.tx.active()), Some(self.events.active())];
+        self.give(queues);
+    }
+
+    /// Posts a buffer for an event.
+    pub(super) fn give_event_buffer(&mut self, head: u16) {
+        let address = 0x8_0000 + 8 * u64::from(head);
+        self.memory.write_slice(&[0xff; 8], GuestAddress(address)).unwrap();
+        self.events.describe(head, address, 4, DESCRIPTOR_WRITE, 0);
+        self.events.post(head);
+    }
+
+    /// The next event, waiting for it: its buffer's head and its number.
+    pub(super) fn expect_event(&mut self) -> (u16, u32) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some((head, len)) = self.events.take() {
+                assert_eq!(len, 4);
+                let number: u32 = self.memory.read_obj(GuestAddress(0x8_0000 + 8 * u64::from(head))).unwrap();
+                return (head, u32::from_le(number));
+            }
+            assert!(Instant::now() < end, "no event came");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// A client's socket on the host.

@@ -206,3 +206,56 @@ fn a_client_whose_guest_driver_is_reset_is_closed_while_it_waits() {
     guest.send(packet((9, 0x4000_0000), Op::RESPONSE, 0, 0, (1000, 0)), &[]);
     assert_eq!(guest.expect().0.op, Op::RST, "an answer from before the reset");
 }
+
+#[test]
+fn a_driver_hears_of_the_move_before_anything_else() {
+    for (event_index, buffers) in [(true, 8), (false, 8), (true, 1), (false, 1)] {
+        let mut guest = Guest::new(Layout::Single, event_index, no_ports());
+        let mut other = Guest::start(Layout::Single, event_index, no_ports());
+        other.client().write_all(b"CONNECT 9\n").unwrap();
+        let (old, _) = other.expect();
+        other.device.pause();
+        let state = other.device.save().unwrap();
+        let mut client = guest.client();
+        client.write_all(b"CONNECT 9\n").unwrap();
+        guest.take_over(buffers, &state);
+        let (head, number) = guest.expect_event();
+        assert_eq!((head, number), (0, 0));
+        // A packet of a stream of before, which the driver had sent already.
+        guest.send(packet((5, 2), Op::RW, 0, 0, (0, 0)), &[]);
+        guest.expect_silence();
+        guest.give_event_buffer(head);
+        let mut heard = [guest.expect().0, guest.expect().0];
+        heard.sort_by_key(|header| header.op.0);
+        assert_eq!(heard.map(|header| header.op), [Op::REQUEST, Op::RST], "{event_index}, {buffers} buffers");
+        assert_ne!(heard[0].src_port, old.src_port, "a new stream is not taken for an old one");
+    }
+}
+
+#[test]
+fn a_driver_without_event_buffers_is_served_at_once() {
+    let mut guest = Guest::new(Layout::Single, true, no_ports());
+    let mut client = guest.client();
+    client.write_all(b"CONNECT 9\n").unwrap();
+    guest.take_over(0, &0_u32.to_le_bytes());
+    assert_eq!(guest.expect().0.op, Op::REQUEST);
+}
+
+#[test]
+fn a_pause_before_the_driver_has_heard_tells_it_again() {
+    let mut guest = Guest::new(Layout::Single, true, no_ports());
+    guest.take_over(2, &0_u32.to_le_bytes());
+    guest.expect_event();
+    let queues = guest.device.pause();
+    assert!(queues.iter().all(Option::is_some));
+    guest.give(queues);
+    assert_eq!(guest.expect_event(), (1, 0));
+}
+
+#[test]
+fn a_state_that_is_not_its_own_is_refused() {
+    let mut guest = Guest::new(Layout::Single, true, no_ports());
+    for state in [&[][..], &[0; 3], &[0; 5]] {
+        assert!(guest.device.restore(state, &guest.memory).is_err());
+    }
+}
