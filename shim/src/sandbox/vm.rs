@@ -118,8 +118,12 @@ pub(super) enum VmOrder {
     Detach(u8),
     /// Plug these, one for each pair of queues, into this network slot.
     Plug(u8, Vec<OwnedFd>),
-    /// Write the machine to these files, and let it go on.
+    /// Write the machine to these files, and let it go on unless it was paused.
     Save(Snapshot),
+    /// Have it stand still.
+    Pause,
+    /// Let it go on.
+    Resume,
 }
 
 /// The VM. Dropping it inside a runtime ends it soon; [`Vm::end`] says when.
@@ -333,6 +337,8 @@ impl Observer {
             VmOrder::Detach(slot) => self.process.detach_disk(slot),
             VmOrder::Plug(slot, ends) => self.process.plug_nic(slot, &ends),
             VmOrder::Save(files) => self.process.save(&files),
+            VmOrder::Pause => self.process.pause(),
+            VmOrder::Resume => self.process.resume(),
         };
         match given {
             Ok(number) => {
