@@ -105,6 +105,12 @@ impl Container {
         if exec_id.is_empty() { Ok(Arc::clone(&self.init)) } else { self.exec(exec_id).map(|exec| exec.process) }
     }
 
+    /// Nobody is at the other end of its processes' streams any more; whoever comes may attach to them.
+    pub(crate) fn lose_streams(&self) {
+        self.init.lose_streams();
+        self.execs().values().for_each(|exec| exec.process.lose_streams());
+    }
+
     /// Announces a process that will join.
     ///
     /// # Errors

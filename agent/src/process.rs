@@ -3,11 +3,14 @@
 //! A process's exit is told only when its output has been handed over, and then to everyone who asks, until it is deleted.
 //! How a process comes to be is its container's affair.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tatami_protocol::agent::Stdio;
 use tatami_protocol::stream::Kind;
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 
@@ -34,9 +37,30 @@ struct State {
     pid: Option<i32>,
     size: Size,
     attachments: Attachments,
+    /// How the pumps get connections, once there are pumps.
+    feeds: HashMap<Kind, Feed>,
     ends: Ends,
     input: Option<AbortHandle>,
     outputs: Vec<(AbortHandle, Option<oneshot::Receiver<()>>)>,
+}
+
+/// What the pumps of one stream are given connections by.
+#[derive(Default)]
+struct Feed {
+    input: Option<UnboundedSender<ReadHalf<Stream>>>,
+    output: Option<UnboundedSender<WriteHalf<Stream>>>,
+    /// The last one leads nowhere any more.
+    lost: bool,
+}
+
+impl Feed {
+    /// A pump that has ended takes nothing any more, and the connection closes.
+    fn give(&mut self, stream: Stream) {
+        self.lost = false;
+        let (reader, writer) = tokio::io::split(stream);
+        let _ = self.input.as_ref().map(|input| input.send(reader));
+        let _ = self.output.as_ref().map(|output| output.send(writer));
+    }
 }
 
 impl Process {
@@ -47,6 +71,7 @@ impl Process {
             pid: None,
             size: size(stdio.rows, stdio.columns),
             attachments: Attachments::new(&stdio),
+            feeds: HashMap::new(),
             ends: Ends::default(),
             input: None,
             outputs: Vec::new(),
@@ -91,14 +116,26 @@ impl Process {
         Ok(launched)
     }
 
-    /// Whether the start still needs a stream of this kind.
+    /// Whether a stream of this kind is needed: by the start, or because the last one was lost.
     pub(crate) fn awaits(&self, kind: Kind) -> bool {
-        self.lock().attachments.awaits(kind)
+        let state = self.lock();
+        state.attachments.awaits(kind) || state.feeds.get(&kind).is_some_and(|feed| feed.lost)
     }
 
-    /// Keeps `stream` for the start.
+    /// Keeps `stream` for the start, or has it take the place of a lost one.
     pub(crate) fn attach(&self, kind: Kind, stream: Stream) {
-        self.lock().attachments.attach(kind, stream);
+        let mut state = self.lock();
+        match state.feeds.get_mut(&kind) {
+            Some(feed) => feed.give(stream),
+            None => state.attachments.attach(kind, stream),
+        }
+    }
+
+    /// Nobody is at the other end of its streams any more; whoever comes may attach to them.
+    pub(crate) fn lose_streams(&self) {
+        let mut state = self.lock();
+        state.attachments.lose();
+        state.feeds.values_mut().for_each(|feed| feed.lost = true);
     }
 
     /// Claims the start, which happens once, before the end, and with all streams attached.
@@ -128,15 +165,21 @@ impl Process {
         for kind in streams {
             let (input, output) = state.ends.sides(kind);
             let Some(stream) = state.attachments.take(kind) else { continue };
-            let (reader, writer) = tokio::io::split(stream);
+            let mut feed = Feed::default();
             if let Some(end) = input {
-                state.input = Some(tokio::spawn(pump_input(reader, end)).abort_handle());
+                let (sender, readers) = mpsc::unbounded_channel();
+                feed.input = Some(sender);
+                state.input = Some(tokio::spawn(pump_input(readers, end)).abort_handle());
             }
             if let Some(end) = output {
+                let (sender, writers) = mpsc::unbounded_channel();
+                feed.output = Some(sender);
                 let (drained, receiver) = oneshot::channel();
-                let pump = pump_output(end, writer, self.ended.subscribe(), drained);
+                let pump = pump_output(end, writers, self.ended.subscribe(), drained);
                 state.outputs.push((tokio::spawn(pump).abort_handle(), Some(receiver)));
             }
+            feed.give(stream);
+            state.feeds.insert(kind, feed);
         }
         // From here on the pumps own the pipes; a terminal stays, to be resized.
         state.ends = Ends { terminal: state.ends.terminal.take(), ..Ends::default() };
@@ -231,6 +274,7 @@ impl Process {
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.attachments.close();
+        state.feeds.clear();
         state.ends = Ends::default();
         state.input.take().inspect(AbortHandle::abort);
         for (pump, _) in state.outputs.drain(..) {

@@ -130,6 +130,15 @@ impl Sandbox {
         process.awaits(kind).then_some((process, kind))
     }
 
+    /// The machine goes on elsewhere: nobody is at the other end of processes' streams, and whoever comes may attach to them.
+    pub(crate) fn lose_streams(&self) {
+        for slot in self.lock().values() {
+            if let Slot::Ready(container) = slot {
+                container.lose_streams();
+            }
+        }
+    }
+
     fn claim<'a>(&'a self, id: &'a str) -> Result<Claim<'a>, Error> {
         let mut containers = self.lock();
         if containers.contains_key(id) {

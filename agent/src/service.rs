@@ -70,6 +70,9 @@ impl Agent for Service {
         }
         // Before anything else draws random numbers.
         entropy::add(&request.entropy).map_err(|cause| internal("reseed the random generator", &cause))?;
+        if request.moved {
+            self.sandbox.lose_streams();
+        }
         if !request.shared_tag.is_empty() {
             mounts::share(&request.shared_tag).map_err(|cause| internal("share files", &cause))?;
         }

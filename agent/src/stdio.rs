@@ -63,6 +63,11 @@ impl Attachments {
         }
     }
 
+    /// What is attached leads nowhere any more, and is to be attached again.
+    pub(crate) fn lose(&mut self) {
+        self.wanted.values_mut().for_each(|slot| *slot = None);
+    }
+
     /// A stream that was announced and is not attached.
     pub(crate) fn missing(&self) -> Option<Kind> {
         self.wanted.iter().find(|(_, stream)| stream.is_none()).map(|(kind, _)| *kind)
