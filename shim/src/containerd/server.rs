@@ -20,7 +20,7 @@ use super::{log_file, sandbox_service, task_service};
 use crate::guest_files::GuestFiles;
 use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
-use crate::sandbox::{Ground, Sandbox, Settings};
+use crate::sandbox::{Beginning, Ground, Sandbox, Settings};
 
 /// How long the guest may take until its agent announces itself: what a host that is overcommitted many times takes.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -74,11 +74,13 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     let files = GuestFiles::find(None, None)?;
     let settings = Settings {
         vm: bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle)),
-        kernel: files.kernel,
-        initrd: files.initrd,
+        beginning: Beginning::Boot {
+            kernel: files.kernel,
+            initrd: files.initrd,
+            templates: Templates::from_environment(&start.places),
+        },
         live_console: false,
         boot_limit: BOOT_LIMIT,
-        templates: Templates::from_environment(&start.places),
     };
     let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
     enter_network(&start.spec.as_ref().map_or(Network::Own, bundle::network))?;

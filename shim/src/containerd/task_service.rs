@@ -139,8 +139,9 @@ impl Task for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        self.tasks.container(&request.id)?;
-        Err(TaskError::Unimplemented("checkpoints are not supported".to_owned()).into())
+        let tasks = self.tasks.clone();
+        self.run("checkpoint", async move { tasks.save(&request.id, request.path.as_ref()).await }).await?;
+        Ok(Empty::default())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {

@@ -6,8 +6,9 @@
 pub(crate) mod creating;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::events::task::{
@@ -31,6 +32,7 @@ use crate::sandbox;
 use crate::sandbox::disks::Disks;
 use crate::sandbox::guest::Guest;
 use crate::sandbox::mounts::SharedFolder;
+use crate::sandbox::saving::Saver;
 
 /// The guest, when it is known what became of it: the reason if there is none.
 pub(crate) type Booted = Option<Result<(Guest, Disks), String>>;
@@ -51,6 +53,8 @@ pub(crate) struct Tasks {
     wanted: AtomicBool,
     /// Somebody asked for the end, and nothing is against it.
     over: Notify,
+    /// How the sandbox is saved, or why it cannot be; nothing where its front end does not do so.
+    saver: OnceLock<Result<Saver, String>>,
 }
 
 enum Slot {
@@ -79,6 +83,7 @@ impl Tasks {
             serial: AtomicU32::new(1),
             wanted: AtomicBool::new(false),
             over: Notify::new(),
+            saver: OnceLock::new(),
         })
     }
 
@@ -245,6 +250,37 @@ impl Tasks {
             return Err(error);
         }
         Ok(())
+    }
+
+    /// From now on the sandbox can be saved, or it is known why not.
+    pub(crate) fn offer_saving(&self, saver: Result<Saver, String>) {
+        // It is offered once.
+        let _ = self.saver.set(saver);
+    }
+
+    /// Writes the sandbox, whose only container this is, to `folder`, and has it go on.
+    ///
+    /// # Errors
+    /// [`TaskError::Unimplemented`] where that is not done, [`TaskError::FailedPrecondition`] for what cannot be saved or stands
+    /// still, [`TaskError::Failed`].
+    pub(super) async fn save(&self, id: &str, folder: &Path) -> Result<(), TaskError> {
+        let container = self.container(id)?;
+        let saver = match self.saver.get() {
+            None => return Err(TaskError::Unimplemented("checkpoints are not supported".to_owned())),
+            Some(saver) => saver.as_ref().map_err(|reason| TaskError::FailedPrecondition(reason.clone()))?,
+        };
+        match container.init().phase() {
+            Phase::Running => {}
+            Phase::Paused => {
+                return Err(TaskError::FailedPrecondition(
+                    "it is paused: have it go on with `tatami resume`".to_owned(),
+                ));
+            }
+            Phase::Created | Phase::Stopped(_) => {
+                return Err(TaskError::FailedPrecondition("its command does not run".to_owned()));
+            }
+        }
+        saver.save(folder).await.map_err(|error| TaskError::Failed(error.to_string()))
     }
 
     /// Sends a signal to a process, or with `all` to all of a container.

@@ -2,11 +2,12 @@
 //!
 //! Every call but the waiting ones has a limit, so that a server that does not answer is told and not waited for.
 
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{
-    CloseIORequest, DeleteRequest, ExecProcessRequest, KillRequest, PauseRequest, ResizePtyRequest, ResumeRequest,
-    StartRequest, StateRequest, WaitRequest,
+    CheckpointTaskRequest, CloseIORequest, DeleteRequest, ExecProcessRequest, KillRequest, PauseRequest,
+    ResizePtyRequest, ResumeRequest, StartRequest, StateRequest, WaitRequest,
 };
 use containerd_shim_protos::shim_async::TaskClient;
 use containerd_shim_protos::types::task::Status;
@@ -22,6 +23,8 @@ use super::server;
 
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may take to write a sandbox down: as long as its memory and its files are large.
+const SAVING: Duration = Duration::from_secs(3600);
 /// How long it may take a server to say how it is.
 const GLANCE: Duration = Duration::from_secs(3);
 
@@ -82,7 +85,10 @@ impl Client {
     pub(super) async fn connect(entry: &Entry) -> Result<Client, ClientError> {
         let stream = UnixStream::connect(server::socket(entry.found.state())).await;
         let stream = stream.map_err(|error| ClientError::Lost(error.to_string()))?;
-        Ok(Client { task: TaskClient::new(Connection::new(Socket::new(stream))), id: entry.record.id.clone() })
+        Ok(Client {
+            task: TaskClient::new(Connection::new(Socket::new(stream))),
+            id: entry.record.container().to_owned(),
+        })
     }
 
     /// Whether the container stands still.
@@ -113,6 +119,14 @@ impl Client {
     pub(super) async fn resume(&self) -> Result<(), ClientError> {
         let request = ResumeRequest { id: self.id.clone(), ..Default::default() };
         Ok(self.task.resume(limit(), &request).await.map(drop)?)
+    }
+
+    /// Has the server write the sandbox to `folder`, an absolute path.
+    pub(super) async fn save(&self, folder: &Path) -> Result<(), ClientError> {
+        let path = folder.display().to_string();
+        let request = CheckpointTaskRequest { id: self.id.clone(), path, ..Default::default() };
+        let context = ttrpc::context::with_duration(SAVING);
+        Ok(self.task.checkpoint(context, &request).await.map(drop)?)
     }
 
     /// Has a process join the container, `process` of a specification, and starts it.

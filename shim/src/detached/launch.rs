@@ -8,6 +8,7 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use nix::unistd::ForkResult;
@@ -20,16 +21,24 @@ use crate::run::compose::Recipe;
 use crate::run::network::Network;
 use crate::sandbox::folder::Places;
 use crate::sandbox::kept::{Kept, Record};
+use crate::sandbox::saving::Saved;
 use crate::sandbox::{Ground, Settings};
 
 /// What is to be started.
 pub(crate) struct Order {
-    pub(crate) recipe: Recipe,
+    pub(crate) work: Work,
     pub(crate) settings: Settings,
-    pub(crate) network: Network,
     /// All but what only the server knows.
     pub(crate) record: Record,
     pub(crate) limits: Limits,
+}
+
+/// What the server does.
+pub(crate) enum Work {
+    /// Makes a container, and the network that it has.
+    Run(Box<(Recipe, Network)>),
+    /// Goes on with the container that was saved in this folder.
+    GoOn(Box<Saved>, PathBuf),
 }
 
 /// Why there is no container.
@@ -95,7 +104,7 @@ fn become_server(order: Order, mut caller: UnixStream) -> i32 {
 }
 
 fn live(order: Order, caller: UnixStream) -> Result<(), LaunchError> {
-    let Order { recipe, settings, network, mut record, limits } = order;
+    let Order { work, settings, mut record, limits } = order;
     let places = Places::from_environment();
     let host = HostNamespaces::current().map_err(|error| failed("the host's namespaces", &error))?;
     let ground = Ground::prepare(&places, record.name.as_deref(), None).map_err(|error| told(&error.into()))?;
@@ -110,7 +119,7 @@ fn live(order: Order, caller: UnixStream) -> Result<(), LaunchError> {
         }
     };
     let (id, auto_remove) = (record.id.clone(), record.auto_remove);
-    let prepared = server::Prepared { ground, host, recipe, settings, network, kept: kept.clone(), record, limits };
+    let prepared = server::Prepared { ground, host, work, settings, kept: kept.clone(), record, limits };
     let mut runs = false;
     let result = runtime().and_then(|runtime| {
         let result = runtime.block_on(async {

@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::launch::Work;
 use super::output_log::{self, Limits, OutputLog, Stream};
 use super::registry::SOCKET;
 use crate::containerd::error::TaskError;
@@ -32,6 +33,7 @@ use crate::containerd::tasks::{Booted, Tasks};
 use crate::run::compose::{LaidOut, Recipe};
 use crate::run::network::{Network, NetworkError};
 use crate::sandbox::kept::{Ended, Kept, Record};
+use crate::sandbox::saving::{Ingredients, Saver};
 use crate::sandbox::timings::Timings;
 use crate::sandbox::{self, Ground, Sandbox, Settings};
 
@@ -46,9 +48,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub(super) struct Prepared {
     pub(super) ground: Ground,
     pub(super) host: HostNamespaces,
-    pub(super) recipe: Recipe,
+    pub(super) work: Work,
     pub(super) settings: Settings,
-    pub(super) network: Network,
     pub(super) kept: Kept,
     pub(super) record: Record,
     pub(super) limits: Limits,
@@ -76,16 +77,31 @@ pub(super) async fn serve(
     mut caller: UnixStream,
     started: impl FnOnce(UnixStream),
 ) -> Result<(), StartError> {
-    let Prepared { ground, host, recipe, settings, mut network, kept, mut record, limits } = prepared;
-    let state = ground.state().to_owned();
+    let Prepared { ground, host, work, settings, kept, mut record, limits } = prepared;
+    let (state, data) = (ground.state().to_owned(), ground.data().to_owned());
+    let (mut network, task) = match work {
+        Work::Run(made_of) => (Some(made_of.1), Task::Make(Box::new(made_of.0))),
+        // Before there is a machine: it has these files open.
+        Work::GoOn(saved, folder) => (None, Task::GoOn(ground.lay_out_saved(&saved, &folder)?)),
+    };
+    let (vm, limit) = (settings.vm.clone(), settings.boot_limit);
     let mut sandbox = Sandbox::start(ground, settings, Timings::starting_at(std::time::Instant::now()))?;
     let (booted, guest) = watch::channel::<Booted>(None);
     let tasks = Tasks::new(NAMESPACE, guest, Some(sandbox.shared()), host, Events::start(NAMESPACE, ""));
     let beginning = async {
         let mut server = listen(&state, &tasks)?;
         server.start().await.map_err(|error| TaskError::Failed(error.to_string()))?;
-        let output =
-            begin((&mut sandbox, &mut network), &booted, &tasks, (&kept, limits, &state), recipe, &mut record).await?;
+        let host = (&kept, limits, state.as_path());
+        let (output, ingredients) = match task {
+            Task::Make(recipe) => {
+                make((&mut sandbox, network.as_mut()), &booted, &tasks, host, *recipe, &mut record).await?
+            }
+            Task::GoOn(ingredients) => {
+                (go_on(&mut sandbox, &booted, &tasks, host, &ingredients, &mut record).await?, ingredients)
+            }
+        };
+        let saver = Saver::new((sandbox.vm().clone(), &vm, limit), &data, record.clone(), ingredients);
+        tasks.offer_saving(saver);
         Ok::<_, StartError>((server, output))
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(system("catch signals"))?;
@@ -98,12 +114,12 @@ pub(super) async fn serve(
         Ok(begun) => begun,
         Err(error) => {
             sandbox.end().await?;
-            network.end().await;
+            end_network(network).await;
             return Err(error);
         }
     };
     started(caller);
-    let exit = ended(&tasks, &record.id, &mut terminate).await;
+    let exit = ended(&tasks, record.container(), &mut terminate).await;
     let _ = tokio::time::timeout(LAST_WORDS, output.written()).await;
     let lost = (exit.status == KILLED).then(|| sandbox.vm().progress().stopped).flatten();
     let error = match lost {
@@ -114,10 +130,22 @@ pub(super) async fn serve(
     if let Err(error) = kept.write(&record) {
         log::error!("cannot write down how the container ended: {error}");
     }
-    let _ = tokio::time::timeout(LAST_WORDS, others(&tasks, &record.id)).await;
+    let _ = tokio::time::timeout(LAST_WORDS, others(&tasks, record.container())).await;
     sandbox.end().await?;
-    network.end().await;
+    end_network(network).await;
     Ok(())
+}
+
+/// What comes of the sandbox.
+enum Task {
+    Make(Box<Recipe>),
+    GoOn(Ingredients),
+}
+
+async fn end_network(network: Option<Network>) {
+    if let Some(network) = network {
+        network.end().await;
+    }
 }
 
 fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
@@ -134,16 +162,75 @@ fn listen(state: &Path, tasks: &Arc<Tasks>) -> Result<ttrpc::r#async::Server, St
 }
 
 /// Boots, lays out, creates and starts, and writes the record.
-async fn begin(
-    (sandbox, network): (&mut Sandbox, &mut Network),
+async fn make(
+    (sandbox, network): (&mut Sandbox, Option<&mut Network>),
     booted: &watch::Sender<Booted>,
     tasks: &Arc<Tasks>,
-    (kept, limits, state): (&Kept, Limits, &Path),
+    host: (&Kept, Limits, &Path),
     recipe: Recipe,
     record: &mut Record,
-) -> Result<Output, StartError> {
+) -> Result<(Output, Ingredients), StartError> {
     let id = record.id.clone();
     let recipe = recipe.named(id.clone());
+    let volumes = recipe.volumes();
+    let (composed, output) = compose(record, host, volumes).await?;
+    let (tell, told) = oneshot::channel();
+    let creating = tasks.create_composed(composed, move |shared, place| {
+        let LaidOut { spec, root, host_root, stop_signal, volumes: all } =
+            recipe.lay_out(place, shared).map_err(|error| TaskError::Failed(error.to_string()))?;
+        let ingredients = Ingredients { place: place.to_owned(), root: root.clone(), volumes: all, watched: volumes };
+        // Who wanted to know may be gone: then there is no container either.
+        let _ = tell.send((spec.clone(), host_root, stop_signal, ingredients));
+        Ok((spec, root))
+    });
+    let booting = async {
+        let ready = match (sandbox.ready().await, network) {
+            (Ok(()), Some(network)) => network.connect(sandbox).await.map_err(StartError::from),
+            (Ok(()), None) => Ok(()),
+            (Err(error), _) => Err(StartError::from(error)),
+        };
+        announce(sandbox, booted, &ready);
+        ready
+    };
+    tokio::try_join!(booting, async { creating.await.map_err(StartError::from) })?;
+    let told = told.await.map_err(|_| TaskError::Failed("the container was not laid out".to_owned()))?;
+    let (spec, host_root, stop_signal, ingredients) = told;
+    record.spec = serde_json::from_slice(&spec).unwrap_or_default();
+    record.host_root = host_root;
+    if record.stop_signal.is_empty() {
+        record.stop_signal = stop_signal.unwrap_or_else(|| "SIGTERM".to_owned());
+    }
+    record.command = command_of(&record.spec).unwrap_or_else(|| record.command.clone());
+    tasks.start(&id, "").await?;
+    note_start(host.0, record)?;
+    Ok((output, ingredients))
+}
+
+/// Has the machine go on from where it was saved, takes over its container, and writes the record.
+async fn go_on(
+    sandbox: &mut Sandbox,
+    booted: &watch::Sender<Booted>,
+    tasks: &Arc<Tasks>,
+    host: (&Kept, Limits, &Path),
+    ingredients: &Ingredients,
+    record: &mut Record,
+) -> Result<Output, StartError> {
+    let (composed, output) = compose(record, host, ingredients.watched).await?;
+    let ready = sandbox.ready().await.map_err(StartError::from);
+    announce(sandbox, booted, &ready);
+    ready?;
+    tasks.adopt(composed, &ingredients.place).await?;
+    record.host_root = Some(sandbox.shared().path().join(&ingredients.place).join("rootfs"));
+    note_start(host.0, record)?;
+    Ok(output)
+}
+
+/// The container as its tasks are told of it, its output on the way to a log that begins.
+async fn compose(
+    record: &Record,
+    (kept, limits, state): (&Kept, Limits, &Path),
+    volumes: usize,
+) -> Result<(Composed, Output), StartError> {
     let log = OutputLog::create(kept.folder(), limits).map_err(system("begin the container's log"))?;
     let stdio = StdioPaths {
         stdin: if record.interactive { make_stdin(state)? } else { String::new() },
@@ -152,41 +239,22 @@ async fn begin(
         terminal: record.tty,
     };
     let (opened, output) = Output::open(&stdio, log).await?;
-    let (folder, volumes) = (kept.folder().to_owned(), recipe.volumes());
-    let composed = Composed { id: id.clone(), folder, volumes, stdio, opened };
-    let (tell, told) = oneshot::channel();
-    let creating = tasks.create_composed(composed, move |shared, place| {
-        let LaidOut { spec, root, host_root, stop_signal } =
-            recipe.lay_out(place, shared).map_err(|error| TaskError::Failed(error.to_string()))?;
-        // Who wanted to know may be gone: then there is no container either.
-        let _ = tell.send((spec.clone(), host_root, stop_signal));
-        Ok((spec, root))
-    });
-    let booting = async {
-        let ready = match sandbox.ready().await {
-            Ok(()) => network.connect(sandbox).await.map_err(StartError::from),
-            Err(error) => Err(StartError::from(error)),
-        };
-        let guest = match &ready {
-            Ok(()) => sandbox.guest().ok_or_else(|| "the agent is gone".to_owned()),
-            Err(error) => Err(error.to_string()),
-        };
-        booted.send_replace(Some(guest.map(|guest| (guest, sandbox.disks().clone()))));
-        ready
+    let (id, folder) = (record.container().to_owned(), kept.folder().to_owned());
+    Ok((Composed { id, folder, volumes, stdio, opened }, output))
+}
+
+/// Tells who waits for the guest what became of it.
+fn announce(sandbox: &Sandbox, booted: &watch::Sender<Booted>, ready: &Result<(), StartError>) {
+    let guest = match ready {
+        Ok(()) => sandbox.guest().ok_or_else(|| "the agent is gone".to_owned()),
+        Err(error) => Err(error.to_string()),
     };
-    tokio::try_join!(booting, async { creating.await.map_err(StartError::from) })?;
-    if let Ok((spec, host_root, stop_signal)) = told.await {
-        record.spec = serde_json::from_slice(&spec).unwrap_or_default();
-        record.host_root = host_root;
-        if record.stop_signal.is_empty() {
-            record.stop_signal = stop_signal.unwrap_or_else(|| "SIGTERM".to_owned());
-        }
-    }
-    record.command = command_of(&record.spec).unwrap_or_else(|| record.command.clone());
-    tasks.start(&id, "").await?;
+    booted.send_replace(Some(guest.map(|guest| (guest, sandbox.disks().clone()))));
+}
+
+fn note_start(kept: &Kept, record: &mut Record) -> Result<(), StartError> {
     record.started = Some(SystemTime::now());
-    kept.write(record).map_err(system("write the container's record"))?;
-    Ok(output)
+    kept.write(record).map_err(system("write the container's record"))
 }
 
 fn command_of(spec: &serde_json::Value) -> Option<Vec<String>> {

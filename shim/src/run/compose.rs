@@ -13,6 +13,7 @@ use super::options::RunOptions;
 use crate::image::{Image, ImageError, Progress, Tree, TreeError};
 use crate::sandbox::disk_root::DiskRoot;
 use crate::sandbox::mounts::{HostVolume, Layout, MountError, Root, SharedFolder};
+use crate::sandbox::saving::OWN_VOLUME;
 use crate::spec::{self, Accounts, ContainerOptions, SpecError, Volume};
 
 /// Why a container cannot be laid out.
@@ -62,6 +63,8 @@ pub(crate) struct LaidOut {
     pub(crate) host_root: Option<PathBuf>,
     /// What the image says.
     pub(crate) stop_signal: Option<String>,
+    /// What of the host it sees, in the order of the numbers.
+    pub(crate) volumes: Vec<HostVolume>,
 }
 
 impl Recipe {
@@ -127,7 +130,7 @@ impl Recipe {
                 (specify(self.options, layout, image)?, Some(host_root))
             }
         };
-        Ok(LaidOut { spec, root, host_root, stop_signal })
+        Ok(LaidOut { spec, root, host_root, stop_signal, volumes: self.volumes })
     }
 }
 
@@ -142,7 +145,7 @@ impl Recipe {
             return Ok(());
         }
         // Beside the shared folder, in the sandbox's own: it goes with it.
-        let source = shared.path().with_file_name("resolv.conf");
+        let source = shared.path().with_file_name(OWN_VOLUME);
         std::fs::write(&source, &self.resolv_conf)
             .and_then(|()| std::fs::set_permissions(&source, Permissions::from_mode(0o644)))
             .map_err(|error| ComposeError::NameServers(source.clone(), error))?;

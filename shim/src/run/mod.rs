@@ -25,7 +25,7 @@ use tatami_vmm::VmConfig;
 use tatami_vmm::probe;
 use tokio::sync::oneshot;
 
-use crate::detached::launch::{LaunchError, Order, launch};
+use crate::detached::launch::{LaunchError, Order, Work, launch};
 use crate::guest_files::{GuestFiles, GuestFilesError};
 use crate::network::resolv_conf;
 use crate::sandbox::container::Container;
@@ -37,7 +37,7 @@ use crate::sandbox::kept::Record;
 use crate::sandbox::mounts::{HostPath, HostVolume, MountError};
 use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
-use crate::sandbox::{self, Ground, Sandbox, Settings};
+use crate::sandbox::{self, Beginning, Ground, Sandbox, Settings};
 use compose::{Base, ComposeError, LaidOut, Recipe};
 use network::{Network, NetworkError};
 use options::{ConsoleKind, OptionsError, RunArguments, RunOptions, Source};
@@ -183,11 +183,13 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
     vm.validate()?;
     let settings = Settings {
         vm,
-        kernel: files.kernel,
-        initrd: files.initrd,
+        beginning: Beginning::Boot {
+            kernel: files.kernel,
+            initrd: files.initrd,
+            templates: Templates::from_environment(&Places::from_environment()),
+        },
         live_console: options.console.is_some(),
         boot_limit: options.boot_limit,
-        templates: Templates::from_environment(&Places::from_environment()),
     };
     let resolv_conf = match options.dns.is_empty() {
         true => network.resolv_conf(),
@@ -227,7 +229,7 @@ fn leave_behind(prepared: Prepared) -> Result<u8, RunError> {
     let Prepared { options, recipe, settings, network } = prepared;
     let limits = options.detach.unwrap_or_default();
     let record = record(&options, &settings);
-    let id = launch(Order { recipe, settings, network, record, limits })?;
+    let id = launch(Order { work: Work::Run(Box::new((recipe, network))), settings, record, limits })?;
     // The container runs, whether or not somebody reads its id.
     let _ = writeln!(io::stdout(), "{id}");
     Ok(0)
@@ -240,6 +242,7 @@ fn record(options: &RunOptions, settings: &Settings) -> Record {
     };
     Record {
         id: String::new(),
+        container: None,
         name: options.name.clone(),
         image: source.display().to_string(),
         command: options.command.clone(),

@@ -79,11 +79,12 @@ impl Agent {
         Ok(Agent { client: AgentClient::new(Client::new(Socket::new(stream))), door })
     }
 
-    /// Greets it: sets the guest's clock, gives its random generator a new start, and has it mount the shared folder.
+    /// Greets it: sets the guest's clock, gives its random generator a new start, and has it mount the shared folder. With `moved` it
+    /// hears that the machine was saved with containers in it, and that processes' streams will be attached once more.
     ///
     /// # Errors
     /// [`AgentError`], as from every call.
-    pub async fn hello(&self) -> Result<HelloResponse, AgentError> {
+    pub async fn hello(&self, moved: bool) -> Result<HelloResponse, AgentError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut entropy = vec![0; ENTROPY];
         rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty()).map_err(io::Error::from)?;
@@ -91,6 +92,7 @@ impl Agent {
             host_time_ns: now.as_nanos() as i64,
             entropy,
             shared_tag: SHARED_TAG.to_owned(),
+            moved,
             ..Default::default()
         };
         answer("Hello", self.client.hello(Context::default(), &request)).await

@@ -23,8 +23,11 @@ const MAX_RECORD: u64 = 4 << 20;
 /// What is known of a container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// The sandbox's id, and the container's.
+    /// The sandbox's id, and so the container's.
     pub id: String,
+    /// What the guest knows the container as, if that is not the sandbox's id: it goes on from another sandbox.
+    #[serde(default)]
+    pub container: Option<String>,
     /// Its name, if it has one.
     pub name: Option<String>,
     /// The image, folder or disk that it is made of, as it was named.
@@ -58,6 +61,13 @@ pub struct Record {
     pub host_root: Option<PathBuf>,
     /// The runtime specification that it was made with, in the guest's terms.
     pub spec: serde_json::Value,
+}
+
+impl Record {
+    /// What the guest knows the container as.
+    pub fn container(&self) -> &str {
+        self.container.as_deref().unwrap_or(&self.id)
+    }
 }
 
 /// How a container ended.
@@ -146,6 +156,7 @@ pub(crate) mod tests {
     pub(crate) fn record(id: &str, name: Option<&str>) -> Record {
         Record {
             id: id.to_owned(),
+            container: None,
             name: name.map(str::to_owned),
             image: "image.tar".to_owned(),
             command: vec!["sleep".to_owned(), "9".to_owned()],

@@ -9,6 +9,7 @@ mod cgroup;
 mod changes;
 pub mod console;
 pub mod container;
+mod copy;
 pub mod disk_root;
 pub mod disks;
 pub mod door;
@@ -19,6 +20,7 @@ pub mod kept;
 pub mod mounts;
 mod overlay_marks;
 mod remove;
+pub mod saving;
 pub mod template;
 pub mod timings;
 mod undertaker;
@@ -27,7 +29,7 @@ pub mod vm;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +46,7 @@ use door::Door;
 use folder::{Folder, FolderError, Lot, Places};
 use guest::{Guest, Streams};
 use mounts::{MountError, Root, SharedFolder};
+use saving::{Ingredients, RestoreError, Saved};
 use template::{Key, Templates};
 use timings::{Mark, Timings};
 use undertaker::Undertaker;
@@ -93,6 +96,17 @@ pub enum Error {
         /// There is no such file, rather than one that may not be executed.
         missing: bool,
     },
+    /// A saved machine does not go on.
+    #[error("cannot go on from {} (files memory and state): {error}", folder.display())]
+    GoOn {
+        /// Where it was saved.
+        folder: PathBuf,
+        /// What the VMM said.
+        error: VmError,
+    },
+    /// A folder does not hold what is needed.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// A file that the VM needs cannot be opened.
     #[error("cannot open {what} {file}: {source}")]
     Open {
@@ -126,16 +140,28 @@ impl Error {
 pub struct Settings {
     /// The VM's configuration, valid.
     pub vm: VmConfig,
-    /// The guest's kernel, an ELF file.
-    pub kernel: GuestFile,
-    /// The guest's initrd.
-    pub initrd: GuestFile,
+    /// What its guest begins as.
+    pub beginning: Beginning,
     /// Show the guest's serial output on standard error as it comes.
     pub live_console: bool,
     /// How long the guest may take until the agent announces itself.
     pub boot_limit: Duration,
-    /// Where to find a machine like this one that has booted already, and to leave one.
-    pub templates: Option<Templates>,
+}
+
+/// What a guest begins as.
+#[derive(Clone, Debug)]
+pub enum Beginning {
+    /// It boots, or goes on from where one like it had booted.
+    Boot {
+        /// The guest's kernel, an ELF file.
+        kernel: GuestFile,
+        /// The guest's initrd.
+        initrd: GuestFile,
+        /// Where to find a machine like this one that has booted already, and to leave one.
+        templates: Option<Templates>,
+    },
+    /// It goes on as it was saved in this folder.
+    Saved(PathBuf),
 }
 
 /// What lies ready on the host before there is a VM. Fields are dropped in this order: mounts before folders.
@@ -197,6 +223,19 @@ impl Ground {
     /// Where containers' files are laid out.
     pub fn shared(&self) -> &Arc<SharedFolder> {
         &self.shared
+    }
+
+    /// Where what containers write is kept.
+    pub fn data(&self) -> &Path {
+        self.folder.data()
+    }
+
+    /// Lays out the container of the sandbox that was saved in `folder`, for its machine to go on with.
+    ///
+    /// # Errors
+    /// [`Error::Restore`].
+    pub fn lay_out_saved(&self, saved: &Saved, folder: &Path) -> Result<Ingredients, Error> {
+        Ok(saved.lay_out(folder, &self.shared, self.state())?)
     }
 
     /// Takes everything away again.
@@ -277,7 +316,7 @@ impl Sandbox {
         self.leave_template(&watch).await;
         let connect = async {
             let agent = Agent::connect(self.door.clone()).await?;
-            let hello = agent.hello().await?;
+            let hello = agent.hello(matches!(self.settings.beginning, Beginning::Saved(_))).await?;
             Ok((agent, hello))
         };
         let (agent, hello) = match watch.while_alive(connect).await? {
@@ -291,8 +330,8 @@ impl Sandbox {
         log::debug!("agent {} on Linux {}", hello.agent_version, hello.kernel_release);
         if let (Some(booting), Some(announced)) = (progress.booting, progress.ready) {
             // The guest's own clock says how much of the time until the announcement was the agent's.
-            let agents = match self.template {
-                Some(Template::Used(_)) => Ok(Duration::ZERO),
+            let agents = match (&self.template, &self.settings.beginning) {
+                (Some(Template::Used(_)), _) | (_, Beginning::Saved(_)) => Ok(Duration::ZERO),
                 _ => Duration::try_from_secs_f64((hello.agent_ready_ms - hello.agent_started_ms) / 1e3),
             };
             let started = announced.checked_sub(agents.unwrap_or_default()).unwrap_or(announced);
@@ -305,7 +344,9 @@ impl Sandbox {
 
     /// Keeps the machine as it is now, if it is to become a template. A sandbox can do without.
     async fn leave_template(&mut self, vm: &VmWatch) {
-        let (Some(Template::Wanted(key)), Some(templates)) = (&self.template, &self.settings.templates) else { return };
+        let (Some(Template::Wanted(key)), Some(templates)) = (&self.template, self.settings.templates()) else {
+            return;
+        };
         let kept = async {
             let (draft, files) = templates.draft(key).map_err(VmError::Watch)?;
             vm.order(VmOrder::Save(files)).await?;
@@ -319,7 +360,7 @@ impl Sandbox {
 
     /// A machine that went on from a template and does not answer: the next one boots.
     fn distrust_template(&self) {
-        if let (Some(Template::Used(key)), Some(templates)) = (&self.template, &self.settings.templates) {
+        if let (Some(Template::Used(key)), Some(templates)) = (&self.template, self.settings.templates()) {
             log::warn!("the template of this machine is removed");
             templates.remove(key);
         }
@@ -351,8 +392,10 @@ impl Sandbox {
     }
 
     fn creation_failed(&self, error: VmError) -> Error {
-        let Settings { kernel, initrd, .. } = self.settings.clone();
-        Error::Create { error, kernel, initrd }
+        match self.settings.beginning.clone() {
+            Beginning::Boot { kernel, initrd, .. } => Error::Create { error, kernel, initrd },
+            Beginning::Saved(folder) => Error::GoOn { folder, error },
+        }
     }
 
     /// Creates a container from a specification whose paths are the guest's, and whose root and `volumes` were laid out.
@@ -412,17 +455,28 @@ impl Sandbox {
 impl Settings {
     /// What the guest begins as: a machine kept earlier, or a kernel that boots.
     fn origin(&self) -> Result<(Origin, Option<Template>), Error> {
+        let (kernel, initrd, templates) = match &self.beginning {
+            Beginning::Boot { kernel, initrd, templates } => (kernel, initrd, templates),
+            Beginning::Saved(folder) => return Ok((Origin::Snapshot(saving::open(folder)?), None)),
+        };
         // A guest whose console somebody watches is to be seen booting.
-        let templates = self.templates.as_ref().filter(|_| !self.vm.console && !self.vm.virtio_console);
-        let key = templates.and_then(|templates| templates.key(&self.vm, &self.kernel, &self.initrd).ok());
+        let templates = templates.as_ref().filter(|_| !self.vm.console && !self.vm.virtio_console);
+        let key = templates.and_then(|templates| templates.key(&self.vm, kernel, initrd).ok());
         if let (Some(templates), Some(key)) = (templates, &key)
             && let Some(snapshot) = templates.find(key)
         {
             return Ok((Origin::Snapshot(snapshot), Some(Template::Used(key.clone()))));
         }
-        let kernel = open("the guest kernel", &self.kernel)?;
-        let initrd = Some(open("the initrd", &self.initrd)?);
+        let kernel = open("the guest kernel", kernel)?;
+        let initrd = Some(open("the initrd", initrd)?);
         Ok((Origin::Kernel { kernel, initrd }, key.map(Template::Wanted)))
+    }
+
+    fn templates(&self) -> Option<&Templates> {
+        match &self.beginning {
+            Beginning::Boot { templates, .. } => templates.as_ref(),
+            Beginning::Saved(_) => None,
+        }
     }
 }
 

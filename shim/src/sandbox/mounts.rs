@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use serde::{Deserialize, Serialize};
 
 use super::changes::Changes;
 use super::disk_root::{DiskRoot, LAYERS};
@@ -63,6 +64,13 @@ pub enum MountError {
 pub enum Root {
     /// An unpacked image, never written to; what the container writes goes into the sandbox's folder on disk.
     Image(PathBuf),
+    /// An image, and over it, uppermost first, what a container wrote whose sandbox was saved; none of it is written to.
+    Saved {
+        /// What it wrote.
+        layers: Vec<PathBuf>,
+        /// The unpacked image.
+        image: PathBuf,
+    },
     /// A folder, used as it is: what the container writes stays there.
     Plain(PathBuf),
     /// File systems that somebody else has prepared, mounted one over the other.
@@ -99,7 +107,7 @@ impl HostPath {
 }
 
 /// A volume: what of the host, and whether the guest may write to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostVolume {
     /// The file or folder that it shows.
     pub source: PathBuf,
@@ -185,7 +193,11 @@ impl SharedFolder {
         self.folder(&root_name)?;
         let host_root = self.path.join(&root_name);
         match root {
-            Root::Image(lower) => self.overlay(container, lower, &host_root)?,
+            Root::Image(lower) => self.overlay(container, &[lower.as_path()], &host_root)?,
+            Root::Saved { layers, image } => {
+                let lower: Vec<&Path> = layers.iter().chain([image]).map(PathBuf::as_path).collect();
+                self.overlay(container, &lower, &host_root)?;
+            }
             Root::Plain(path) => bind(&HostPath::open(path)?, &host_root, Depth::ThisMount, false)?,
             Root::Disk(disk) => {
                 self.show(container, LAYERS, &disk.folders)?;
@@ -287,23 +299,25 @@ impl SharedFolder {
         }
     }
 
-    fn overlay(&self, container: &str, lower: &Path, target: &Path) -> Result<(), MountError> {
+    /// Mounts folders one over the other, the first of `lower` uppermost, and over all of them one that is written to.
+    fn overlay(&self, container: &str, lower: &[&Path], target: &Path) -> Result<(), MountError> {
         let own = self.data.join(container);
         let (upper, work) = (own.join("upper"), own.join("work"));
         for folder in [&own, &upper, &work] {
             DirBuilder::new().mode(0o755).create(folder).map_err(refused("create", folder))?;
         }
         // The upper folder becomes the container's `/`, and must look as the image's does.
-        copy_mode(lower, &upper).map_err(refused("set the mode of", &upper))?;
+        copy_mode(lower[0], &upper).map_err(refused("set the mode of", &upper))?;
         let mut data = Vec::new();
-        for (key, path) in [("lowerdir=", lower), (",upperdir=", &upper), (",workdir=", &work)] {
+        let below = lower.iter().enumerate().map(|(at, path)| (if at == 0 { "lowerdir=" } else { ":" }, *path));
+        for (key, path) in below.chain([(",upperdir=", upper.as_path()), (",workdir=", &work)]) {
             data.extend(key.as_bytes());
             data.extend(escape(path));
         }
-        let data = CString::new(data).map_err(refused("mount an overlay of", lower))?;
+        let data = CString::new(data).map_err(refused("mount an overlay of", lower[0]))?;
         let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
         rustix::mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))
-            .map_err(refused("mount an overlay of", lower))
+            .map_err(refused("mount an overlay of", lower[0]))
     }
 
     fn folder(&self, name: &str) -> Result<(), MountError> {

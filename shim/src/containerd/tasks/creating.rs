@@ -90,6 +90,31 @@ impl Tasks {
         .await
     }
 
+    /// Takes over a container that runs in the guest already, laid out as `place`: the guest went on from where it was saved.
+    ///
+    /// # Errors
+    /// When the guest does not know it.
+    pub(crate) async fn adopt(&self, composed: Composed, place: &str) -> Result<(), TaskError> {
+        self.want();
+        let Composed { id, folder, volumes, stdio, opened } = composed;
+        let claim = self.claim(&id)?;
+        let guest = self.guest().await?;
+        let streams = guest.attach(&id, "", &stdio.wanted((0, 0))).await?;
+        let init = Process::new(&id, "", stdio);
+        init.connect(Io::connect(opened, streams));
+        init.life().started();
+        let mut container = Container::new(&id, &folder, place.to_owned(), String::new(), init);
+        container.volumes = volumes;
+        let container = std::sync::Arc::new(container);
+        claim.settle(container.clone());
+        if let Some(shared) = &self.shared {
+            shared.tell_changes(place, &id, volumes, &guest);
+        }
+        let memory = MemoryWatch::start(guest.clone(), self.events.clone(), &id, &folder);
+        container.init().follow(guest, self.events.clone(), Tasks::pid(), Some(memory));
+        Ok(())
+    }
+
     async fn create_from(
         &self,
         id: &str,

@@ -6,6 +6,7 @@ mod exec;
 mod inspect;
 mod logs;
 mod ps;
+mod save;
 mod session;
 
 use clap::Subcommand;
@@ -36,6 +37,10 @@ pub enum Commands {
     /// Have paused containers go on
     #[command(visible_alias = "unpause")]
     Resume(control::ResumeArguments),
+    /// Write a running container to a folder, from which others can go on
+    Save(save::SaveArguments),
+    /// Start a container that goes on from where one was saved
+    Restore(save::RestoreArguments),
     /// Remove containers that have ended: their records and logs
     Rm(control::RmArguments),
     /// Show all that is known of containers, as JSON
@@ -56,6 +61,8 @@ impl Commands {
             Commands::Wait(arguments) => run(control::wait(&places, &arguments)),
             Commands::Pause(arguments) => run(control::pause(&places, &arguments)),
             Commands::Resume(arguments) => run(control::resume(&places, &arguments)),
+            Commands::Save(arguments) => run(save::save(&places, &arguments)),
+            Commands::Restore(arguments) => save::restore(arguments),
             Commands::Rm(arguments) => run(control::rm(&places, arguments)),
             Commands::Inspect(arguments) => run(inspect::inspect(&places, &arguments)),
         }
