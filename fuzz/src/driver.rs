@@ -216,7 +216,7 @@ impl Driver {
     /// Saves the device and lets it go on from there.
     fn come_back(&mut self) {
         self.transport.transport_mut().pause();
-        let state = self.transport.save();
+        let state = self.transport.save().expect("what can be written down");
         let text = serde_json::to_vec(&state).expect("a state is JSON");
         let state = serde_json::from_slice(&text).expect("what was written");
         self.transport.restore(&state).expect("a device's own state");

@@ -70,12 +70,12 @@ pub fn mmio(data: &[u8]) {
             6 => mmio.read(register.wrapping_add(input.double()), &mut vec![0; usize::from(input.byte() % 20)]),
             _ => {
                 mmio.transport_mut().pause();
-                let state = mmio.save();
+                let state = mmio.save().expect("a device that remembers nothing");
                 mmio.restore(&state).expect("a transport's own state");
                 mmio.transport_mut().resume();
             }
         }
-        let state = mmio.save();
+        let state = mmio.save().expect("a device that remembers nothing");
         let set_up = (state.driver_features, state.queues);
         match (Transport::is_active(mmio.transport()), &given) {
             (false, _) => given = None,

@@ -73,7 +73,12 @@ pub fn snapshots() -> Vec<Vec<u8>> {
             QueueState { size: 16, ready: true, areas, position: Some((3, 3)) }
         };
         let queues = (0..queues).map(queue).collect();
-        tatami_devices::virtio::TransportState { status: 15, driver_features: 1 << 32, queues, ..transport.save() }
+        tatami_devices::virtio::TransportState {
+            status: 15,
+            driver_features: 1 << 32,
+            queues,
+            ..transport.save().expect("a device that remembers nothing")
+        }
     });
     tatami_vmm::fuzzing::save(&loading::machine(), &files, saved.collect());
     let mut text = vec![0; state.metadata().expect("a file").len() as usize];

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use tatami_shim::guest_files::GuestFile;
 use tatami_shim::sandbox::folder::Places;
 use tatami_shim::sandbox::timings::Timings;
-use tatami_shim::sandbox::{Ground, Sandbox, Settings};
+use tatami_shim::sandbox::{Beginning, Ground, Sandbox, Settings};
 use tatami_vmm::{VmConfig, process};
 
 const NAME: &str = "processors_come_up_and_go_down";
@@ -54,11 +54,9 @@ fn come_and_go() -> Result<()> {
     let ground = Ground::prepare(&places, None, None)?;
     let settings = Settings {
         vm: VmConfig { vcpus: 1, max_vcpus: 3, ..VmConfig::default() },
-        kernel: built("vmlinux"),
-        initrd: built("initrd.img"),
+        beginning: Beginning::Boot { kernel: built("vmlinux"), initrd: built("initrd.img"), templates: None },
         live_console: false,
         boot_limit: Duration::from_secs(120),
-        templates: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

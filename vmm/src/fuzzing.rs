@@ -55,7 +55,7 @@ pub fn restore(config: &VmConfig, snapshot: &Snapshot, devices: Vec<Box<dyn Virt
     }
     for transport in &mut restored {
         transport.transport_mut().pause();
-        let again = transport.save();
+        let again = transport.save().expect("what can be written down");
         transport.restore(&again).expect("a device's own state");
     }
 }
@@ -67,7 +67,7 @@ pub fn restore(config: &VmConfig, snapshot: &Snapshot, devices: Vec<Box<dyn Virt
 pub fn save(config: &VmConfig, snapshot: &Snapshot, devices: Vec<TransportState>) {
     let state = State::new(config.clone(), MachineState::default(), Vec::new(), devices);
     let memory = memory::create(ram(&Host::ram(config.memory_bytes()))).expect("memory for a small machine");
-    snapshot.write(&memory, &[], state).expect("files in memory");
+    snapshot.write(&memory, &[], &[], state).expect("files in memory");
 }
 
 /// One message over the socket, with `images` beside it, as both sides read it. What is an order for disks or

@@ -314,6 +314,10 @@ impl SharedFolder {
             data.extend(key.as_bytes());
             data.extend(escape(path));
         }
+        if lower.len() > 1 {
+            // The folders may lie on different file systems: a file's number must nevertheless be the same after its first change.
+            data.extend(b",xino=auto");
+        }
         let data = CString::new(data).map_err(refused("mount an overlay of", lower[0]))?;
         let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
         rustix::mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))

@@ -206,7 +206,7 @@ fn what_the_driver_said_is_part_of_the_state() {
     rig.driver.transport.write(0x100 + CONFIG_ACTUAL as u64, &2_u32.to_le_bytes());
     rig.driver.transport.write(0x100 + CONFIG_POISON as u64, &0xaa_u32.to_le_bytes());
     rig.driver.transport.transport_mut().pause();
-    let saved = rig.driver.transport.save();
+    let saved = rig.driver.transport.save().unwrap();
     let mut other = self::rig();
     other.driver.transport.restore(&saved).unwrap();
     assert_eq!((other.size.wanted(), other.size.actual()), (9 << 12, 2 << 12));

@@ -208,7 +208,7 @@ fn what_is_plugged_outlives_a_reset_and_a_restore() {
     rig.driver.bring_up(u64::MAX);
     assert_eq!(rig.unplug(1, 1), ACK);
     rig.driver.transport.transport_mut().pause();
-    let saved = rig.driver.transport.save();
+    let saved = rig.driver.transport.save().unwrap();
 
     let (size, doors) = (MemSize::new(REGION), Arc::new(Doors::default()));
     let device = Box::new(Mem::new(size.clone(), Arc::clone(&doors) as _, threads()));

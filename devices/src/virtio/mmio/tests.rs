@@ -378,10 +378,10 @@ fn a_driver_that_has_written_features_that_nobody_offered_can_be_saved() {
         before.set(0x24, page);
         before.set(0x20, u32::MAX);
     }
-    let state = before.transport.save();
+    let state = before.transport.save().unwrap();
     let (_, mut after) = probe();
     after.transport.restore(&state).unwrap();
-    assert_eq!(after.transport.save(), state);
+    assert_eq!(after.transport.save().unwrap(), state);
     after.add_status(STATUS_FEATURES_OK);
     assert_eq!(after.status() & STATUS_FEATURES_OK, 0, "they are judged when they are to be accepted");
 }
