@@ -33,8 +33,6 @@ impl VirtioDevice for Idle {
         data.fill(offset as u8);
     }
 
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         for queue in activation.queues.iter().flatten() {
             assert!(queue.queue.size().is_power_of_two() && queue.queue.size() <= 1024);

@@ -138,22 +138,31 @@ pub enum SaveError {
     Files(#[source] io::Error),
 }
 
+/// Fills `data` from a configuration space at byte `offset`; what lies beyond its end stays as it is.
+pub(super) fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    for (byte, value) in data.iter_mut().zip(space.iter().skip(offset.try_into().unwrap_or(usize::MAX))) {
+        *byte = *value;
+    }
+}
+
 /// A virtio device, seen by its transport.
 pub trait VirtioDevice: Send {
     /// The device type.
     fn kind(&self) -> DeviceKind;
 
     /// Feature bits offered to the driver; the transport adds VIRTIO_F_VERSION_1 and ring features it handles itself.
-    fn features(&self) -> u64;
+    fn features(&self) -> u64 {
+        0
+    }
 
     /// The maximum size of each queue, in descriptors; each a power of two of at most 32768.
     fn queue_sizes(&self) -> &[u16];
 
     /// Fills `data` from the configuration space at byte `offset`; bytes beyond its end read as zero.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     /// Takes a driver's write to the configuration space; most devices have nothing writable and ignore it.
-    fn write_config(&mut self, offset: u64, data: &[u8]);
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     /// Starts work on the queues.
     ///

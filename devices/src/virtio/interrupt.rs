@@ -4,11 +4,30 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Interrupt;
 use super::spec::{INTERRUPT_CONFIG, INTERRUPT_USED};
+
+/// Whom to tell that a configuration space has changed; nobody while no driver is there.
+#[derive(Default)]
+pub(super) struct ConfigListener(Mutex<Option<Arc<dyn Interrupt>>>);
+
+impl ConfigListener {
+    /// From now on, a driver is there to be told; or none any more.
+    pub(super) fn set(&self, interrupt: Option<Arc<dyn Interrupt>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = interrupt;
+    }
+
+    /// Tells it of a change.
+    pub(super) fn tell(&self) {
+        if let Some(interrupt) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            interrupt.config();
+        }
+    }
+}
 
 /// The line, the interrupt status register behind it (virtio 1.2, 4.2.2), and what else a device can tell its driver.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use event_manager::{EventOps, EventSet};
+use event_manager::EventOps;
 
 use super::worker::Work;
 use super::{
@@ -40,17 +40,9 @@ impl VirtioDevice for Rng {
         DeviceKind::Entropy
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }
-
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { memory, mut queues, interrupt, .. } = activation;
@@ -77,17 +69,9 @@ struct Generator {
 }
 
 impl Work for Generator {
-    fn start(&mut self, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        Ok(())
-    }
-
     fn kicked(&mut self, _index: u16, _ops: &mut EventOps<'_>) -> Result<Progress, Fault> {
         let memory = self.ring.memory().clone();
         self.ring.drain(|chain| fill(&memory, chain))
-    }
-
-    fn ready(&mut self, _token: u32, _set: EventSet, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        Ok(())
     }
 }
 

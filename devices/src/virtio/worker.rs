@@ -43,7 +43,9 @@ pub trait Work: Send + 'static {
     ///
     /// # Errors
     /// When the device cannot start.
-    fn start(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault>;
+    fn start(&mut self, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        Ok(())
+    }
 
     /// The driver kicked queue `index`, or said [`Progress::More`] last time. Also called once for each queue at the start.
     ///
@@ -51,11 +53,13 @@ pub trait Work: Send + 'static {
     /// When the device cannot go on.
     fn kicked(&mut self, index: u16, ops: &mut EventOps<'_>) -> Result<Progress, Fault>;
 
-    /// A watched descriptor is ready.
+    /// A watched descriptor is ready. Nothing but kicks comes to a device that watches nothing else.
     ///
     /// # Errors
     /// When the device cannot go on.
-    fn ready(&mut self, token: u32, set: EventSet, ops: &mut EventOps<'_>) -> Result<(), Fault>;
+    fn ready(&mut self, _token: u32, _set: EventSet, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        Ok(())
+    }
 
     /// Called on the thread after everything else, however it ends: nothing of this device's may touch guest memory or a queue
     /// afterwards. A device that does all its work within the calls above has nothing to add.

@@ -10,20 +10,22 @@
 mod spec;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use event_manager::{EventOps, EventSet};
+use event_manager::EventOps;
 use vm_memory::GuestAddress;
 
 use self::spec::{
     CONFIG_ACTUAL, CONFIG_BYTES, CONFIG_POISON, CONFIG_WANTED, DEFLATE, FEATURE_DEFLATE_ON_OOM, FEATURE_PAGE_POISON,
     FEATURE_PAGE_REPORTING, INFLATE, NUMBER_BYTES, NUMBERS_LIMIT, PAGE_BYTES, QUEUE_SIZES, REPORTING,
 };
+use super::device::read_space;
+use super::interrupt::ConfigListener;
 use super::worker::Work;
 use super::{
-    ActivateError, Activation, ActiveQueue, Backing, Chain, DeviceKind, Fault, GuestMemory, Interrupt, Progress,
-    RestoreError, Ring, Role, SaveError, Threads, VirtioDevice, Worker, ring,
+    ActivateError, Activation, ActiveQueue, Backing, Chain, DeviceKind, Fault, GuestMemory, Progress, RestoreError,
+    Ring, Role, SaveError, Threads, VirtioDevice, Worker, ring,
 };
 
 /// The balloon.
@@ -43,8 +45,8 @@ struct Inner {
     wanted: AtomicU32,
     actual: AtomicU32,
     poison: AtomicU32,
-    /// Whom to tell of another wish; none while no driver is there.
-    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
+    /// Whom to tell of another wish.
+    listener: ConfigListener,
 }
 
 impl BalloonSize {
@@ -52,9 +54,7 @@ impl BalloonSize {
     pub fn set(&self, bytes: u64) {
         let pages = u32::try_from(bytes / PAGE_BYTES).unwrap_or(u32::MAX);
         self.0.wanted.store(pages, Ordering::Release);
-        if let Some(interrupt) = self.0.interrupt.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            interrupt.config();
-        }
+        self.0.listener.tell();
     }
 
     /// What was asked for, in bytes.
@@ -65,10 +65,6 @@ impl BalloonSize {
     /// What the guest says it has given, in bytes.
     pub fn actual(&self) -> u64 {
         u64::from(self.0.actual.load(Ordering::Acquire)) * PAGE_BYTES
-    }
-
-    fn listen(&self, interrupt: Option<Arc<dyn Interrupt>>) {
-        *self.0.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = interrupt;
     }
 
     fn config_space(&self) -> [u8; CONFIG_BYTES] {
@@ -116,9 +112,7 @@ impl VirtioDevice for Balloon {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let space = self.size.config_space();
-        for (byte, value) in data.iter_mut().zip(space.iter().skip(offset.try_into().unwrap_or(usize::MAX))) {
-            *byte = *value;
-        }
+        read_space(&space, offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -155,7 +149,7 @@ impl VirtioDevice for Balloon {
         let work = Service { rings, keeper };
         let name = "virtio-balloon";
         self.worker = Some(Worker::spawn(self.threads.as_ref(), name, Role::Memory, kicks, interrupt, work)?);
-        self.size.listen(Some(listener));
+        self.size.0.listener.set(Some(listener));
         Ok(())
     }
 
@@ -182,7 +176,7 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self) {
         self.worker = None;
-        self.size.listen(None);
+        self.size.0.listener.set(None);
         // The next driver has given nothing yet.
         self.size.0.actual.store(0, Ordering::Release);
         self.size.0.poison.store(0, Ordering::Release);
@@ -196,10 +190,6 @@ struct Service {
 }
 
 impl Work for Service {
-    fn start(&mut self, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        Ok(())
-    }
-
     fn kicked(&mut self, index: u16, _ops: &mut EventOps<'_>) -> Result<Progress, Fault> {
         let Some(ring) = self.rings.get_mut(usize::from(index)).and_then(Option::as_mut) else {
             return Ok(Progress::Idle);
@@ -210,15 +200,10 @@ impl Work for Service {
                 INFLATE => keeper.inflate(chain)?,
                 REPORTING => keeper.report(chain),
                 // Pages come back by being touched; the driver only wants to hear that we know.
-                DEFLATE => {}
-                _ => {}
+                other => debug_assert_eq!(other, DEFLATE, "there is no other queue"),
             }
             Ok(0)
         })
-    }
-
-    fn ready(&mut self, _token: u32, _set: EventSet, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        Ok(())
     }
 }
 

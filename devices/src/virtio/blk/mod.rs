@@ -26,6 +26,7 @@ use self::spec::{
     FEATURE_WRITE_ZEROES, QUEUE_SIZE, config_space,
 };
 use self::uring::Uring;
+use super::device::read_space;
 use super::{
     ActivateError, Activation, ActiveQueue, DeviceKind, RateLimit, Ring, Role, Threads, Throttle, VirtioDevice, Worker,
 };
@@ -112,12 +113,8 @@ impl VirtioDevice for Blk {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let space = config_space(self.slot.show(), self.queue_sizes.len() as u16);
-        for (byte, value) in data.iter_mut().zip(space.iter().skip(offset.try_into().unwrap_or(usize::MAX))) {
-            *byte = *value;
-        }
+        read_space(&space, offset, data);
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { memory, features, queues, interrupt } = activation;

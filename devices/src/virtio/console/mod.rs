@@ -8,7 +8,7 @@ mod spec;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use event_manager::{EventOps, EventSet};
+use event_manager::EventOps;
 
 use self::spec::{BUFFER_LIMIT, PIECE, QUEUE_SIZES, RECEIVE, TRANSMIT};
 use super::worker::Work;
@@ -47,17 +47,9 @@ impl VirtioDevice for Console {
         DeviceKind::Console
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }
-
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { memory, mut queues, interrupt, .. } = activation;
@@ -89,10 +81,6 @@ struct Service {
 }
 
 impl Work for Service {
-    fn start(&mut self, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        Ok(())
-    }
-
     fn kicked(&mut self, _index: u16, _ops: &mut EventOps<'_>) -> Result<Progress, Fault> {
         let memory = self.ring.memory().clone();
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,10 +88,6 @@ impl Work for Service {
             pass_on(&memory, chain, output.as_mut());
             Ok(0)
         })
-    }
-
-    fn ready(&mut self, _token: u32, _set: EventSet, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        Ok(())
     }
 }
 

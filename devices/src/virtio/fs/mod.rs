@@ -13,10 +13,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use event_manager::{EventOps, EventSet};
+use event_manager::EventOps;
 
 use self::courier::Courier;
 use self::session::Session;
+use super::device::read_space;
 use super::worker::Work;
 use super::{
     ActivateError, Activation, ActiveQueue, DeviceKind, Fault, GuestMemory, Interrupt, Progress, RestoreError, Ring,
@@ -106,10 +107,6 @@ impl VirtioDevice for Fs {
         DeviceKind::Fs
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }
@@ -119,12 +116,8 @@ impl VirtioDevice for Fs {
         space[..self.config.tag.len()].copy_from_slice(self.config.tag.as_bytes());
         let request_queues = QUEUE_SIZES.len() as u32 - 1;
         space[TAG_BYTES..].copy_from_slice(&request_queues.to_le_bytes());
-        for (byte, value) in data.iter_mut().zip(space.iter().skip(offset.try_into().unwrap_or(usize::MAX))) {
-            *byte = *value;
-        }
+        read_space(&space, offset, data);
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { memory, queues, interrupt, .. } = activation;
@@ -207,10 +200,6 @@ impl Work for Service {
             return Ok(Progress::Idle);
         };
         ring.drain(|chain| self.courier.carry(chain, server))
-    }
-
-    fn ready(&mut self, _token: u32, _set: EventSet, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        Ok(())
     }
 }
 

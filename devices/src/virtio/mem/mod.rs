@@ -14,7 +14,7 @@ mod spec;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use event_manager::{EventOps, EventSet};
+use event_manager::EventOps;
 use vm_memory::GuestAddress;
 
 use self::blocks::Blocks;
@@ -23,10 +23,12 @@ use self::spec::{
     FEATURE_UNPLUGGED_INACCESSIBLE, PLUG, Plugged, QUEUE_SIZES, REQUEST_BYTES, RESPONSE_BYTES, Response, STATE, UNPLUG,
     UNPLUG_ALL, config_space,
 };
+use super::device::read_space;
+use super::interrupt::ConfigListener;
 use super::worker::Work;
 use super::{
-    ActivateError, Activation, ActiveQueue, Backing, Chain, DeviceKind, Fault, GuestMemory, Interrupt, Progress,
-    RestoreError, Ring, Role, SaveError, Threads, VirtioDevice, Worker, ring,
+    ActivateError, Activation, ActiveQueue, Backing, Chain, DeviceKind, Fault, GuestMemory, Progress, RestoreError,
+    Ring, Role, SaveError, Threads, VirtioDevice, Worker, ring,
 };
 
 /// The memory device.
@@ -43,8 +45,8 @@ pub struct MemSize(Arc<Inner>);
 
 struct Inner {
     blocks: Mutex<Blocks>,
-    /// Whom to tell of another wish; none while no driver is there.
-    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
+    /// Whom to tell of another wish.
+    listener: ConfigListener,
 }
 
 /// More is wanted than the region holds.
@@ -60,7 +62,7 @@ pub struct TooMuch {
 impl MemSize {
     /// All of `region` unplugged.
     pub fn new(region: MemRegion) -> Self {
-        MemSize(Arc::new(Inner { blocks: Mutex::new(Blocks::new(region)), interrupt: Mutex::default() }))
+        MemSize(Arc::new(Inner { blocks: Mutex::new(Blocks::new(region)), listener: ConfigListener::default() }))
     }
 
     /// Asks the guest to plug or unplug blocks until `bytes`, rounded up to blocks, are plugged; it does what it can, over time.
@@ -73,9 +75,7 @@ impl MemSize {
             return Err(TooMuch { wanted: bytes, limit: blocks.region().size });
         }
         drop(blocks);
-        if let Some(interrupt) = self.0.interrupt.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            interrupt.config();
-        }
+        self.0.listener.tell();
         Ok(())
     }
 
@@ -97,10 +97,6 @@ impl MemSize {
 
     fn blocks(&self) -> MutexGuard<'_, Blocks> {
         self.0.blocks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn listen(&self, interrupt: Option<Arc<dyn Interrupt>>) {
-        *self.0.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = interrupt;
     }
 }
 
@@ -145,12 +141,8 @@ impl VirtioDevice for Mem {
         let blocks = self.size.blocks();
         let MemRegion { start, size, block } = blocks.region();
         let space = config_space(block, start, size, blocks.bytes(), blocks.requested());
-        for (byte, value) in data.iter_mut().zip(space.iter().skip(offset.try_into().unwrap_or(usize::MAX))) {
-            *byte = *value;
-        }
+        read_space(&space, offset, data);
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { memory, features, mut queues, interrupt } = activation;
@@ -164,7 +156,7 @@ impl VirtioDevice for Mem {
         let work = Service { plugger: Plugger { size, backing, memory, warned: false }, ring };
         let listener = Arc::clone(&interrupt);
         self.worker = Some(Worker::spawn(self.threads.as_ref(), "virtio-mem", Role::Memory, kicks, interrupt, work)?);
-        self.size.listen(Some(listener));
+        self.size.0.listener.set(Some(listener));
         Ok(())
     }
 
@@ -176,7 +168,7 @@ impl VirtioDevice for Mem {
     /// What is plugged stays: the next driver asks, and may unplug it.
     fn reset(&mut self) {
         self.worker = None;
-        self.size.listen(None);
+        self.size.0.listener.set(None);
     }
 
     fn save(&self) -> Result<Vec<u8>, SaveError> {
@@ -202,16 +194,8 @@ struct Service {
 }
 
 impl Work for Service {
-    fn start(&mut self, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        Ok(())
-    }
-
     fn kicked(&mut self, _index: u16, _ops: &mut EventOps<'_>) -> Result<Progress, Fault> {
         self.ring.drain(|chain| self.plugger.serve(chain))
-    }
-
-    fn ready(&mut self, _token: u32, _set: EventSet, _ops: &mut EventOps<'_>) -> Result<(), Fault> {
-        Ok(())
     }
 }
 

@@ -33,6 +33,7 @@ use self::spec::{
     FEATURE_STATUS, GUEST_OFFLOADS, QUEUE_SIZE, config_space,
 };
 use self::transmit::Transmitter;
+use super::device::read_space;
 use super::{
     ActivateError, Activation, ActiveQueue, DeviceKind, GuestMemory, Interrupt, RestoreError, Ring, Role, SaveError,
     Threads, VirtioDevice, Worker,
@@ -146,12 +147,8 @@ impl VirtioDevice for Net {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let shape = &self.slot.0.shape;
         let space = config_space(shape.address, self.slot.0.show(), shape.pairs, shape.mtu.unwrap_or(0));
-        for (byte, value) in data.iter_mut().zip(space.iter().skip(offset.try_into().unwrap_or(usize::MAX))) {
-            *byte = *value;
-        }
+        read_space(&space, offset, data);
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { memory, features, queues, interrupt } = activation;

@@ -123,8 +123,6 @@ impl VirtioDevice for Vsock {
         data[..count].copy_from_slice(&config[from..from + count]);
     }
 
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { memory, queues, interrupt, .. } = activation;
         let mut queues = queues.into_iter();
