@@ -16,6 +16,7 @@ use crate::guest;
 use crate::join::{Joining, Shared};
 use crate::launch::{Launcher, Reports};
 use crate::limits::{self, Plan};
+use crate::nodes::Numbers;
 use crate::process::Process;
 use crate::reaper::Exit;
 use crate::sysctl;
@@ -31,6 +32,7 @@ pub(crate) struct Container {
     id: String,
     launcher: Launcher,
     cgroup: Cgroup,
+    numbers: Numbers,
     hooks: LateHooks,
     init: Arc<Process>,
     /// What processes that join have in common with the first.
@@ -62,9 +64,15 @@ impl Container {
     ///
     /// # Errors
     /// Why there is none; nothing is left of it.
-    pub(crate) async fn create(launcher: &Launcher, id: &str, spec: &[u8], stdio: Stdio) -> Result<Self, Error> {
+    pub(crate) async fn create(
+        launcher: &Launcher,
+        id: &str,
+        spec: &[u8],
+        stdio: Stdio,
+        numbers: Numbers,
+    ) -> Result<Self, Error> {
         let cgroup = Cgroup::of(id);
-        let Adapted { spec, owner, plan, shared } = adapt(spec, &cgroup, stdio.terminal)?;
+        let Adapted { spec, owner, plan, shared } = adapt(spec, &cgroup, stdio.terminal, &numbers)?;
         let hooks = late_hooks(&spec);
         let bundle = Path::new(BUNDLES).join(id);
         write_bundle(&bundle, &spec).map_err(Error::internal(format!("write {}", bundle.display())))?;
@@ -87,6 +95,7 @@ impl Container {
             id: id.to_owned(),
             launcher: launcher.clone(),
             cgroup,
+            numbers,
             hooks,
             init,
             shared,
@@ -181,7 +190,7 @@ impl Container {
     pub(crate) fn update(&self, resources: &[u8]) -> Result<(), Error> {
         let resources: LinuxResources = serde_json::from_slice(resources)
             .map_err(|cause| Error::InvalidArgument(format!("malformed resources: {cause}")))?;
-        self.cgroup.update(&plan_of(&resources)?)
+        self.cgroup.update(&plan_of(&resources, &self.numbers)?)
     }
 
     /// Makes all its processes stand still, or run again.
@@ -304,7 +313,7 @@ struct Adapted {
     shared: Shared,
 }
 
-fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<Adapted, Error> {
+fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool, numbers: &Numbers) -> Result<Adapted, Error> {
     let invalid = |what: &str| Error::InvalidArgument(format!("the specification has no {what}"));
     let mut spec: Spec = serde_json::from_slice(spec)
         .map_err(|cause| Error::InvalidArgument(format!("malformed specification: {cause}")))?;
@@ -322,9 +331,10 @@ fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<Adapted, Error>
     let linux = spec.linux_mut().as_mut().ok_or_else(|| invalid("linux section"))?;
     linux.set_cgroups_path(Some(cgroup.path().to_path_buf()));
     sysctl::apply_network(linux)?;
+    numbers.renumber_nodes(linux)?;
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
-    let plan = plan_of(&resources)?;
+    let plan = plan_of(&resources, numbers)?;
     guest::check(linux)?;
     let shared = Shared {
         namespaces: Shared::flags(linux.namespaces().as_deref().unwrap_or_default()),
@@ -334,8 +344,8 @@ fn adapt(spec: &[u8], cgroup: &Cgroup, terminal: bool) -> Result<Adapted, Error>
     Ok(Adapted { spec, owner, plan, shared })
 }
 
-fn plan_of(resources: &LinuxResources) -> Result<Plan, Error> {
-    limits::plan(resources).map_err(|refusal| Error::InvalidArgument(refusal.to_string()))
+fn plan_of(resources: &LinuxResources, numbers: &Numbers) -> Result<Plan, Error> {
+    limits::plan(resources, numbers).map_err(|refusal| Error::InvalidArgument(refusal.to_string()))
 }
 
 fn adapt_process(process: &mut ProcessSpec, terminal: bool) -> Result<(), Error> {

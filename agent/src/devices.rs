@@ -4,6 +4,8 @@
 
 use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
+use crate::nodes::Numbers;
+
 /// `BPF_DEVCG_ACC_*` of the kernel's bpf.h.
 const MKNOD: i32 = 1;
 const READ: i32 = 2;
@@ -40,18 +42,18 @@ const ALWAYS: &[(Option<i32>, Option<i32>, i32)] = &[
 ///
 /// # Errors
 /// Names the rule that makes no sense.
-pub(crate) fn rules(list: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>, String> {
+pub(crate) fn rules(list: &[LinuxDeviceCgroup], numbers: &Numbers) -> Result<Vec<Rule>, String> {
     if list.is_empty() {
         return Ok(Vec::new());
     }
-    let mut rules = list.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
+    let mut rules = list.iter().map(|one| rule(one, numbers)).collect::<Result<Vec<_>, _>>()?;
     let always = |&(major, minor, access): &_| Rule { allow: true, kind: Some(CHARACTER), major, minor, access };
     rules.extend(ALWAYS.iter().map(always));
     rules.push(Rule { allow: true, kind: Some(BLOCK), major: None, minor: None, access: MKNOD });
     Ok(rules)
 }
 
-fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule, String> {
+fn rule(rule: &LinuxDeviceCgroup, numbers: &Numbers) -> Result<Rule, String> {
     let kind = match rule.typ() {
         None | Some(LinuxDeviceType::A) => None,
         Some(LinuxDeviceType::B) => Some(BLOCK),
@@ -75,7 +77,14 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule, String> {
             _ => return Err(format!("{letter:?} is no way of access: r, w or m")),
         };
     }
-    Ok(Rule { allow: rule.allow(), kind, major: number(rule.major())?, minor: number(rule.minor())?, access })
+    let (major, minor) = match (kind, rule.major(), rule.minor()) {
+        (Some(BLOCK), Some(major), Some(minor)) => {
+            let (major, minor) = numbers.here((major, minor));
+            (Some(major), Some(minor))
+        }
+        (_, major, minor) => (major, minor),
+    };
+    Ok(Rule { allow: rule.allow(), kind, major: number(major)?, minor: number(minor)?, access })
 }
 
 /// An instruction as the kernel takes it: operation, registers, offset and operand in 64 bits.
@@ -191,7 +200,7 @@ mod tests {
 
     fn allowed(list: Value, kind: i32, major: u32, minor: u32, access: i32) -> bool {
         let list: Vec<LinuxDeviceCgroup> = serde_json::from_value(list).unwrap();
-        run(&program(&rules(&list).unwrap()), kind, major, minor, access)
+        run(&program(&rules(&list, &Numbers::of((7, 0), (254, 1))).unwrap()), kind, major, minor, access)
     }
 
     #[test]
@@ -217,10 +226,17 @@ mod tests {
     }
 
     #[test]
+    fn rules_about_the_hosts_block_devices_are_about_the_guests() {
+        let list = json!([{ "allow": true, "type": "b", "major": 7, "minor": 0, "access": "r" }]);
+        assert!(allowed(list.clone(), BLOCK, 254, 1, READ) && !allowed(list.clone(), BLOCK, 254, 1, WRITE));
+        assert!(!allowed(list, BLOCK, 7, 0, READ));
+    }
+
+    #[test]
     fn a_privileged_container_may_everything() {
         let list = json!([{ "allow": false, "access": "rwm" }, { "allow": true, "access": "rwm", "type": "a" }]);
         assert!(allowed(list, CHARACTER, 1, 1, ANY_ACCESS));
-        assert!(rules(&[]).unwrap().is_empty());
+        assert!(rules(&[], &Numbers::default()).unwrap().is_empty());
     }
 
     #[test]
@@ -231,7 +247,7 @@ mod tests {
             json!({ "allow": true, "type": "p" }),
         ] {
             let rule: LinuxDeviceCgroup = serde_json::from_value(bad.clone()).unwrap();
-            assert!(rules(&[rule]).is_err(), "{bad}");
+            assert!(rules(&[rule], &Numbers::default()).is_err(), "{bad}");
         }
     }
 }

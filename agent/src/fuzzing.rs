@@ -24,7 +24,7 @@ pub fn specification(json: &[u8]) {
 }
 
 fn plan(resources: &LinuxResources) {
-    let Ok(plan) = limits::plan(resources) else { return };
+    let Ok(plan) = limits::plan(resources, &crate::nodes::Numbers::default()) else { return };
     let program = devices::program(&plan.devices);
     // What the kernel takes at most of a program (BPF_MAXINSNS is 4096 for those without CAP_BPF; the agent has it).
     assert!(program.len() <= 1_000_000, "{} instructions", program.len());

@@ -8,7 +8,7 @@
 //! | `guest` | what of a specification no guest of this kind can do |
 //! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
 //! | `network`, `netlink` | the guest's network interfaces, which all containers share |
-//! | `storage` | the file systems that are mounted for a container |
+//! | `storage`, `nodes` | the file systems that are mounted for a container, and the devices it has |
 //! | `volumes` | what of the host's files it sees, and who hears of changes to them |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
 //! | `launch`, `wire`, `zygote`, `creator`, `join`, `priority`, `rights`, `executor` | making one: libcontainer in a forked, single-threaded child |
@@ -38,6 +38,7 @@ mod loopback;
 mod mounts;
 mod netlink;
 mod network;
+mod nodes;
 mod priority;
 mod process;
 mod processors;

@@ -7,6 +7,7 @@ use libcontainer::oci_spec::runtime::{
 };
 
 use crate::devices::{self, Rule};
+use crate::nodes::Numbers;
 
 /// The number of processes, which is set last: a container's own making takes more than one for a moment.
 pub(crate) const PIDS_MAX: &str = "pids.max";
@@ -42,11 +43,11 @@ pub(crate) struct Unsupported {
     reason: String,
 }
 
-/// What `resources` asks for; what it does not name stays as it is.
+/// What `resources` asks for; what it does not name stays as it is. Block devices have the guest's numbers in it.
 ///
 /// # Errors
 /// The first limit that has no counterpart.
-pub(crate) fn plan(resources: &LinuxResources) -> Result<Plan, Unsupported> {
+pub(crate) fn plan(resources: &LinuxResources, numbers: &Numbers) -> Result<Plan, Unsupported> {
     let mut plan = Plan::default();
     if let Some(memory) = resources.memory() {
         plan.memory(memory)?;
@@ -55,7 +56,7 @@ pub(crate) fn plan(resources: &LinuxResources) -> Result<Plan, Unsupported> {
         plan.cpu(cpu)?;
     }
     if let Some(block) = resources.block_io() {
-        plan.block_io(block)?;
+        plan.block_io(block, numbers)?;
     }
     for limit in resources.hugepage_limits().iter().flatten() {
         plan.hugepages(limit)?;
@@ -72,7 +73,7 @@ pub(crate) fn plan(resources: &LinuxResources) -> Result<Plan, Unsupported> {
         plan.set(PIDS_MAX, limit);
     }
     if let Some(list) = resources.devices() {
-        plan.devices = devices::rules(list).map_err(|reason| unsupported("devices", &reason))?;
+        plan.devices = devices::rules(list, numbers).map_err(|reason| unsupported("devices", &reason))?;
     }
     let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
     unified.sort();
@@ -160,7 +161,7 @@ impl Plan {
         Ok(())
     }
 
-    fn block_io(&mut self, block: &LinuxBlockIo) -> Result<(), Unsupported> {
+    fn block_io(&mut self, block: &LinuxBlockIo, numbers: &Numbers) -> Result<(), Unsupported> {
         let leaf = "cgroup version 2 has no weights of leaves";
         if block.leaf_weight().is_some_and(|weight| weight > 0) {
             return Err(unsupported("blockIO.leafWeight", leaf));
@@ -175,14 +176,16 @@ impl Plan {
             }
             if let Some(weight) = device.weight().filter(|weight| *weight > 0) {
                 self.weighs_io = true;
-                let value = format!("{}:{} {}", device.major(), device.minor(), weight_of_cfq(weight));
+                let (major, minor) = numbers.here((device.major(), device.minor()));
+                let value = format!("{major}:{minor} {}", weight_of_cfq(weight));
                 self.set("io.weight", value);
             }
         }
         let mut throttle = |devices: &Option<Vec<LinuxThrottleDevice>>, key: &str| {
             for device in devices.iter().flatten() {
                 let rate = if device.rate() == 0 { "max".to_owned() } else { device.rate().to_string() };
-                self.set("io.max", format!("{}:{} {key}={rate}", device.major(), device.minor()));
+                let (major, minor) = numbers.here((device.major(), device.minor()));
+                self.set("io.max", format!("{major}:{minor} {key}={rate}"));
             }
         };
         throttle(block.throttle_read_bps_device(), "rbps");
@@ -267,7 +270,7 @@ mod tests {
 
     fn planned(resources: Value) -> Result<Plan, String> {
         let resources: LinuxResources = serde_json::from_value(resources).unwrap();
-        plan(&resources).map_err(|refusal| refusal.to_string())
+        plan(&resources, &Numbers::of((8, 0), (254, 1))).map_err(|refusal| refusal.to_string())
     }
 
     fn written(resources: Value) -> Vec<String> {
@@ -303,7 +306,7 @@ mod tests {
         assert_eq!(written(json!({ "pids": { "limit": 0 } })), ["pids.max=1"]);
         let block =
             json!({ "blockIO": { "weight": 1000, "throttleReadBpsDevice": [{ "major": 8, "minor": 0, "rate": 5 }] } });
-        assert_eq!(written(block), ["io.weight=default 10000", "io.max=8:0 rbps=5"]);
+        assert_eq!(written(block), ["io.weight=default 10000", "io.max=254:1 rbps=5"]);
         let pages = json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 4194304 }] });
         assert_eq!(written(pages), ["hugetlb.2MB.max=4194304", "hugetlb.2MB.rsvd.max=4194304"]);
         let unified = json!({ "unified": { "memory.high": "100", "io.max": "8:0 rbps=1\n8:1 rbps=2" } });

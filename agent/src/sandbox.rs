@@ -9,6 +9,7 @@ use tatami_protocol::stream::{Kind, StreamHeader};
 use crate::container::Container;
 use crate::error::Error;
 use crate::launch::Launcher;
+use crate::nodes::Numbers;
 use crate::process::Process;
 use crate::storage::Storages;
 use crate::volumes::{TellError, Volumes};
@@ -51,7 +52,10 @@ impl Sandbox {
         let mut mounted = Storages::mount(&request).await?;
         let stdio = request.stdio.clone().into_option().unwrap_or_default();
         let volumes = Volumes::open(&request).await;
-        let created = Container::create(&self.launcher, id, &request.spec_json, stdio).await;
+        let created = match Numbers::new(&request.devices, |part| mounted.number(part)) {
+            Ok(numbers) => Container::create(&self.launcher, id, &request.spec_json, stdio, numbers).await,
+            Err(error) => Err(error),
+        };
         volumes.hide();
         let container = match created {
             Ok(container) => container,

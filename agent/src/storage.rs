@@ -9,6 +9,7 @@ mod device;
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tatami_protocol::agent::storage::Kind;
 use tatami_protocol::agent::{BlockStorage, CreateContainerRequest, OverlayStorage, Place, TmpfsStorage};
 
 use crate::error::Error;
+use crate::nodes::Number;
 use crate::sandbox::check_id;
 use device::Device;
 
@@ -58,6 +60,16 @@ impl Storages {
                 Err(error)
             }
         }
+    }
+
+    /// The number of the disk's part `part`, counted from 0.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when there is no such part.
+    pub(crate) fn number(&self, part: u32) -> Result<Number, Error> {
+        let path = self.device()?.part(part)?;
+        let number = fs::metadata(&path).map_err(Error::internal(format!("look at {}", path.display())))?.rdev();
+        Ok((i64::from(rustix::fs::major(number)), i64::from(rustix::fs::minor(number))))
     }
 
     /// Unmounts all. Then nothing uses the disk any more.
@@ -118,12 +130,15 @@ impl Storages {
         Ok(())
     }
 
+    fn device(&self) -> Result<&Device, Error> {
+        self.device.as_ref().ok_or_else(|| Error::InvalidArgument("a part of a disk without a disk".to_owned()))
+    }
+
     fn plan_block(&self, block: &BlockStorage) -> Result<Plan, Error> {
         let kind = ON_DISK.into_iter().find(|kind| *kind == block.type_).ok_or_else(|| {
             Error::InvalidArgument(format!("file system {:?} on a disk: only {} are", block.type_, ON_DISK.join(", ")))
         })?;
-        let device =
-            self.device.as_ref().ok_or_else(|| Error::InvalidArgument("a storage without a disk".to_owned()))?;
+        let device = self.device()?;
         let mut data = join(&block.options)?;
         for &part in &block.devices {
             append(&mut data, &format!("device={}", device.part(part)?.display()));

@@ -7,6 +7,7 @@
 pub mod compare;
 pub mod daemons;
 mod leaks;
+mod loop_disk;
 mod nearby;
 mod pty;
 mod running;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use leaks::Process;
+pub use loop_disk::LoopDisk;
 pub use nearby::on_own_disk;
 pub use pty::Terminal;
 pub use running::{Finished, Running};

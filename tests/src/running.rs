@@ -179,3 +179,14 @@ impl Collector {
         std::mem::take(&mut self.bytes.lock().expect("not poisoned"))
     }
 }
+
+/// What a program of the host's says that has to do its work: its standard output, without the line's end.
+///
+/// # Panics
+/// With its words when it fails.
+pub(crate) fn said(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}", words.trim());
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}

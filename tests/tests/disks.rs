@@ -8,7 +8,7 @@ use std::process::Command;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
-use tatami_tests::{Finished, Tatami};
+use tatami_tests::{Finished, LoopDisk, Tatami};
 
 const COMMANDS: [&str; 12] = ["cat", "cp", "dd", "echo", "id", "ls", "md5sum", "mount", "sh", "sleep", "sync", "true"];
 
@@ -222,6 +222,32 @@ fn users_of_a_disk_are_numbers() {
 
 #[test]
 #[ignore = "boots a guest: make test"]
+fn a_container_may_have_disks_for_devices() {
+    let tatami = Tatami::new();
+    let image = tatami.scratch().join("data.img");
+    fs::write(&image, [b"of the host, ".as_slice(), &[b'.'; 499]].concat()).unwrap();
+    let disk = LoopDisk::new(&tatami.scratch(), 1 << 20);
+    let [writable, readable] = [format!("{}:/dev/data", image.display()), format!("{}:/dev/disks/loop:r", disk.path())];
+    let script = "head -c 11 /dev/data; printf 'of the guest' | dd of=/dev/data conv=notrunc 2>/dev/null; \
+        wc -c </dev/disks/loop; cat /dev/data >/dev/disks/loop && echo written";
+    let options = ["--device", &writable, "--device", &readable];
+    let finished = tatami.run_with(&options, &["sh", "-c", script]);
+    assert_eq!((finished.status, finished.out().as_str()), (1, "of the host1048576\n"), "{}", finished.err());
+    assert!(finished.err().contains("/dev/disks/loop: Operation not permitted"), "{}", finished.err());
+    assert!(fs::read_to_string(&image).unwrap().starts_with("of the guest, ."));
+
+    // On the disk that the root is on, too.
+    let root = ext4(&tatami);
+    let finished = run(&tatami, &root, &["--device", &writable], &["dd", "if=/dev/data", "bs=12", "count=1"]);
+    assert_eq!(finished.expect_status(0).out(), "of the guest");
+
+    let refused = |device: &str| tatami.run_with(&["--device", device], &["true"]);
+    refused("/no/such/disk:/dev/x").expect_error(125, &["--device", "/no/such/disk"]);
+    refused("/dev/null").expect_error(125, &["--device", "/dev/null", "no disk image"]);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
 fn a_disk_is_no_faster_than_it_may_be() {
     let tatami = Tatami::new();
     let disk = ext4(&tatami);
@@ -232,5 +258,5 @@ fn a_disk_is_no_faster_than_it_may_be() {
     // Reading the shell has used up what may come at once.
     assert!(seconds[1] - seconds[0] >= 3.0, "{out}");
     let refused = tatami.run_with(&["--disk-rate", "ops=1"], &["true"]);
-    refused.expect_error(125, &["--disk-rate", "--rootfs DISK"]);
+    refused.expect_error(125, &["--disk-rate", "--rootfs DISK or --device"]);
 }

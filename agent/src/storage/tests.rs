@@ -75,7 +75,7 @@ fn only_a_few_file_systems_are_read_from_disks() {
         assert!(message.contains("only erofs, ext4, xfs are"), "{message}");
     }
     let block = BlockStorage { type_: "ext4".to_owned(), ..BlockStorage::default() };
-    assert_eq!(refusal(&[], |storages| storages.plan_block(&block)), "a storage without a disk");
+    assert_eq!(refusal(&[], |storages| storages.plan_block(&block)), "a part of a disk without a disk");
 }
 
 #[test]

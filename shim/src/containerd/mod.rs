@@ -7,6 +7,7 @@
 
 mod address;
 mod arguments;
+mod block_devices;
 mod bootstrap;
 mod bundle;
 mod container;

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hook, Hooks, Linux, LinuxNamespace, LinuxNamespaceType, Mount, Process, Spec};
 
+use super::block_devices;
 use super::error::TaskError;
+use crate::sandbox::disks::DeviceImage;
 use crate::sandbox::mounts::{HostVolume, Layout};
 
 /// File systems that are the guest's own.
@@ -54,6 +56,8 @@ pub(super) struct Plan {
     spec: Spec,
     /// What to lay out, in this order.
     pub(super) volumes: Vec<HostVolume>,
+    /// Block devices of the host that it names.
+    pub(super) devices: Vec<DeviceImage>,
     /// The mount that each volume is for.
     places: Vec<usize>,
     /// What runs here.
@@ -70,8 +74,9 @@ impl Plan {
         translate_process(process);
         let linux = spec.linux_mut().get_or_insert_with(Linux::default);
         translate_linux(linux, pids)?;
+        let devices = block_devices::named(linux)?;
         let hooks = take_hooks(&mut spec)?;
-        let mut plan = Plan { spec, volumes: Vec::new(), places: Vec::new(), hooks };
+        let mut plan = Plan { spec, volumes: Vec::new(), devices, places: Vec::new(), hooks };
         let mut mounts = plan.spec.mounts().clone().unwrap_or_default();
         for (number, mount) in mounts.iter_mut().enumerate() {
             if let Some(volume) = translate_mount(mount)? {

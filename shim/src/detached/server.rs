@@ -28,7 +28,7 @@ use crate::containerd::hooks::HostNamespaces;
 use crate::containerd::lifecycle::{Exit, KILLED, Phase};
 use crate::containerd::stdio::{Opened, Sink, StdioPaths};
 use crate::containerd::task_service;
-use crate::containerd::tasks::creating::Composed;
+use crate::containerd::tasks::creating::{Composed, Composition};
 use crate::containerd::tasks::{Booted, Tasks};
 use crate::run::compose::{LaidOut, Recipe};
 use crate::run::network::{Network, NetworkError};
@@ -176,12 +176,18 @@ async fn make(
     let (composed, output) = compose(record, host, volumes).await?;
     let (tell, told) = oneshot::channel();
     let creating = tasks.create_composed(composed, move |shared, place| {
-        let LaidOut { spec, root, host_root, stop_signal, volumes: all } =
+        let LaidOut { spec, root, host_root, stop_signal, volumes: all, devices } =
             recipe.lay_out(place, shared).map_err(|error| TaskError::Failed(error.to_string()))?;
-        let ingredients = Ingredients { place: place.to_owned(), root: root.clone(), volumes: all, watched: volumes };
+        let ingredients = Ingredients {
+            place: place.to_owned(),
+            root: root.clone(),
+            volumes: all,
+            watched: volumes,
+            devices: !devices.is_empty(),
+        };
         // Who wanted to know may be gone: then there is no container either.
         let _ = tell.send((spec.clone(), host_root, stop_signal, ingredients));
-        Ok((spec, root))
+        Ok(Composition { spec, root, devices })
     });
     let booting = async {
         let ready = match (sandbox.ready().await, network) {

@@ -12,6 +12,7 @@ use oci_spec::image::Config;
 use super::options::RunOptions;
 use crate::image::{Image, ImageError, Progress, Tree, TreeError};
 use crate::sandbox::disk_root::DiskRoot;
+use crate::sandbox::disks::DeviceImage;
 use crate::sandbox::mounts::{HostVolume, Layout, MountError, Root, SharedFolder};
 use crate::sandbox::saving::OWN_VOLUME;
 use crate::spec::{self, Accounts, ContainerOptions, SpecError, Volume};
@@ -49,6 +50,7 @@ pub(crate) enum Base {
 pub(crate) struct Recipe {
     pub(super) base: Base,
     pub(super) volumes: Vec<HostVolume>,
+    pub(super) devices: Vec<DeviceImage>,
     pub(super) options: ContainerOptions,
     /// The resolver's configuration, if it is not the image's.
     pub(super) resolv_conf: String,
@@ -65,12 +67,19 @@ pub(crate) struct LaidOut {
     pub(crate) stop_signal: Option<String>,
     /// What of the host it sees, in the order of the numbers.
     pub(crate) volumes: Vec<HostVolume>,
+    /// Its block devices.
+    pub(crate) devices: Vec<DeviceImage>,
 }
 
 impl Recipe {
     /// Takes from the command line what concerns the container; `resolv_conf` is the resolver's configuration, or empty. What the
     /// guest's paths are is found out by laying it out.
-    pub(super) fn new(base: Base, volumes: Vec<HostVolume>, options: &RunOptions, resolv_conf: String) -> Recipe {
+    pub(super) fn new(
+        (base, volumes, devices): (Base, Vec<HostVolume>, Vec<(DeviceImage, spec::Device)>),
+        options: &RunOptions,
+        resolv_conf: String,
+    ) -> Recipe {
+        let (devices, described) = devices.into_iter().unzip();
         let options = ContainerOptions {
             rootfs: PathBuf::new(),
             args: options.command.clone(),
@@ -88,11 +97,12 @@ impl Recipe {
                     read_only: volume.read_only,
                 })
                 .collect(),
+            devices: described,
             read_only: options.read_only,
             hostname: options.hostname.clone().unwrap_or_default(),
             isolation: options.isolation.clone(),
         };
-        Recipe { base, volumes, options, resolv_conf }
+        Recipe { base, volumes, devices, options, resolv_conf }
     }
 
     /// How many files and folders of the host the command line names.
@@ -130,7 +140,7 @@ impl Recipe {
                 (specify(self.options, layout, image)?, Some(host_root))
             }
         };
-        Ok(LaidOut { spec, root, host_root, stop_signal, volumes: self.volumes })
+        Ok(LaidOut { spec, root, host_root, stop_signal, volumes: self.volumes, devices: self.devices })
     }
 }
 

@@ -4,12 +4,14 @@
 //! create, start, wait, take everything away. Knows nothing of how the sandbox does any of it.
 
 pub(crate) mod compose;
+pub mod device;
 mod isolation;
 pub mod network;
 pub mod options;
 pub mod pump;
 mod rates;
 pub mod signals;
+mod size;
 pub mod terminal;
 pub mod volume;
 
@@ -30,7 +32,7 @@ use crate::guest_files::{GuestFiles, GuestFilesError};
 use crate::network::resolv_conf;
 use crate::sandbox::container::Container;
 use crate::sandbox::disk_root::{DiskFormat, DiskRoot};
-use crate::sandbox::disks::DiskImage;
+use crate::sandbox::disks::{DeviceImage, DiskError, DiskImage};
 use crate::sandbox::folder::Places;
 use crate::sandbox::guest::Streams;
 use crate::sandbox::kept::Record;
@@ -38,7 +40,9 @@ use crate::sandbox::mounts::{HostPath, HostVolume, MountError};
 use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
 use crate::sandbox::{self, Beginning, Ground, Sandbox, Settings};
+use crate::spec;
 use compose::{Base, ComposeError, LaidOut, Recipe};
+use device::Device;
 use network::{Network, NetworkError};
 use options::{ConsoleKind, OptionsError, RunArguments, RunOptions, Source};
 use signals::{Insistence, Signals};
@@ -73,7 +77,9 @@ enum RunError {
     Volume(#[source] MountError),
     #[error("--rootfs: {}", .0)]
     Rootfs(String),
-    #[error("--disk-rate needs a root on a disk: --rootfs DISK")]
+    #[error("--device: {0}")]
+    Device(#[source] DiskError),
+    #[error("--disk-rate needs a disk: --rootfs DISK or --device")]
     DiskRate,
     #[error(transparent)]
     Config(#[from] tatami_vmm::ConfigError),
@@ -151,9 +157,11 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         return Err(RunError::NoTerminal);
     }
     let base = find_base(&options.source, options.read_only)?;
-    if options.rates.disk.is_some() && !matches!(base, Base::Disk(_)) {
+    let has_disk = matches!(base, Base::Disk(_)) || !options.devices.is_empty();
+    if options.rates.disk.is_some() && !has_disk {
         return Err(RunError::DiskRate);
     }
+    let devices = find_devices(&options.devices)?;
     let volumes = options
         .volumes
         .iter()
@@ -175,7 +183,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         command_line_extra: options.append.clone(),
         console: options.console == Some(ConsoleKind::Serial),
         virtio_console: options.console == Some(ConsoleKind::Virtio),
-        disk_slots: matches!(base, Base::Disk(_)).into(),
+        disk_slots: has_disk.into(),
         disk_limit: options.rates.disk.unwrap_or_default(),
         nics: network.slots(options.rates.net.unwrap_or_default()),
         ..VmConfig::default()
@@ -195,7 +203,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         true => network.resolv_conf(),
         false => resolv_conf::of(&options.dns),
     };
-    let recipe = Recipe::new(base, volumes, &options, resolv_conf);
+    let recipe = Recipe::new((base, volumes, devices), &options, resolv_conf);
     Ok(Prepared { options, recipe, settings, network })
 }
 
@@ -222,6 +230,18 @@ fn find_disk(path: &Path, read_only: bool) -> Result<Base, RunError> {
     })?;
     let path = std::path::absolute(path).map_err(|error| failed(&error))?;
     Ok(Base::Disk(DiskRoot::of_image(&path, format, read_only)))
+}
+
+/// The disks that are to be block devices of the container, if they can be.
+fn find_devices(devices: &[Device]) -> Result<Vec<(DeviceImage, spec::Device)>, RunError> {
+    let find = |(index, device): (usize, &Device)| {
+        let missing = |source| RunError::Device(DiskError::Open { path: device.host.clone(), source });
+        let described = device.describe(index).map_err(missing)?;
+        // Only to say at once if it cannot be used: it is opened when the guest is there.
+        described.0.image.open().map_err(RunError::Device)?;
+        Ok(described)
+    };
+    devices.iter().enumerate().map(find).collect()
 }
 
 /// Leaves a server behind that runs it.
@@ -304,18 +324,18 @@ async fn perform(
     let shared = sandbox.shared();
     let hostname = sandbox.id().to_owned();
     let laid_out = tokio::task::spawn_blocking(move || {
-        let LaidOut { spec, root, .. } = recipe.named(hostname).lay_out(CONTAINER, &shared)?;
-        Ok::<_, RunError>(((spec, root), Instant::now()))
+        let LaidOut { spec, root, devices, .. } = recipe.named(hostname).lay_out(CONTAINER, &shared)?;
+        Ok::<_, RunError>(((spec, root, devices), Instant::now()))
     });
     // The guest boots meanwhile. Whichever fails first ends the run.
-    let (((spec, root), when), ()) =
+    let (((spec, root, devices), when), ()) =
         tokio::try_join!(async { laid_out.await.expect("laying out does not panic") }, async {
             sandbox.ready().await?;
             Ok(network.connect(sandbox).await?)
         },)?;
     sandbox.timings().pass_at(Mark::ContainerPrepared, when);
     let (container, streams) =
-        sandbox.create_container(CONTAINER, spec, stdio(options), &root, options.volumes.len()).await?;
+        sandbox.create_container(CONTAINER, spec, stdio(options), (&root, &devices), options.volumes.len()).await?;
     sandbox.timings().pass(Mark::ContainerCreated);
 
     let raw = match options.interactive && options.tty {

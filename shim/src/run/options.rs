@@ -9,9 +9,11 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tatami_vmm::MemoryKind;
 
+use super::device::Device;
 use super::isolation::IsolationArguments;
 use super::network::{self, Net};
 use super::rates::{RateArguments, Rates};
+use super::size::{parse_memory, parse_size};
 use super::volume::Volume;
 use crate::detached::output_log::Limits;
 use crate::detached::signal_number;
@@ -54,6 +56,9 @@ pub struct RunArguments {
     /// Show a file or folder of the host in the container
     #[arg(short, long = "volume", value_name = "HOST:CONTAINER[:ro]")]
     volume: Vec<Volume>,
+    /// Give the container a disk image or a block device of the host; what it writes stays there
+    #[arg(long = "device", value_name = "HOST[:CONTAINER][:r|rw]")]
+    device: Vec<Device>,
     /// The container's host name [default: the sandbox's id]
     #[arg(long)]
     hostname: Option<String>,
@@ -207,6 +212,8 @@ pub struct RunOptions {
     pub user: Option<String>,
     /// What of the host is seen.
     pub volumes: Vec<Volume>,
+    /// Its block devices.
+    pub devices: Vec<Device>,
     /// Host name.
     pub hostname: Option<String>,
     /// No writes to the root.
@@ -276,6 +283,9 @@ pub enum OptionsError {
     /// Two volumes in one place.
     #[error("two volumes for {}", .0.display())]
     Twice(PathBuf),
+    /// Two devices in one place.
+    #[error("two devices for {}", .0.display())]
+    TwoDevices(PathBuf),
     /// Ports of a network that has none.
     #[error(
         "--publish needs --net passt: with a tap, the guest's ports are reached at its own address, and without a network not at all"
@@ -312,6 +322,11 @@ impl RunArguments {
                 return Err(OptionsError::Twice(volume.destination.clone()));
             }
         }
+        for (index, device) in self.device.iter().enumerate() {
+            if self.device[..index].iter().any(|other| other.container == device.container) {
+                return Err(OptionsError::TwoDevices(device.container.clone()));
+            }
+        }
         let (isolation, dns) = self.isolation.validate()?;
         let limits = log_limits(&self.log_opt)?;
         let detach = self.detach.then_some(limits);
@@ -330,6 +345,7 @@ impl RunArguments {
             workdir: self.workdir,
             user: self.user,
             volumes: self.volume,
+            devices: self.device,
             hostname: self.hostname,
             read_only: self.read_only,
             interactive: self.interactive,
@@ -397,9 +413,6 @@ pub(crate) fn variables(
     Ok(variables)
 }
 
-/// The least memory a guest is given, MiB: below, the kernel does not come up.
-const LEAST_MEMORY: u64 = 48;
-
 fn parse_memory_kind(text: &str) -> Result<MemoryKind, String> {
     match text {
         "anonymous" => Ok(MemoryKind::Anonymous),
@@ -407,32 +420,6 @@ fn parse_memory_kind(text: &str) -> Result<MemoryKind, String> {
         "huge-pages" => Ok(MemoryKind::HugePages),
         _ => Err("expected anonymous, shared or huge-pages".to_owned()),
     }
-}
-
-/// A size as docker writes them, in MiB, rounded up.
-fn parse_memory(text: &str) -> Result<u32, String> {
-    match parse_size(text)?.div_ceil(1 << 20) {
-        mib if mib < LEAST_MEMORY => Err(format!("a guest needs at least {LEAST_MEMORY}m")),
-        mib => u32::try_from(mib).map_err(|_| "that is more than any machine has".to_owned()),
-    }
-}
-
-/// A size as docker writes them, in bytes.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, factor) = match text.to_ascii_lowercase().trim_end_matches('b') {
-        "" => return Err("expected a size such as 512m or 2g".to_owned()),
-        lower => {
-            let factor = match lower.as_bytes()[lower.len() - 1] {
-                b'k' => 1 << 10,
-                b'm' => 1 << 20,
-                b'g' => 1 << 30,
-                _ => 1u64,
-            };
-            (lower.trim_end_matches(['k', 'm', 'g']).to_owned(), factor)
-        }
-    };
-    let number: u64 = digits.parse().map_err(|_| "expected a size such as 512m or 2g".to_owned())?;
-    number.checked_mul(factor).ok_or_else(|| "that is more than any machine has".to_owned())
 }
 
 #[cfg(test)]
@@ -521,9 +508,11 @@ mod tests {
     }
 
     #[test]
-    fn two_volumes_in_one_place_are_an_error() {
+    fn two_volumes_or_devices_in_one_place_are_an_error() {
         let error = options(&["-v", "/a:/x", "-v", "/b:/x/", "i"]).unwrap_err();
         assert_eq!(error, OptionsError::Twice("/x".into()));
+        let error = options(&["--device", "a.img:/dev/x", "--device", "b.img:/dev/x:r", "i"]).unwrap_err();
+        assert_eq!(error, OptionsError::TwoDevices("/dev/x".into()));
     }
 
     #[test]
@@ -541,19 +530,5 @@ mod tests {
         assert_eq!(kind(&["--memory-backing", "huge-pages"]), MemoryKind::HugePages);
         let error = parse(&["--memory-backing", "hugetlbfs", "i"]).unwrap_err().to_string();
         assert!(error.contains("expected anonymous, shared or huge-pages"), "{error}");
-    }
-
-    #[test]
-    fn memory_is_written_as_for_docker() {
-        assert_eq!(parse_memory("512m"), Ok(512));
-        assert_eq!(parse_memory("2G"), Ok(2048));
-        assert_eq!(parse_memory("1gb"), Ok(1024));
-        assert_eq!(parse_memory("134217729"), Ok(129));
-        assert_eq!(parse_memory("65536k"), Ok(64));
-        for bad in
-            ["", "m", "x", "-1", "1.5g", "1mm", "1m1", "10m", "0", "99999999999999999999", "18446744073709551615g"]
-        {
-            assert!(parse_memory(bad).is_err(), "{bad}");
-        }
     }
 }

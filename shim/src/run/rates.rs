@@ -3,7 +3,7 @@
 use clap::Args;
 use tatami_vmm::{Allowance, NicLimits, RateLimit};
 
-use super::options::parse_size;
+use super::size::parse_size;
 
 /// Of what may be used in a second, so much may be used at once.
 const BURST_SHARE: u64 = 10;
@@ -13,7 +13,7 @@ const LEAST_BURST: u64 = 64 << 10;
 /// The options as they are written.
 #[derive(Args, Debug)]
 pub(super) struct RateArguments {
-    /// How fast the root on a disk may be, in bytes and requests a second
+    /// How fast the disk with the root and the devices may be, in bytes and requests a second
     #[arg(long, value_name = "bytes=SIZE[,ops=NUMBER]", value_parser = disk_rate)]
     disk_rate: Option<RateLimit>,
     /// How fast the network may be, in bytes and frames a second, to the container (rx) and from it (tx)
@@ -24,7 +24,7 @@ pub(super) struct RateArguments {
 /// What is limited; none: nothing was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rates {
-    /// Of the root's disk.
+    /// Of the disk.
     pub disk: Option<RateLimit>,
     /// Of the network.
     pub net: Option<NicLimits>,

@@ -39,6 +39,16 @@ pub struct ImagePath {
     pub read_only: bool,
 }
 
+impl ImagePath {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn open(&self) -> Result<DiskImage, DiskError> {
+        DiskImage::open(&self.path, self.read_only)
+    }
+}
+
 /// A root on disk images.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DiskRoot {
@@ -141,7 +151,7 @@ impl DiskRoot {
     /// # Errors
     /// [`DiskError`], for the first that cannot be.
     pub fn open(&self) -> Result<Vec<DiskImage>, DiskError> {
-        self.images.iter().map(|image| DiskImage::open(&image.path, image.read_only)).collect()
+        self.images.iter().map(ImagePath::open).collect()
     }
 
     /// The root of `container`, as the guest sees it.

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
-use tatami_protocol::agent::{CreateContainerRequest, Disk as DiskMessage, DiskPart as PartMessage};
+use tatami_protocol::agent::{BlockDevice, CreateContainerRequest, Disk as DiskMessage, DiskPart as PartMessage};
 use tatami_vmm::{DISK_PARTS_LIMIT, DiskPart, slot_serial};
 
 use super::Error;
 use super::agent::AgentError;
+use super::disk_root::ImagePath;
 use super::guest::Guest;
 use super::mounts::Root;
 use super::vm::{VmError, VmOrder, VmWatch};
@@ -125,6 +126,15 @@ fn lock(fd: &OwnedFd, read_only: bool, path: &Path) -> Result<(), DiskError> {
     }
 }
 
+/// A disk image that a container has as a block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceImage {
+    /// A file or block device.
+    pub image: ImagePath,
+    /// Major and minor, by which the container's specification means it: no other device of the container has them.
+    pub number: (i64, i64),
+}
+
 /// The slots of a sandbox's VM. Cloning is cheap; clones are the same slots.
 #[derive(Clone)]
 pub struct Disks {
@@ -148,9 +158,9 @@ impl Disks {
         Disks { vm, taken: Arc::new(Mutex::new(vec![false; slots.into()])) }
     }
 
-    /// Has the agent create a container with the disk that its root needs, which was laid out under the name `folder`. Returns its
-    /// first process's id in the guest, and the disk, which is to be detached when the agent has answered that the container
-    /// is deleted.
+    /// Has the agent create a container with the disk that its root and its block devices need, which was laid out under the
+    /// name `folder`. Returns its first process's id in the guest, and the disk, which is to be detached when the agent has
+    /// answered that the container is deleted.
     ///
     /// # Errors
     /// [`Error::Disk`]; [`Error::Command`] when its command cannot be executed, [`Error::Agent`], [`Error::Vm`]. A guest that
@@ -159,18 +169,27 @@ impl Disks {
         &self,
         guest: &Guest,
         mut request: CreateContainerRequest,
-        root: &Root,
+        (root, devices): (&Root, &[DeviceImage]),
         folder: &str,
     ) -> Result<(u32, Option<Disk>), Error> {
         request.folder = folder.to_owned();
-        let disk = match root {
-            Root::Disk(root) => {
-                let disk = self.attach(root.open()?).await?;
+        let mut images = Vec::new();
+        if let Root::Disk(root) = root {
+            images = root.open()?;
+            request.storages = root.storages.clone();
+        }
+        for DeviceImage { image, number: (major, minor) } in devices {
+            let (part, major, minor) = (images.len() as u32, *major, *minor);
+            request.devices.push(BlockDevice { part, major, minor, ..BlockDevice::default() });
+            images.push(image.open()?);
+        }
+        let disk = match images.is_empty() {
+            true => None,
+            false => {
+                let disk = self.attach(images).await?;
                 request.disk = Some(disk.message()).into();
-                request.storages = root.storages.clone();
                 Some(disk)
             }
-            _ => None,
         };
         match (guest.call(guest.agent().create_container(request)).await, disk) {
             (Ok(pid), disk) => Ok((pid, disk)),

@@ -41,7 +41,7 @@ use tatami_vmm::{Resources, VmConfig};
 
 use agent::{Agent, AgentError};
 use container::Container;
-use disks::{DiskError, Disks};
+use disks::{DeviceImage, DiskError, Disks};
 use door::Door;
 use folder::{Folder, FolderError, Lot, Places};
 use guest::{Guest, Streams};
@@ -398,7 +398,8 @@ impl Sandbox {
         }
     }
 
-    /// Creates a container from a specification whose paths are the guest's, and whose root and `volumes` were laid out.
+    /// Creates a container from a specification whose paths are the guest's, and whose root and `volumes` were laid out, `on` that
+    /// root and with these block devices.
     ///
     /// # Errors
     /// [`Error::Command`] when its command cannot be executed, [`Error::Agent`], [`Error::Vm`].
@@ -410,7 +411,7 @@ impl Sandbox {
         id: &str,
         spec_json: Vec<u8>,
         stdio: Stdio,
-        root: &Root,
+        on: (&Root, &[DeviceImage]),
         volumes: usize,
     ) -> Result<(Container, Streams), Error> {
         let guest = self.guest().expect("the agent is ready");
@@ -422,7 +423,7 @@ impl Sandbox {
             volumes: volumes as u32,
             ..Default::default()
         };
-        self.disks.create_container(&guest, request, root, id).await?;
+        self.disks.create_container(&guest, request, on, id).await?;
         Container::attach(guest, id, &stdio).await
     }
 

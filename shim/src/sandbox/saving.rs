@@ -158,6 +158,8 @@ pub struct Ingredients {
     pub volumes: Vec<HostVolume>,
     /// How many of them are watched for changes.
     pub watched: usize,
+    /// It has block devices of the host.
+    pub devices: bool,
 }
 
 /// Saves one sandbox, whenever it is asked to.
@@ -184,6 +186,9 @@ impl Saver {
         let refuse = |what: &str, instead: &str| Err(format!("a sandbox with {what} cannot be saved: {instead}"));
         if !config.nics.is_empty() {
             return refuse("a network", "run it with --net none");
+        }
+        if of.devices {
+            return refuse("a block device", "run it without --device");
         }
         let upper = data.join(&of.place).join("upper");
         let (layers, image) = match of.root {
@@ -374,7 +379,7 @@ impl Saved {
             let path = layout.host_root.join(name);
             copy_up(&layout.host_root, name).map_err(|errno| unreadable(folder, &path)(errno.into()))?;
         }
-        Ok(Ingredients { place: self.place.clone(), root, volumes, watched: self.watched })
+        Ok(Ingredients { place: self.place.clone(), root, volumes, watched: self.watched, devices: false })
     }
 }
 
@@ -468,7 +473,7 @@ mod tests {
     }
 
     fn ingredients(root: Root) -> Ingredients {
-        Ingredients { place: "1".to_owned(), root, volumes: Vec::new(), watched: 0 }
+        Ingredients { place: "1".to_owned(), root, volumes: Vec::new(), watched: 0, devices: false }
     }
 
     fn saver(vm: &VmConfig, root: Root) -> Result<Saver, String> {

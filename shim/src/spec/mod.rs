@@ -15,8 +15,9 @@ pub use isolation::{CapabilityName, Isolation, IsolationError, SeccompProfile, T
 use oci_spec::OciSpecError;
 use oci_spec::image::Config;
 use oci_spec::runtime::{
-    BoxBuilder, Capabilities, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxResourcesBuilder,
-    Mount, MountBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    BoxBuilder, Capabilities, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDeviceBuilder,
+    LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxResourcesBuilder, Mount, MountBuilder, Process, ProcessBuilder,
+    RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 use std::path::{Component, Path, PathBuf};
 
@@ -39,6 +40,8 @@ pub struct ContainerOptions {
     pub tty: bool,
     /// Folders and files bound into the container, in this order.
     pub volumes: Vec<Volume>,
+    /// Block devices, none with another's path or number.
+    pub devices: Vec<Device>,
     /// No writes to the root file system.
     pub read_only: bool,
     /// Host name in the container; also `HOSTNAME`.
@@ -73,6 +76,21 @@ pub struct Volume {
     pub destination: PathBuf,
     /// No writes to it.
     pub read_only: bool,
+}
+
+/// A block device that the container may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Where the container has it, absolute.
+    pub path: PathBuf,
+    /// Major and minor.
+    pub number: (i64, i64),
+    /// No writes to it.
+    pub read_only: bool,
+    /// Permissions of the node.
+    pub mode: u32,
+    /// User and group of the node.
+    pub owner: (u32, u32),
 }
 
 /// Options that make no container.
@@ -115,7 +133,7 @@ pub fn container(image: Option<&Config>, accounts: &Accounts, options: &Containe
         .root(root)
         .process(process(&image, accounts, options)?)
         .mounts(mounts(options)?)
-        .linux(linux(&options.isolation)?)
+        .linux(linux(options)?)
         .build()?;
     Ok(spec)
 }
@@ -300,12 +318,23 @@ fn mounts(options: &ContainerOptions) -> Result<Vec<Mount>, SpecError> {
     Ok(mounts)
 }
 
-fn linux(isolation: &Isolation) -> Result<Linux, SpecError> {
+fn linux(options: &ContainerOptions) -> Result<Linux, SpecError> {
+    let isolation = &options.isolation;
+    let mut rules = defaults::device_rules()?;
+    let mut nodes = Vec::new();
+    for Device { path, number: (major, minor), read_only, mode, owner: (uid, gid) } in &options.devices {
+        let access = if *read_only { "rm" } else { "rwm" };
+        let rule = LinuxDeviceCgroupBuilder::default().allow(true).typ(LinuxDeviceType::B).access(access);
+        rules.push(rule.major(*major).minor(*minor).build()?);
+        let node = LinuxDeviceBuilder::default().path(path).typ(LinuxDeviceType::B).major(*major).minor(*minor);
+        nodes.push(node.file_mode(*mode).uid(*uid).gid(*gid).build()?);
+    }
     let linux = LinuxBuilder::default()
+        .devices(nodes)
         .namespaces(defaults::namespaces()?)
         .masked_paths(defaults::MASKED_PATHS.map(str::to_owned))
         .readonly_paths(defaults::READ_ONLY_PATHS.map(str::to_owned))
-        .resources(LinuxResourcesBuilder::default().devices(defaults::device_rules()?).build()?);
+        .resources(LinuxResourcesBuilder::default().devices(rules).build()?);
     let linux = match &isolation.seccomp {
         Some(profile) => linux.seccomp(profile.resolve(&isolation.capabilities())?),
         None => linux,

@@ -176,3 +176,16 @@ fn the_specification_is_isolated_and_survives_json() {
     let again: Spec = serde_json::from_slice(&serde_json::to_vec(&spec).unwrap()).unwrap();
     assert_eq!(again, spec);
 }
+
+#[test]
+fn a_block_device_has_a_node_and_a_rule() {
+    let device = Device { path: "/dev/x".into(), number: (0, 1), read_only: true, mode: 0o640, owner: (7, 8) };
+    let spec = build(&image(), &ContainerOptions { devices: vec![device], ..options() }).unwrap();
+    let linux = spec.linux().clone().unwrap();
+    let node = linux.devices().as_ref().unwrap()[0].clone();
+    assert_eq!((node.path().as_path(), node.major(), node.minor()), (Path::new("/dev/x"), 0, 1));
+    assert_eq!((node.file_mode(), node.uid(), node.gid()), (Some(0o640), Some(7), Some(8)));
+    let rules = linux.resources().clone().unwrap().devices().clone().unwrap();
+    let rule = rules.last().unwrap();
+    assert_eq!((rule.major(), rule.minor(), rule.access().as_deref()), (Some(0), Some(1), Some("rm")));
+}

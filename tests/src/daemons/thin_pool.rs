@@ -7,6 +7,9 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
+use crate::loop_disk;
+use crate::running::said;
+
 /// What the names of the files behind a pool begin with.
 pub(crate) const FILES: &str = "thin-pool.";
 /// Bytes that the disks of a pool may hold together. Sparse: what is not written takes no place.
@@ -32,7 +35,7 @@ impl ThinPool {
         let [meta, data] = [("meta", META_BYTES), ("data", DATA_BYTES)].map(|(file, bytes)| {
             let path = folder.join(format!("{FILES}{file}"));
             File::create(&path).and_then(|file| file.set_len(bytes)).expect("a file");
-            said(Command::new("losetup").args(["--find", "--show"]).arg(path))
+            loop_disk::attach(&path)
         });
         let table = format!("0 {} thin-pool {meta} {data} {BLOCK} 0 1 skip_block_zeroing", DATA_BYTES / SECTOR);
         said(dmsetup().args(["create", name, "--table", &table]));
@@ -87,11 +90,4 @@ fn dmsetup() -> Command {
     let mut command = Command::new("dmsetup");
     command.envs(environment());
     command
-}
-
-fn said(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}", words.trim());
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

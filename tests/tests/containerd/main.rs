@@ -3,6 +3,7 @@
 //! Run by `make test-clients`; arguments are parts of the names of the cases to tell. It takes a host with containerd and KVM
 //! (`tests/with-kvm`), and root.
 
+mod devices;
 mod execs;
 mod kills;
 mod life;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         execs::CASES,
         limits::CASES,
         roots::CASES,
+        devices::CASES,
         sandboxes::CASES,
         wrong::CASES,
         watches::CASES,

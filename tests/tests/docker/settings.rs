@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use tatami_tests::LoopDisk;
 use tatami_tests::compare::{Case, Notes};
 
 use crate::stage::Cli;
@@ -12,6 +13,7 @@ pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: --read-only", read_only).long(),
     Case::new("docker: --init", init).long(),
     Case::new("docker: rights", rights).long(),
+    Case::new("docker: --device", device).long(),
     Case::new("docker: --privileged", privileged).long(),
 ];
 
@@ -97,6 +99,30 @@ fn rights(cli: &mut Cli, notes: &mut Notes) {
     let script = "ulimit -n; cat /proc/sys/kernel/msgmax; ls -l /dev/f | cut -c1";
     let finished = cli.run("set", &options, &["sh", "-c", script]);
     notes.see("ulimit, sysctl, device", format!("{}{}", finished.out(), finished.err()));
+}
+
+fn device(cli: &mut Cli, notes: &mut Notes) {
+    let disk = LoopDisk::new(&cli.scratch(), 1 << 20);
+    let script =
+        "printf 'of the container' >/dev/xvda; head -c 16 /dev/xvda; wc -c </dev/xvda; ls -l /dev/xvda | cut -c1";
+    for access in ["rwm", "r"] {
+        let device = format!("{}:/dev/xvda:{access}", disk.path());
+        let finished = cli.run(access, &["--rm", "--device", &device], &["sh", "-c", script]);
+        notes.see(access, format!("{} {}", finished.status, finished.out()));
+        notes.want("on the host", disk.head(16), "of the container");
+    }
+    let slow = [
+        "--rm",
+        "--device",
+        &format!("{}:/dev/xvda", disk.path()),
+        "--device-read-bps",
+        &format!("{}:1mb", disk.path()),
+    ];
+    notes.want(
+        "a limit of its",
+        cli.run("s", &slow, &["cat", "/sys/fs/cgroup/io.max"]).out().contains("rbps=1048576"),
+        true,
+    );
 }
 
 fn privileged(cli: &mut Cli, notes: &mut Notes) {

@@ -24,6 +24,7 @@ use super::super::rootfs;
 use super::super::stdio::{Opened, StdioPaths};
 use super::super::translate::{Pids, Plan};
 use super::{PoisonError, Tasks, oci_failure, release};
+use crate::sandbox::disks::DeviceImage;
 use crate::sandbox::mounts::{Layout, Root, SharedFolder};
 
 /// A container that its front end lays out: for one whose specification is not in a bundle.
@@ -39,12 +40,22 @@ pub(crate) struct Composed {
     pub(crate) opened: Opened,
 }
 
+/// What a front end lays out for a container of its own.
+pub(crate) struct Composition {
+    /// As the guest reads it.
+    pub(crate) spec: Vec<u8>,
+    pub(crate) root: Root,
+    /// Its block devices.
+    pub(crate) devices: Vec<DeviceImage>,
+}
+
 /// A container that is laid out, and not in the guest yet.
 struct LaidOut {
     container: Container,
     /// As the guest reads it.
     spec: Vec<u8>,
     root: Root,
+    devices: Vec<DeviceImage>,
     opened: Opened,
     wanted: Stdio,
 }
@@ -64,14 +75,14 @@ impl Tasks {
     }
 
     /// The same from what `lay_out` makes in the shared folder, in a place of the name that it is given: the specification as
-    /// the guest reads it, and the root. It runs where it may block.
+    /// the guest reads it, and what the container lies on. It runs where it may block.
     ///
     /// # Errors
     /// Why there is none; nothing is left of it.
     pub(crate) async fn create_composed(
         &self,
         composed: Composed,
-        lay_out: impl FnOnce(&SharedFolder, &str) -> Result<(Vec<u8>, Root), TaskError> + Send + 'static,
+        lay_out: impl FnOnce(&SharedFolder, &str) -> Result<Composition, TaskError> + Send + 'static,
     ) -> Result<(), TaskError> {
         self.want();
         let Composed { id, folder, volumes, stdio, opened } = composed;
@@ -80,12 +91,13 @@ impl Tasks {
         self.create_from(&id, event, async move |shared, place| {
             let (shared, owned_place) = (shared.clone(), place.to_owned());
             let laid_out = tokio::task::spawn_blocking(move || lay_out(&shared, &owned_place));
-            let (spec, root) = laid_out.await.map_err(TaskError::failed("laying out the container"))??;
+            let Composition { spec, root, devices } =
+                laid_out.await.map_err(TaskError::failed("laying out the container"))??;
             let wanted = stdio.wanted((0, 0));
             let init = Process::new(&named, "", stdio);
             let mut container = Container::new(&named, &folder, place.to_owned(), String::new(), init);
             container.volumes = volumes;
-            Ok(LaidOut { container, spec, root, opened, wanted })
+            Ok(LaidOut { container, spec, root, devices, opened, wanted })
         })
         .await
     }
@@ -174,13 +186,14 @@ impl Tasks {
         let state = hooks::state(&container.version, &request.id, "creating", bundle_path);
         self.host.run(&container.hooks.create, &state).await.map_err(|error| TaskError::Failed(error.to_string()))?;
         let wanted = init.stdio().wanted(plan.console_size());
+        let devices = std::mem::take(&mut plan.devices);
         let spec = plan.finish(&layout)?;
-        Ok(LaidOut { container, spec, root, opened, wanted })
+        Ok(LaidOut { container, spec, root, devices, opened, wanted })
     }
 
     /// Makes it in the guest, and joins its streams; with the id of its first process there.
     async fn create_in_guest(&self, laid_out: LaidOut, place: &str) -> Result<(Container, u32), TaskError> {
-        let LaidOut { container, spec, root, opened, wanted } = laid_out;
+        let LaidOut { container, spec, root, devices, opened, wanted } = laid_out;
         let id = container.id();
         let (guest, disks) = self.machine().await?;
         let message = CreateContainerRequest {
@@ -190,7 +203,7 @@ impl Tasks {
             volumes: container.volumes as u32,
             ..Default::default()
         };
-        let created = disks.create_container(&guest, message, &root, place).await;
+        let created = disks.create_container(&guest, message, (&root, &devices), place).await;
         let (pid, disk) = created.map_err(|error| oci_failure("create", error))?;
         container.keep_disk(disk);
         match guest.attach(id, "", &wanted).await {
