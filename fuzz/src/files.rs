@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 
-use tatami_devices::virtio::{Fs, FsConfig};
+use tatami_devices::virtio::{Fs, FsCache, FsConfig};
 
 use crate::driver::{Buffer, Driver, Rig, drive, threads};
 use crate::input::Input;
@@ -29,6 +29,8 @@ fn device(scratch: &Scratch) -> Fs {
     let config = FsConfig {
         tag: "fuzz".to_owned(),
         root: scratch.inside.to_str().expect("a plain path").to_owned(),
+        cache: FsCache::default(),
+        queues: 1,
         proc_self_fd: path("/proc/self/fd"),
     };
     Fs::new(config, threads()).expect("a file server")

@@ -16,7 +16,8 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use tatami_devices::virtio::{
-    Balloon, BalloonSize, Blk, BlkConfig, DiskPart, Fs, FsConfig, HostPorts, Rng, Slot, Threads, VirtioDevice, Vsock,
+    Balloon, BalloonSize, Blk, BlkConfig, DiskPart, Fs, FsCache, FsConfig, HostPorts, Rng, Slot, Threads, VirtioDevice,
+    Vsock,
 };
 use tatami_vmm::boot::{BuiltVm, Origin, Parts};
 use tatami_vmm::{RamBacking, StopReason, VmConfig, VmmThreads};
@@ -82,7 +83,8 @@ fn devices(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> 
     }
     if let Some(shared) = &arguments.shared {
         let root = shared.canonicalize()?.to_string_lossy().into_owned();
-        let config = FsConfig { tag: "shared".into(), root, proc_self_fd: File::open("/proc/self/fd")? };
+        let (cache, queues) = (FsCache::default(), 1);
+        let config = FsConfig { tag: "shared".into(), root, cache, queues, proc_self_fd: File::open("/proc/self/fd")? };
         devices.push(Box::new(Fs::new(config, Arc::clone(&threads))?));
     }
     if let Some(socket) = &arguments.vsock {

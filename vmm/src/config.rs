@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tatami_arch::{Host, Machine};
-use tatami_devices::virtio::{BLK_QUEUES_MAX, NicLimits, RateLimit};
+use tatami_devices::virtio::{BLK_QUEUES_MAX, FS_QUEUES_MAX, FsCache, NicLimits, RateLimit};
 
 /// A machine's configuration. Files and sockets travel beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,8 @@ pub struct VmConfig {
     pub command_line_extra: String,
     /// The guest's vsock address; 3 or more.
     pub vsock_cid: u32,
+    /// The shared folder's device.
+    pub folder: FolderConfig,
     /// Slots for disks, empty at the start: [`crate::VmmProcess::attach_disk`] fills them while the guest runs. The guest knows
     /// them by [`slot_serial`].
     pub disk_slots: u8,
@@ -36,6 +38,22 @@ pub struct VmConfig {
     pub console: bool,
     /// It talks on a virtio console instead, once it has found it: a buffer at a time, where the serial line takes a byte.
     pub virtio_console: bool,
+}
+
+/// How the folder that the server shares is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FolderConfig {
+    /// Request queues, each with a thread of its own: at least one, and no use beyond the number of vCPUs.
+    pub queues: u8,
+    /// How long the guest believes what it has read.
+    pub cache: FsCache,
+}
+
+impl Default for FolderConfig {
+    fn default() -> FolderConfig {
+        FolderConfig { queues: 1, cache: FsCache::default() }
+    }
 }
 
 /// What guest RAM is made of on the host.
@@ -132,6 +150,9 @@ pub enum ConfigError {
     /// 0 to 2 have meanings of their own.
     #[error("the guest's vsock address must be 3 or more, not {0}")]
     VsockAddress(u32),
+    /// None, or more than a folder can have.
+    #[error("a shared folder has between 1 and {FS_QUEUES_MAX} queues, {0} were asked for")]
+    FolderQueues(u8),
     /// More than the machine has places for.
     #[error("a sandbox has at most {MAX_DISK_SLOTS} slots for disks, {0} were asked for")]
     DiskSlots(u8),
@@ -160,6 +181,7 @@ impl Default for VmConfig {
             memory_kind: MemoryKind::Anonymous,
             command_line_extra: String::new(),
             vsock_cid: 3,
+            folder: FolderConfig::default(),
             disk_slots: 0,
             disk_queues: 1,
             disk_limit: RateLimit::default(),
@@ -192,6 +214,9 @@ impl VmConfig {
         }
         if self.vsock_cid < 3 {
             return Err(ConfigError::VsockAddress(self.vsock_cid));
+        }
+        if self.folder.queues == 0 || self.folder.queues > FS_QUEUES_MAX {
+            return Err(ConfigError::FolderQueues(self.folder.queues));
         }
         if self.disk_queues == 0 || self.disk_queues > BLK_QUEUES_MAX {
             return Err(ConfigError::DiskQueues(self.disk_queues));
@@ -253,6 +278,8 @@ mod tests {
         );
         assert_eq!(error(|c| c.vsock_cid = 2), ConfigError::VsockAddress(2));
         assert_eq!(error(|c| c.disk_slots = 9), ConfigError::DiskSlots(9));
+        assert_eq!(error(|c| c.folder.queues = 0), ConfigError::FolderQueues(0));
+        assert_eq!(error(|c| c.folder.queues = 17), ConfigError::FolderQueues(17));
         assert_eq!(error(|c| c.disk_queues = 0), ConfigError::DiskQueues(0));
         assert_eq!(error(|c| c.disk_queues = 9), ConfigError::DiskQueues(9));
         const TAP: NicKind = NicKind::Tap { cuts_udp: true };

@@ -34,14 +34,14 @@ mod vcpu;
 pub use backing::RamBacking;
 pub use client::{Event, Resources, SpawnError, VmmProcess};
 pub use config::{
-    ConfigError, MAX_DISK_SLOTS, MAX_NICS, MAX_QUEUE_PAIRS, MemoryKind, NicConfig, NicKind, VmConfig, nic_address,
-    slot_serial,
+    ConfigError, FolderConfig, MAX_DISK_SLOTS, MAX_NICS, MAX_QUEUE_PAIRS, MemoryKind, NicConfig, NicKind, VmConfig,
+    nic_address, slot_serial,
 };
 pub use control::{ControlError, DISK_PARTS_LIMIT};
 pub use kernel::LoadError;
 pub use kvm::KvmError;
 pub use memory::MemoryError;
 pub use stop::StopReason;
-pub use tatami_devices::virtio::{Allowance, DiskPart, NicLimits, RateLimit};
+pub use tatami_devices::virtio::{Allowance, DiskPart, FS_QUEUES_MAX, FsCache, NicLimits, RateLimit};
 pub use threads::VmmThreads;
 pub use vcpu::ExitCounts;

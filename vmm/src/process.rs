@@ -16,6 +16,7 @@ use tatami_devices::virtio::{
 
 use crate::backing::RamBacking;
 use crate::boot::{BootError, BuiltVm, Origin, Parts};
+use crate::config::FolderConfig;
 use crate::console::ConsoleOutput;
 use crate::control::{Channel, ControlError, LogLevel, Notice, OriginKind, Received, Start, bounded, parse};
 use crate::jail::{self, Jail, JailError};
@@ -136,7 +137,8 @@ fn devices(
     let restored = start.origin == OriginKind::Snapshot;
     let backing = Arc::new(RamBacking::new(start.config.memory_kind, restored));
     let root = jail.root.to_string_lossy().into_owned();
-    let files = FsConfig { tag: SHARED_TAG.to_owned(), root, proc_self_fd: jail.proc_self_fd };
+    let FolderConfig { queues, cache } = start.config.folder;
+    let files = FsConfig { tag: SHARED_TAG.to_owned(), root, cache, queues, proc_self_fd: jail.proc_self_fd };
     let ports = Box::new(ServerPorts(Arc::clone(channel)));
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
         Box::new(Fs::new(files, Arc::clone(threads))?),

@@ -30,7 +30,7 @@ pub use console::Console;
 pub use device::{
     ActivateError, Activation, ActiveQueue, Backing, DeviceKind, Interrupt, Role, SaveError, Threads, VirtioDevice,
 };
-pub use fs::{Fs, FsConfig, FsError};
+pub use fs::{FS_QUEUES_MAX, Fs, FsCache, FsConfig, FsError};
 pub use interrupt::LineInterrupt;
 pub use mem::{Mem, MemRegion, MemSize, TooMuch};
 pub use mmio::MmioTransport;

@@ -5,6 +5,7 @@
 
 pub(crate) mod compose;
 pub mod device;
+mod folder;
 mod isolation;
 pub mod network;
 pub mod options;
@@ -183,6 +184,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         command_line_extra: options.append.clone(),
         console: options.console == Some(ConsoleKind::Serial),
         virtio_console: options.console == Some(ConsoleKind::Virtio),
+        folder: options.folder,
         disk_slots: has_disk.into(),
         disk_limit: options.rates.disk.unwrap_or_default(),
         nics: network.slots(options.rates.net.unwrap_or_default()),

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tatami_vmm::MemoryKind;
+use tatami_vmm::{FolderConfig, MemoryKind};
 
 use super::device::Device;
+use super::folder::FolderArguments;
 use super::isolation::IsolationArguments;
 use super::network::{self, Net};
 use super::rates::{RateArguments, Rates};
@@ -107,6 +108,9 @@ pub struct RunArguments {
 
     #[command(flatten)]
     rates: RateArguments,
+
+    #[command(flatten)]
+    folder: FolderArguments,
 
     /// Memory of the virtual machine; the host provides only what is used
     #[arg(short, long, value_name = "SIZE[b|k|m|g]", default_value = "512m", value_parser = parse_memory)]
@@ -230,6 +234,8 @@ pub struct RunOptions {
     pub publish: Vec<Published>,
     /// How fast disk and network may be.
     pub rates: Rates,
+    /// How files of the host are served.
+    pub folder: FolderConfig,
     /// Name servers, if not the network's.
     pub dns: Vec<IpAddr>,
     /// The sandbox's name.
@@ -355,6 +361,7 @@ impl RunArguments {
             net: self.net,
             publish: self.publish,
             rates,
+            folder: self.folder.config(),
             name: self.name,
             detach,
             remove: self.rm || !self.detach,
@@ -424,6 +431,8 @@ fn parse_memory_kind(text: &str) -> Result<MemoryKind, String> {
 
 #[cfg(test)]
 mod tests {
+    use tatami_vmm::FsCache;
+
     use super::*;
     use clap::Parser;
 
@@ -521,6 +530,17 @@ mod tests {
         assert_eq!(console(&[]), None);
         assert_eq!(console(&["--console"]), Some(ConsoleKind::Serial));
         assert_eq!(console(&["--console=virtio"]), Some(ConsoleKind::Virtio));
+    }
+
+    #[test]
+    fn files_are_served_as_asked_for() {
+        let folder = |words: &[&str]| options(&[words, &["i"]].concat()).unwrap().folder;
+        assert_eq!(folder(&[]), FolderConfig::default());
+        let asked = folder(&["--folder-cache", "always", "--folder-queues", "4"]);
+        assert_eq!(asked, FolderConfig { queues: 4, cache: FsCache::Always });
+        for wrong in [["--folder-cache", "sometimes"], ["--folder-queues", "0"], ["--folder-queues", "17"]] {
+            assert!(parse(&[wrong.as_slice(), &["i"]].concat()).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

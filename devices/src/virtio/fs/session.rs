@@ -11,16 +11,20 @@ use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
 use virtiofsd::filesystem::SerializableFileSystem;
 use virtiofsd::passthrough::{CachePolicy, Config, MigrationMode, MigrationOnError, PassthroughFs};
 use virtiofsd::server::Server;
 
-use super::{CACHE_TIME, FsConfig, FsError, RESERVED_DESCRIPTORS};
+use super::{FsCache, FsConfig, FsError, RESERVED_DESCRIPTORS};
 use crate::virtio::{Role, Threads};
 
-/// A session, which its thread and whoever writes it down share.
+/// How long something is believed that nobody else changes.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A session, which its threads and whoever writes it down share.
 pub(super) type Session = Arc<Server<PassthroughFs>>;
 
 /// A fresh session: no file open, no folder known.
@@ -28,11 +32,18 @@ pub(super) fn open(config: &FsConfig) -> Result<Session, FsError> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let guest_fd_limit =
         limit.checked_sub(RESERVED_DESCRIPTORS).filter(|&left| left > 0).ok_or(FsError::TooFewDescriptors(limit))?;
+    // As virtiofsd's own --cache.
+    let (cache_policy, believed) = match config.cache {
+        FsCache::Never => (CachePolicy::Never, Duration::ZERO),
+        FsCache::Auto => (CachePolicy::Auto, Duration::from_secs(1)),
+        FsCache::Metadata => (CachePolicy::Metadata, DAY),
+        FsCache::Always => (CachePolicy::Always, DAY),
+    };
     let passthrough = config.proc_self_fd.try_clone().and_then(|proc_self_fd| {
         PassthroughFs::new(Config {
-            entry_timeout: CACHE_TIME,
-            attr_timeout: CACHE_TIME,
-            cache_policy: CachePolicy::Auto,
+            entry_timeout: believed,
+            attr_timeout: believed,
+            cache_policy,
             root_dir: config.root.clone(),
             // A file's capabilities are an extended attribute; where the file system has none, each call says so itself.
             xattr: true,

@@ -39,8 +39,11 @@ const REPLY_AT: u64 = 0x30_0000;
 
 fn config(folder: &TempDir) -> FsConfig {
     let root = folder.path().to_str().unwrap().to_owned();
-    FsConfig { tag: "shared".into(), root, proc_self_fd: File::open("/proc/self/fd").unwrap() }
+    let proc_self_fd = File::open("/proc/self/fd").unwrap();
+    FsConfig { tag: "shared".into(), root, cache: FsCache::default(), queues: 1, proc_self_fd }
 }
+
+mod choices;
 
 /// A FUSE client on a device.
 struct Client {
@@ -95,6 +98,18 @@ impl Client {
     }
 
     fn ask_as(&mut self, user: u32, opcode: u32, node: u64, body: &[u8], room: u32) -> Result<Vec<u8>, i32> {
+        self.ask_on(REQUESTS, user, opcode, node, body, room)
+    }
+
+    fn ask_on(
+        &mut self,
+        queue: usize,
+        user: u32,
+        opcode: u32,
+        node: u64,
+        body: &[u8],
+        room: u32,
+    ) -> Result<Vec<u8>, i32> {
         let request = Self::request_of(user, opcode, node, body);
         self.driver.put(REQUEST_AT, &request[..40]);
         self.driver.put(DATA_AT, body);
@@ -106,8 +121,8 @@ impl Client {
             into(REPLY_AT, 16),
             into(REPLY_AT + 16, room),
         ];
-        self.driver.post(REQUESTS, 5, &chain);
-        let (head, written) = self.driver.take(REQUESTS);
+        self.driver.post(queue, 5, &chain);
+        let (head, written) = self.driver.take(queue);
         assert_eq!(head, 5);
         let reply = self.driver.bytes(REPLY_AT, written as usize);
         assert_eq!(word(&reply, 0), written, "the reply's own length");
