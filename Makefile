@@ -16,7 +16,7 @@ STATIC := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C 
 RUNNER := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(CURDIR)/tests/with-kvm"
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build kernel initrd guest image standalone run test test-unit test-host test-kvm test-clients fuzz lint bench install uninstall clean
+.PHONY: help deps build kernel initrd root-disk distribution guest image standalone run test test-unit test-host test-kvm test-clients fuzz lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,14 @@ kernel: deps ## build the guest kernel
 
 initrd: build ## build the guest's initrd around the agent
 	rootfs/build-initrd --arch $(ARCH) --agent target/release/tatami-agent
+
+root-disk: build ## build the guest's root as disks, which take the initrd's place: tatami run --initrd target/guest/ARCH/root.erofs
+	rootfs/build-disk --arch $(ARCH) --agent target/release/tatami-agent
+	rootfs/build-disk --arch $(ARCH) --agent target/release/tatami-agent --format ext4
+
+SUITE  ?= bookworm
+distribution: build ## the same over a Debian suite (root; SUITE=bookworm)
+	rootfs/build-disk --arch $(ARCH) --agent target/release/tatami-agent --suite $(SUITE)
 
 guest: kernel initrd
 
@@ -61,7 +69,7 @@ test-unit: deps ## the tests that need no KVM
 test-host: deps ## the emulated test host's own tests
 	tests/host/selftest
 
-test-kvm: build guest image ## the tests that boot guests, here or in the emulated test host
+test-kvm: build guest image root-disk distribution ## the tests that boot guests, here or in the emulated test host
 	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-vmm -p tatami-tests -p tatami-hostile
 	$(RUNNER) $(CARGO) test --locked -p tatami-agent --test containers
 

@@ -12,6 +12,9 @@ use crate::cgroup;
 
 /// Where the host's shared folder appears; a container's root is `<id>/rootfs` in it.
 const SHARED: &str = "/run/tatami/shared";
+/// linux/magic.h: what an initramfs is unpacked into.
+const RAMFS_MAGIC: u64 = 0x8584_58f6;
+const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// Where the new root is assembled before it takes the initramfs's place.
 const NEW_ROOT: &str = "/mnt";
 
@@ -40,12 +43,12 @@ pub(crate) enum MountError {
     },
 }
 
-/// Mounts all but the shared folder.
+/// Mounts all but the shared folder. Whatever the guest began with, its root is one that can be written, in memory.
 ///
 /// # Errors
 /// [`MountError`], naming file system and mount point.
 pub(crate) fn set_up() -> Result<(), MountError> {
-    leave_initramfs()?;
+    take_root()?;
     let (nosuid, noexec, nodev) = (MountFlags::NOSUID, MountFlags::NOEXEC, MountFlags::NODEV);
     add("devtmpfs", "devtmpfs", "/dev", nosuid, c"mode=0755")?;
     add("proc", "proc", "/proc", nosuid | noexec | nodev, c"")?;
@@ -72,17 +75,34 @@ pub(crate) fn share(tag: &str) -> Result<(), MountError> {
     Ok(())
 }
 
-/// An initramfs cannot be the old root of pivot_root(2), which every container needs: a tmpfs takes its place.
-fn leave_initramfs() -> Result<(), MountError> {
+/// Puts another root over the one that the kernel began with.
+///
+/// An initramfs cannot be the old root of pivot_root(2), which every container needs: a tmpfs takes its place. A disk is only to
+/// be read: what is written lies over it, in a tmpfs.
+fn take_root() -> Result<(), MountError> {
     add("tmpfs", "root", NEW_ROOT, MountFlags::empty(), c"mode=0755")?;
     std::env::set_current_dir(NEW_ROOT).map_err(step("enter", NEW_ROOT))?;
+    if is_on_disk()? {
+        let parts = ["upper", "work", "root"];
+        parts.iter().try_for_each(|part| fs::create_dir(part).map_err(step("create", part)))?;
+        let layers = c"lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work";
+        let target = "/mnt/root";
+        add("overlay", "root", target, MountFlags::empty(), layers)?;
+        std::env::set_current_dir(target).map_err(step("enter", target))?;
+    }
     for folder in ["dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp"] {
-        fs::create_dir(folder).map_err(step("create", folder))?;
+        fs::create_dir_all(folder).map_err(step("create", folder))?;
     }
     mount_move(".", "/").map_err(|cause| step("move the root to", NEW_ROOT)(cause.into()))?;
     rustix::process::chroot(".").map_err(|cause| step("change root to", NEW_ROOT)(cause.into()))?;
     std::env::set_current_dir("/").map_err(step("enter", "/"))?;
     fs::set_permissions("/tmp", std::os::unix::fs::PermissionsExt::from_mode(0o1777)).map_err(step("open", "/tmp"))
+}
+
+/// Whether the kernel has found its root on a disk, and not unpacked it into memory.
+fn is_on_disk() -> Result<bool, MountError> {
+    let status = rustix::fs::statfs("/").map_err(|cause| step("look at", "/")(cause.into()))?;
+    Ok(![RAMFS_MAGIC, TMPFS_MAGIC].contains(&(status.f_type as u64)))
 }
 
 fn add(

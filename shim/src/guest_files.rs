@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::sandbox::disk_root::DiskFormat;
+
 /// What `make standalone` put in: `build.rs` writes it.
 mod embedded {
     include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
@@ -61,7 +63,7 @@ pub enum GuestFilesError {
 pub struct GuestFiles {
     /// An ELF kernel.
     pub kernel: GuestFile,
-    /// A newc cpio archive, possibly compressed, with the agent as `/init`.
+    /// A newc cpio archive, possibly compressed, or a disk image (erofs, ext4), with the agent as `/init`.
     pub initrd: GuestFile,
 }
 
@@ -92,6 +94,11 @@ impl GuestFile {
                 Ok(copy)
             }
         }
+    }
+
+    /// Whether it is a disk image. One that cannot be read is none: whoever opens it says why.
+    pub fn is_disk(&self) -> bool {
+        self.open().and_then(|file| DiskFormat::of_open(&file)).is_ok_and(|format| format.is_some())
     }
 }
 

@@ -43,7 +43,7 @@ fn main() -> anyhow::Result<()> {
         kvm: File::options().read(true).write(true).open("/dev/kvm").context("cannot open /dev/kvm")?.into(),
         origin: Origin::Kernel {
             kernel: open(&arguments.kernel)?,
-            initrd: arguments.initrd.as_ref().map(open).transpose()?,
+            user_space: arguments.initrd.as_ref().map(open).transpose()?,
         },
         devices: devices(&arguments)?,
         spare: None,

@@ -31,6 +31,10 @@ const MOVABLE: &str = "memory_hotplug.online_policy=auto-movable";
 /// What Linux calls the first virtio console.
 const VIRTIO_CONSOLE: &str = "hvc0";
 
+/// The first of all disks is the guest's root; its programs expect devices in /dev before they run, and the agent is where an
+/// initrd has it.
+const ROOT_DISK: &str = "root=/dev/vda ro rootwait devtmpfs.mount=1 init=/init";
+
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -73,7 +77,7 @@ pub enum BootError {
 pub struct Parts {
     /// An open `/dev/kvm`.
     pub kvm: OwnedFd,
-    /// What the guest begins as.
+    /// What the guest begins as. Its user space, if that is on a disk, is among the devices instead.
     pub origin: Origin,
     /// Devices, in the order in which the guest shall find them, or has found them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
@@ -103,8 +107,8 @@ pub enum Origin {
     Kernel {
         /// The kernel, an ELF file.
         kernel: File,
-        /// The initrd.
-        initrd: Option<File>,
+        /// The initrd, or the image of the disk in its place.
+        user_space: Option<File>,
     },
     /// A machine of the same configuration that was saved, and goes on.
     Snapshot(Snapshot),
@@ -162,7 +166,7 @@ impl BuiltVm {
         let regions = Host::ram(config.memory_bytes());
         let ram = Ram { regions: &regions, closed: spare_region(config), kind: config.memory_kind };
         let (memory, beginning) = match origin {
-            Origin::Kernel { kernel, initrd } => (memory::create(ram)?, Beginning::Load(kernel, initrd)),
+            Origin::Kernel { kernel, user_space: initrd } => (memory::create(ram)?, Beginning::Load(kernel, initrd)),
             // Its files are closed here: nothing that the guest could take over may still open them.
             Origin::Snapshot(snapshot) => {
                 let state = snapshot.read(config)?;
@@ -200,6 +204,9 @@ impl BuiltVm {
         }
         if self.spare.is_some() {
             command_line.add(MOVABLE)?;
+        }
+        if config.root_disk {
+            command_line.add(ROOT_DISK)?;
         }
         command_line.add(&config.command_line_extra)?;
 

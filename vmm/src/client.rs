@@ -121,8 +121,8 @@ impl VmmProcess {
         let child = Child::spawn(program).map_err(SpawnError::Process)?;
         let process = VmmProcess { child, channel, stopped: false, orders: 0 };
         let (kind, files) = match &origin {
-            Origin::Kernel { kernel, initrd: None } => (OriginKind::Kernel, vec![kernel]),
-            Origin::Kernel { kernel, initrd: Some(initrd) } => (OriginKind::KernelAndInitrd, vec![kernel, initrd]),
+            Origin::Kernel { kernel, user_space: None } => (OriginKind::Kernel, vec![kernel]),
+            Origin::Kernel { kernel, user_space: Some(image) } => (OriginKind::KernelAndUserSpace, vec![kernel, image]),
             Origin::Snapshot(Snapshot { memory, state }) => (OriginKind::Snapshot, vec![memory, state]),
         };
         let start = Start { config: config.clone(), shared_dir, origin: kind };

@@ -22,6 +22,8 @@ pub struct VmConfig {
     pub command_line_extra: String,
     /// The guest's vsock address; 3 or more.
     pub vsock_cid: u32,
+    /// The guest's user space is on a disk of its own, which it only reads, and not in an initrd.
+    pub root_disk: bool,
     /// The shared folder's device.
     pub folder: FolderConfig,
     /// Slots for disks, empty at the start: [`crate::VmmProcess::attach_disk`] fills them while the guest runs. The guest knows
@@ -109,6 +111,9 @@ pub fn nic_address(slot: u8) -> [u8; 6] {
     [0x02, b't', b'a', b't', 0, slot]
 }
 
+/// What the guest reads as the serial number of the disk that its own user space is on.
+pub(crate) const ROOT_SERIAL: &str = "root";
+
 /// The most slots for disks: the machine's places for devices, without those that other devices need.
 pub const MAX_DISK_SLOTS: u8 = 8;
 
@@ -181,6 +186,7 @@ impl Default for VmConfig {
             memory_kind: MemoryKind::Anonymous,
             command_line_extra: String::new(),
             vsock_cid: 3,
+            root_disk: false,
             folder: FolderConfig::default(),
             disk_slots: 0,
             disk_queues: 1,

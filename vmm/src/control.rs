@@ -57,8 +57,8 @@ pub(crate) struct Start {
 pub(crate) enum OriginKind {
     /// A kernel's descriptor is sent.
     Kernel,
-    /// A kernel's and an initrd's.
-    KernelAndInitrd,
+    /// A kernel's, and an initrd's or that of the disk in its place.
+    KernelAndUserSpace,
     /// Those of a saved machine: memory, state.
     Snapshot,
 }
@@ -372,7 +372,8 @@ mod tests {
     fn a_message_arrives_with_its_descriptors() {
         let (server, vmm) = pair();
         let (mut reader, writer) = io::pipe().unwrap();
-        let start = Start { config: VmConfig::default(), shared_dir: "/x".into(), origin: OriginKind::KernelAndInitrd };
+        let start =
+            Start { config: VmConfig::default(), shared_dir: "/x".into(), origin: OriginKind::KernelAndUserSpace };
         server.send(&start, &[writer.as_fd()], true).unwrap();
         drop(writer);
         let Some(Received::Json(body, mut descriptors)) = vmm.receive(true).unwrap() else { panic!() };

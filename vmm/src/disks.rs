@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tatami_devices::virtio::{Blk, BlkConfig, DiskError, DiskPart, Slot, Threads, VirtioDevice};
 
-use crate::config::{VmConfig, slot_serial};
+use crate::config::{ROOT_SERIAL, VmConfig, slot_serial};
 use crate::control::Part;
 
 /// Why an order was not carried out.
@@ -32,6 +32,19 @@ pub(crate) enum OrderError {
     /// They make no disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+}
+
+/// A disk that the guest's own user space is on: all of `image`, to be read.
+///
+/// # Errors
+/// When it makes no disk.
+pub(crate) fn root_disk(image: File, threads: &Arc<dyn Threads>) -> Result<Box<dyn VirtioDevice>, DiskError> {
+    let unknown = |source| DiskError::Size { part: 0, source };
+    let length = image.metadata().map_err(unknown)?.len();
+    let slot = Slot::empty(ROOT_SERIAL);
+    slot.insert(vec![DiskPart { image, start: 0, length, read_only: true }])?;
+    let config = BlkConfig { uring: true, ..BlkConfig::default() };
+    Ok(Box::new(Blk::new(slot, config, Arc::clone(threads)).map_err(unknown)?))
 }
 
 /// All slots, by number.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tatami_devices::virtio::{
-    Balloon, Console, Fs, FsConfig, FsError, HostPorts, Mem, Rng, Threads, VirtioDevice, Vsock, VsockError,
+    Balloon, Console, DiskError, Fs, FsConfig, FsError, HostPorts, Mem, Rng, Threads, VirtioDevice, Vsock, VsockError,
 };
 
 use crate::backing::RamBacking;
@@ -19,6 +19,7 @@ use crate::boot::{BootError, BuiltVm, Origin, Parts};
 use crate::config::FolderConfig;
 use crate::console::ConsoleOutput;
 use crate::control::{Channel, ControlError, LogLevel, Notice, OriginKind, Received, Start, bounded, parse};
+use crate::disks;
 use crate::jail::{self, Jail, JailError};
 use crate::ration::Ration;
 use crate::seccomp::{self, Facts, SeccompError, Who};
@@ -51,6 +52,8 @@ enum ProcessError {
     Boot(#[from] BootError),
     #[error("cannot share files with the guest: {0}")]
     Fs(#[from] FsError),
+    #[error("the guest's root: {0}")]
+    Root(#[from] DiskError),
     #[error("cannot connect sockets to the guest: {0}")]
     Vsock(#[from] VsockError),
     #[error(transparent)]
@@ -104,15 +107,23 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
     let kvm = next()?;
     let listener = UnixListener::from(next()?);
     let mut file = || next().map(File::from);
-    let origin = match start.origin {
-        OriginKind::Kernel => Origin::Kernel { kernel: file()?, initrd: None },
-        OriginKind::KernelAndInitrd => Origin::Kernel { kernel: file()?, initrd: Some(file()?) },
+    let mut origin = match start.origin {
+        OriginKind::Kernel => Origin::Kernel { kernel: file()?, user_space: None },
+        OriginKind::KernelAndUserSpace => Origin::Kernel { kernel: file()?, user_space: Some(file()?) },
         OriginKind::Snapshot => Origin::Snapshot(Snapshot { memory: file()?, state: file()? }),
     };
 
     let adjustable = Adjustable::new(&start.config)?;
     let threads: Arc<dyn Threads> = Arc::new(VmmThreads::confined(channel.as_fd())?);
-    let devices = devices(&start, jail, listener, &adjustable, channel, &threads)?;
+    let mut devices = devices(&start, jail, listener, &adjustable, channel, &threads)?;
+    if start.config.root_disk {
+        let image = match &mut origin {
+            Origin::Kernel { user_space, .. } => user_space.take(),
+            Origin::Snapshot(_) => None,
+        };
+        let image = image.ok_or_else(|| ControlError::Malformed("the root disk's image is missing".to_owned()))?;
+        devices.insert(0, disks::root_disk(image, &threads)?);
+    }
     let serial = Box::new(ConsoleOutput::new(Arc::clone(channel)));
     let spare = adjustable.spare.clone();
     let vm = BuiltVm::new(&start.config, Parts { kvm, origin, devices, spare, serial, threads })?;

@@ -91,7 +91,7 @@ impl Sandbox {
             kvm: probe::open()?,
             origin: Origin::Kernel {
                 kernel: File::open(kernel).with_context(|| format!("cannot open {}", kernel.display()))?,
-                initrd: initrd.map(File::open).transpose()?,
+                user_space: initrd.map(File::open).transpose()?,
             },
             shared_dir: self.shared(),
             vsock_listener: UnixListener::bind(socket)?,

@@ -8,6 +8,7 @@ use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tatami_vmm::VmConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -72,8 +73,9 @@ fn give_up(start: &Start, reason: &str) -> i32 {
 
 fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     let files = GuestFiles::find(None, None)?;
+    let machine = bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle));
     let settings = Settings {
-        vm: bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle)),
+        vm: VmConfig { root_disk: files.initrd.is_disk(), ..machine },
         beginning: Beginning::Boot {
             kernel: files.kernel,
             initrd: files.initrd,

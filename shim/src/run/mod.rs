@@ -184,6 +184,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         command_line_extra: options.append.clone(),
         console: options.console == Some(ConsoleKind::Serial),
         virtio_console: options.console == Some(ConsoleKind::Virtio),
+        root_disk: files.initrd.is_disk(),
         folder: options.folder,
         disk_slots: has_disk.into(),
         disk_limit: options.rates.disk.unwrap_or_default(),

@@ -125,7 +125,8 @@ pub struct RunArguments {
     /// The guest's kernel, an ELF vmlinux [default: the one that was built or installed]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
-    /// The guest's initrd [default: the one that was built or installed]
+    /// The guest's initrd, or a disk image (erofs, ext4) to be its root, with the agent as /init [default: the one that was
+    /// built or installed]
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// More words for the guest kernel's command line

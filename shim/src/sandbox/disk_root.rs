@@ -82,7 +82,14 @@ impl DiskFormat {
     /// # Errors
     /// When it cannot be read.
     pub fn of(image: &Path) -> io::Result<Option<DiskFormat>> {
-        let file = File::open(image)?;
+        DiskFormat::of_open(&File::open(image)?)
+    }
+
+    /// As [`DiskFormat::of`], of an image that is open.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of_open(file: &File) -> io::Result<Option<DiskFormat>> {
         let starts = |offset: u64, magic: &[u8]| {
             let mut bytes = vec![0; magic.len()];
             match file.read_exact_at(&mut bytes, offset) {

@@ -263,7 +263,8 @@ impl Sandbox {
             .map_err(|source| Error::System { action: "create the VMM's socket", source })?;
         let (origin, template) = settings.origin()?;
         let shared_dir = ground.shared.path().to_owned();
-        let threads = u32::from(settings.vm.max_vcpus) + u32::from(settings.vm.disk_slots);
+        let VmConfig { max_vcpus, disk_slots, folder, .. } = settings.vm;
+        let threads = u32::from(max_vcpus) + u32::from(disk_slots) + u32::from(folder.queues);
         let cgroup = cgroup::create(ground.folder.id(), ground.folder.state(), threads);
         let cgroup = cgroup.inspect_err(|error| log::warn!("the VMM runs without a cgroup of its own: {error}")).ok();
         let resources = Resources { kvm: probe::open()?, origin, shared_dir, vsock_listener: listener, cgroup };
@@ -460,8 +461,9 @@ impl Settings {
             Beginning::Boot { kernel, initrd, templates } => (kernel, initrd, templates),
             Beginning::Saved(folder) => return Ok((Origin::Snapshot(saving::open(folder)?), None)),
         };
-        // A guest whose console somebody watches is to be seen booting.
-        let templates = templates.as_ref().filter(|_| !self.vm.console && !self.vm.virtio_console);
+        // A guest whose console somebody watches is to be seen booting; one on a disk would look for it in another VMM.
+        let boots = self.vm.console || self.vm.virtio_console || self.vm.root_disk;
+        let templates = templates.as_ref().filter(|_| !boots);
         let key = templates.and_then(|templates| templates.key(&self.vm, kernel, initrd).ok());
         if let (Some(templates), Some(key)) = (templates, &key)
             && let Some(snapshot) = templates.find(key)
@@ -469,8 +471,8 @@ impl Settings {
             return Ok((Origin::Snapshot(snapshot), Some(Template::Used(key.clone()))));
         }
         let kernel = open("the guest kernel", kernel)?;
-        let initrd = Some(open("the initrd", initrd)?);
-        Ok((Origin::Kernel { kernel, initrd }, key.map(Template::Wanted)))
+        let user_space = Some(open("the initrd", initrd)?);
+        Ok((Origin::Kernel { kernel, user_space }, key.map(Template::Wanted)))
     }
 
     fn templates(&self) -> Option<&Templates> {

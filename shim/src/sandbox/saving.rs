@@ -187,6 +187,9 @@ impl Saver {
         if !config.nics.is_empty() {
             return refuse("a network", "run it with --net none");
         }
+        if config.root_disk {
+            return refuse("a guest on a disk", "boot it from an initrd");
+        }
         if of.devices {
             return refuse("a block device", "run it without --device");
         }

@@ -92,7 +92,7 @@ impl Machine {
         };
         let resources = Resources {
             kvm: probe::open()?,
-            origin: Origin::Kernel { kernel: File::open(kernel)?, initrd: None },
+            origin: Origin::Kernel { kernel: File::open(kernel)?, user_space: None },
             shared_dir: folder.path("above/shared"),
             vsock_listener: UnixListener::bind(folder.path("vsock"))?,
             cgroup: None,
