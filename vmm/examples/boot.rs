@@ -4,7 +4,7 @@
 //! [--quiet] [--disk IMAGE] [--direct] [--no-uring] [--queues N]`
 //! ends when the guest resets, with the time it took, the exits it needed and what KVM counted (where debugfs is mounted) on
 //! stderr. An entropy device is always there, a memory balloon if wanted; files of DIR appear under the tag `shared`, and SOCKET
-//! is made. IMAGE is the guest's disk, past the host's page cache with `--direct`.
+//! is made; the guest reaches whoever listens at SOCKET_PORT. IMAGE is the guest's disk, past the host's page cache with `--direct`.
 
 use std::fs::File;
 use std::io::Write;
@@ -88,9 +88,10 @@ fn devices(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> 
         devices.push(Box::new(Fs::new(config, Arc::clone(&threads))?));
     }
     if let Some(socket) = &arguments.vsock {
+        let _ = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket).with_context(|| format!("cannot make {}", socket.display()))?;
         let cid = arguments.config.vsock_cid.into();
-        devices.push(Box::new(Vsock::new(cid, listener, Box::new(NoPorts), Arc::clone(&threads))?));
+        devices.push(Box::new(Vsock::new(cid, listener, Box::new(Services(socket.clone())), Arc::clone(&threads))?));
     }
     if let Some(disk) = &arguments.disk {
         let flags = if arguments.direct { libc::O_DIRECT } else { 0 };
@@ -104,13 +105,14 @@ fn devices(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> 
     Ok(devices)
 }
 
-/// A host that offers the guest nothing, and says what it asked for.
-struct NoPorts;
+/// What the guest finds at the host's ports: who listens at SOCKET_PORT.
+struct Services(PathBuf);
 
-impl HostPorts for NoPorts {
+impl HostPorts for Services {
     fn connect(&mut self, port: u32) -> Option<UnixStream> {
-        eprintln!("boot: the guest connects to host port {port}");
-        None
+        let mut path = self.0.clone().into_os_string();
+        path.push(format!("_{port}"));
+        UnixStream::connect(&path).inspect_err(|error| eprintln!("boot: host port {port}: {error}")).ok()
     }
 }
 

@@ -39,13 +39,13 @@ const CASES: [Case; 6] = [
 #[repr(align(4096))]
 struct Page(#[expect(dead_code, reason = "only its place in memory matters")] [u8; 4096]);
 
-/// `disk NAME=REQUESTS/NANOSECONDS …`.
+/// `NAME=REQUESTS/NANOSECONDS …`.
 pub(crate) fn measure() -> Result<String> {
     fs::create_dir_all("/dev")?;
     mount(None::<&str>, "/dev", Some("devtmpfs"), MsFlags::empty(), None::<&str>).context("mounting /dev")?;
     let mut disk = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open("/dev/vda")?;
     let size = disk.seek(SeekFrom::End(0))?;
-    let mut line = "disk".to_owned();
+    let mut line = String::new();
     for case in &CASES {
         // Once for the caches of whoever has some, once for the clock.
         run(&disk, size, case, case.requests / 8)?;

@@ -1,9 +1,11 @@
-//! The /init of the boot and disk benchmarks: says through the kernel's log that user space has begun, measures the disk if the
-//! kernel's command line has `BENCH=disk`, and restarts the machine.
+//! The /init of the boot and device benchmarks: says through the kernel's log that user space has begun, or measures what
+//! `BENCH=` on the kernel's command line names, and restarts the machine.
 //!
 //! The kernel's own early console carries the lines, so that no driver is probed for the benchmark's sake.
 
 mod disk;
+mod files;
+mod sockets;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -16,9 +18,16 @@ fn main() -> anyhow::Result<()> {
     mknod("/kmsg", SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, makedev(1, 11))?;
     let mut log = OpenOptions::new().write(true).open("/kmsg")?;
     // What the kernel does not know on its command line is in its first process's environment.
-    let line = match std::env::var("BENCH").as_deref() {
-        Ok("disk") => disk::measure().unwrap_or_else(|error| format!("disk failed: {error:#}")),
-        _ => "user space".to_owned(),
+    let figures = match std::env::var("BENCH").as_deref() {
+        Ok("disk") => Some(disk::measure()),
+        Ok("files") => Some(files::measure()),
+        Ok("vsock") => Some(sockets::measure()),
+        _ => None,
+    };
+    let line = match figures {
+        Some(Ok(figures)) => format!("figures {figures}"),
+        Some(Err(error)) => format!("failed: {error:#}"),
+        None => "user space".to_owned(),
     };
     // Level 0 passes every `quiet`.
     log.write_all(format!("<0>bench: {line}\n").as_bytes())?;

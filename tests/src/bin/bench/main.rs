@@ -1,4 +1,4 @@
-//! `make bench`: how long a boot and a disk's requests take next to its peers, where a whole `tatami run` spends its time, and what containerd's
+//! `make bench`: how long a boot and devices' requests take next to its peers, where a whole `tatami run` spends its time, and what containerd's
 //! users wait and pay for next to runc.
 //!
 //! Every figure comes from one run on one host: the same kernel, the same initrd, the same size of guest, the contestants in
@@ -11,7 +11,11 @@ mod contest;
 mod cost;
 mod crowd;
 mod disk;
+mod files;
+mod requests;
+mod restore;
 mod run;
+mod sockets;
 
 use anyhow::{Result, bail};
 
@@ -19,15 +23,18 @@ use anyhow::{Result, bail};
 const ROUNDS: usize = 7;
 /// Rounds of the boot table where instructions are counted.
 const INSTRUCTION_ROUNDS: usize = 3;
-/// Rounds of the disk tables.
-const DISK_ROUNDS: usize = 3;
+/// Rounds of the tables of devices.
+const DEVICE_ROUNDS: usize = 3;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => {
             boot::table(ROUNDS, "wall clock")?;
-            disk::tables(DISK_ROUNDS, "wall clock")?;
+            restore::table(ROUNDS)?;
+            disk::tables(DEVICE_ROUNDS, "wall clock")?;
+            files::tables(DEVICE_ROUNDS, "wall clock")?;
+            sockets::tables(DEVICE_ROUNDS, "wall clock")?;
             run::table(ROUNDS);
             containerd::tables(ROUNDS);
             crowd::table();
@@ -35,7 +42,10 @@ fn main() -> Result<()> {
         }
         // For a host whose clock counts instructions: rounds differ only in the state of its caches.
         ["instructions"] => boot::table(INSTRUCTION_ROUNDS, "instruction-counted"),
-        ["disk"] => disk::tables(DISK_ROUNDS, "wall clock"),
+        ["restore"] => restore::table(ROUNDS),
+        ["disk"] => disk::tables(DEVICE_ROUNDS, "wall clock"),
+        ["files"] => files::tables(DEVICE_ROUNDS, "wall clock"),
+        ["vsock"] => sockets::tables(DEVICE_ROUNDS, "wall clock"),
         ["containerd"] => {
             containerd::tables(ROUNDS);
             Ok(())
@@ -44,6 +54,6 @@ fn main() -> Result<()> {
             crowd::table();
             Ok(())
         }
-        _ => bail!("usage: bench [instructions | disk | containerd | crowd]"),
+        _ => bail!("usage: bench [instructions | restore | disk | files | vsock | containerd | crowd]"),
     }
 }

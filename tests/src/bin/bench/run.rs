@@ -30,7 +30,7 @@ pub(crate) fn table(rounds: usize) {
 }
 
 /// One line of `--timings`: a name, a number, `ms`.
-fn phase(line: &str) -> Option<(String, f64)> {
+pub(crate) fn phase(line: &str) -> Option<(String, f64)> {
     let (name, number) = line.trim().strip_suffix("ms")?.trim().rsplit_once(char::is_whitespace)?;
     Some((name.trim().to_owned(), number.parse().ok()?))
 }

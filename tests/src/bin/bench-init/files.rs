@@ -1,0 +1,112 @@
+//! The file benchmark in the guest: a folder of the host, through the guest's page cache, which is emptied before it would answer.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::mount::{MsFlags, mount};
+
+/// MiB that are read and written in sequence.
+const SEQUENTIAL: usize = 32;
+/// Pieces of 4 KiB that are read here and there.
+const RANDOM: usize = 1000;
+/// Small files.
+const FILES: usize = 10_000;
+/// In so many folders.
+const FOLDERS: usize = 100;
+
+const FOLDER: &str = "/shared";
+
+/// `NAME=REQUESTS/NANOSECONDS …`.
+pub(crate) fn measure() -> Result<String> {
+    fs::create_dir_all(FOLDER)?;
+    mount(Some("shared"), FOLDER, Some("virtiofs"), MsFlags::empty(), None::<&str>).context("mounting the folder")?;
+    fs::create_dir_all("/proc")?;
+    mount(None::<&str>, "/proc", Some("proc"), MsFlags::empty(), None::<&str>).context("mounting /proc")?;
+    let cases = [
+        ("write-1m", SEQUENTIAL, write as fn() -> Result<Duration>),
+        ("read-1m", SEQUENTIAL, read),
+        ("read-4k", RANDOM, read_here_and_there),
+        ("create", FILES, create),
+        ("look-up", FILES, look_up),
+        ("remove", FILES, remove),
+    ];
+    let mut line = String::new();
+    for (name, requests, case) in cases {
+        let took = case().with_context(|| name)?;
+        line += &format!(" {name}={requests}/{}", took.as_nanos());
+    }
+    fs::remove_file(large())?;
+    Ok(line)
+}
+
+fn large() -> String {
+    format!("{FOLDER}/large")
+}
+
+fn small(number: usize) -> String {
+    format!("{FOLDER}/{}/{number}", number % FOLDERS)
+}
+
+/// The guest's kernel forgets what it has read.
+fn forget() -> Result<()> {
+    nix::unistd::sync();
+    Ok(fs::write("/proc/sys/vm/drop_caches", "3")?)
+}
+
+fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed())
+}
+
+fn write() -> Result<Duration> {
+    let piece = vec![7; 1 << 20];
+    timed(|| {
+        let mut file = File::create(large())?;
+        (0..SEQUENTIAL).try_for_each(|_| file.write_all(&piece))?;
+        Ok(file.sync_all()?)
+    })
+}
+
+fn read() -> Result<Duration> {
+    forget()?;
+    let mut piece = vec![0; 1 << 20];
+    timed(|| {
+        let mut file = File::open(large())?;
+        Ok((0..SEQUENTIAL).try_for_each(|_| file.read_exact(&mut piece))?)
+    })
+}
+
+fn read_here_and_there() -> Result<Duration> {
+    forget()?;
+    let (mut dice, mut piece) = (0x9e37_79b9_7f4a_7c15_u64, [0; 4096]);
+    let file = OpenOptions::new().read(true).open(large())?;
+    timed(|| {
+        for _ in 0..RANDOM {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            file.read_exact_at(&mut piece, dice % (SEQUENTIAL as u64 * 256) * 4096)?;
+        }
+        Ok(())
+    })
+}
+
+fn create() -> Result<Duration> {
+    (0..FOLDERS).try_for_each(|folder| fs::create_dir(format!("{FOLDER}/{folder}")))?;
+    timed(|| Ok((0..FILES).try_for_each(|number| fs::write(small(number), b"a few bytes"))?))
+}
+
+fn look_up() -> Result<Duration> {
+    forget()?;
+    timed(|| Ok((0..FILES).try_for_each(|number| fs::metadata(small(number)).map(drop))?))
+}
+
+fn remove() -> Result<Duration> {
+    let took = timed(|| Ok((0..FILES).try_for_each(|number| fs::remove_file(small(number)))?))?;
+    (0..FOLDERS).try_for_each(|folder| fs::remove_dir(format!("{FOLDER}/{folder}")))?;
+    Ok(took)
+}
