@@ -85,12 +85,17 @@ lint: deps ## format, clippy with warnings denied, the project's own rules
 	$(CARGO) clippy --locked --workspace --all-targets --features tatami-tests/clients -- -D warnings
 	$(CARGO) test --locked --quiet -p tatami-tests --test tidy --test licences
 
-bench: build guest image ## boot and disk against QEMU's microvm, a whole `tatami run`, containerd next to runc, fifty at once
+# Where the benchmark looks for the peers that are named: in an emulated host, the checkout is all there is.
+PEERS  := target/bench/peers
+bench: build guest image ## boot and devices against QEMU's microvm (FIRECRACKER=, CLOUD_HYPERVISOR= name further peers), `tatami run`, containerd next to runc, fifty at once
 	$(CARGO) build --release --locked -p tatami-tests --bin bench
 	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami-vmm --example boot
 	$(STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-tests --bin bench-init
 	@install -D -m 755 target/$(TRIPLE)/release/examples/boot target/release/examples/boot
 	rootfs/build-initrd --arch $(ARCH) --agent target/$(TRIPLE)/guest/bench-init --output target/bench/initrd.img
+	@rm -rf $(PEERS)
+	$(if $(FIRECRACKER),@install -D -m 755 $(FIRECRACKER) $(PEERS)/firecracker)
+	$(if $(CLOUD_HYPERVISOR),@install -D -m 755 $(CLOUD_HYPERVISOR) $(PEERS)/cloud-hypervisor)
 	tests/host/run --icount target/release/bench instructions
 	tests/with-kvm target/release/bench
 

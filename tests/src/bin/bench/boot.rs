@@ -37,12 +37,45 @@ pub(crate) fn table(rounds: usize, clock: &str) -> Result<()> {
     Ok(())
 }
 
-/// The contestants.
+/// The contestants: those that everybody has, and those whose binaries `make bench` was told.
 fn contestants() -> Result<Vec<Contestant>> {
-    Ok(vec![
+    let mut contestants = vec![
         Contestant { name: "Tatami", command: tatami("")? },
         Contestant { name: "QEMU microvm", command: microvm("", "")? },
-    ])
+    ];
+    let peers = checkout().join("target/bench/peers");
+    let peer = |name: &str| Some(peers.join(name)).filter(|path| path.exists()).map(nearby).transpose();
+    if let Some(binary) = peer("firecracker")? {
+        contestants.push(Contestant { name: "Firecracker", command: firecracker(binary)? });
+    }
+    if let Some(binary) = peer("cloud-hypervisor")? {
+        contestants.push(Contestant { name: "Cloud Hypervisor", command: cloud_hypervisor(binary)? });
+    }
+    Ok(contestants)
+}
+
+/// What runs the benchmark's guest in Firecracker, whose configuration is a file.
+fn firecracker(binary: String) -> Result<Vec<String>> {
+    let [kernel, initrd] = guest()?;
+    let machine = serde_json::json!({
+        "boot-source": { "kernel_image_path": kernel, "initrd_path": initrd, "boot_args": COMMAND_LINE },
+        "drives": [],
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": 128 },
+    });
+    let file = std::env::temp_dir().join("tatami-bench-firecracker.json");
+    std::fs::write(&file, machine.to_string())?;
+    Ok([&binary, "--no-api", "--config-file", &file.display().to_string()].map(str::to_owned).to_vec())
+}
+
+/// What runs it in Cloud Hypervisor.
+fn cloud_hypervisor(binary: String) -> Result<Vec<String>> {
+    let [kernel, initrd] = guest()?;
+    let words = format!(
+        "{binary} --cpus boot=1 --memory size=128M --serial tty --console off --kernel {kernel} --initramfs {initrd} --cmdline"
+    );
+    let mut command: Vec<_> = words.split_whitespace().map(str::to_owned).collect();
+    command.push(COMMAND_LINE.to_owned());
+    Ok(command)
 }
 
 /// What runs the benchmark's guest in Tatami, with `more` arguments.
