@@ -1,5 +1,7 @@
 //! Inputs that make sense, for the fuzzer to begin from: short, made here, and the same each time.
 
+use tatami_vmm::{NicConfig, NicKind, NicLimits, VmConfig};
+
 use crate::devices;
 use crate::images::PART;
 use crate::loading;
@@ -88,8 +90,10 @@ pub fn snapshots() -> Vec<Vec<u8>> {
 
 /// Messages on the control socket.
 pub fn messages() -> Vec<Vec<u8>> {
+    let nic = NicConfig { kind: NicKind::Stream, queue_pairs: 1, mtu: None, limits: NicLimits::default() };
+    let config = VmConfig { disk_slots: 1, nics: vec![nic], ..VmConfig::default() };
+    let start = serde_json::json!({ "config": config, "shared_dir": "/x", "origin": "Kernel" });
     let json = [
-        r#"{"config":{"vcpus":1,"max_vcpus":1,"memory_mib":64,"command_line_extra":"","vsock_cid":3,"disk_slots":1,"disk_queues":1,"disk_limit":{},"nics":[{"kind":"Stream","queue_pairs":1,"mtu":null}],"console":true},"shared_dir":"/x","origin":"Kernel"}"#,
         r#"{"number":1,"what":{"AttachDisk":[0,[{"start":0,"length":4096,"read_only":false}]]}}"#,
         r#"{"number":2,"what":{"DetachDisk":0}}"#,
         r#"{"number":3,"what":{"PlugNic":0}}"#,
@@ -100,7 +104,8 @@ pub fn messages() -> Vec<Vec<u8>> {
         r#"{"GuestConnected":1024}"#,
         r#"{"Stopped":"GuestReset"}"#,
     ];
-    json.map(|text| text.as_bytes().to_vec()).into_iter().chain([b"Cconsole\n".to_vec()]).collect()
+    let others = json.map(|text| text.as_bytes().to_vec());
+    others.into_iter().chain([start.to_string().into_bytes(), b"Cconsole\n".to_vec()]).collect()
 }
 
 /// One entry of a tar archive (POSIX ustar), its content padded.
