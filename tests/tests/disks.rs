@@ -234,7 +234,7 @@ fn a_container_may_have_disks_for_devices() {
     let finished = tatami.run_with(&options, &["sh", "-c", script]);
     assert_eq!((finished.status, finished.out().as_str()), (1, "of the host1048576\n"), "{}", finished.err());
     assert!(finished.err().contains("/dev/disks/loop: Operation not permitted"), "{}", finished.err());
-    assert!(fs::read_to_string(&image).unwrap().starts_with("of the guest, ."));
+    assert!(fs::read_to_string(&image).unwrap().starts_with("of the guest ."));
 
     // On the disk that the root is on, too.
     let root = ext4(&tatami);

@@ -4,13 +4,12 @@
 use std::fs;
 use std::path::PathBuf;
 
-use tatami_tests::{Tatami, initrd};
+use tatami_tests::{Tatami, checkout, on_own_disk};
 
 /// What `make root-disk` and `make distribution` leave beside the initrd.
 fn disk(name: &str) -> PathBuf {
-    let disk = initrd().with_file_name(name);
-    assert!(disk.exists(), "{} is missing: run `make root-disk distribution`", disk.display());
-    disk
+    let disk = checkout().join("target/guest").join(std::env::consts::ARCH).join(name);
+    on_own_disk(&disk).unwrap_or_else(|error| panic!("{}: {error}: run `make root-disk distribution`", disk.display()))
 }
 
 fn boots_from(name: &str) {
