@@ -53,7 +53,8 @@ pub enum Role {
     Vcpu,
     /// Moves bytes between rings and descriptors that are already open (block, entropy).
     Io,
-    /// Moves frames between rings and taps or sockets that are already open, and tells taps what the driver wants (net).
+    /// Moves frames between rings and taps or sockets that are already open, or has the host's kernel do so (vhost-net), and tells taps
+    /// what the driver wants (net).
     Frames,
     /// Accepts and moves unix-socket streams (vsock).
     Socket,

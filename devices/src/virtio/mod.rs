@@ -34,7 +34,7 @@ pub use fs::{FS_QUEUES_MAX, Fs, FsCache, FsConfig, FsError};
 pub use interrupt::LineInterrupt;
 pub use mem::{Mem, MemRegion, MemSize, TooMuch};
 pub use mmio::MmioTransport;
-pub use net::{Net, NicError, NicKind, NicLimits, NicShape, NicSlot};
+pub use net::{Net, NicError, NicKind, NicLimits, NicShape, NicSlot, vhost_lacks};
 pub use rate_limit::{Allowance, RateLimit, RateLimiter};
 pub use ring::{Chain, Ring, RingError, Segment};
 pub use rng::Rng;

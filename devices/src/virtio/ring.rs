@@ -238,6 +238,23 @@ impl Ring {
         self.index
     }
 
+    /// Where it lies and how far it has come, for somebody else who has it for a while; [`Ring::go_on_at`] comes afterwards.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Goes on at available index `next`, which whoever had the queue meanwhile has reached, and behind what that one has used.
+    ///
+    /// # Errors
+    /// When the used ring is out of reach.
+    pub fn go_on_at(&mut self, next: u16) -> Result<(), RingError> {
+        let used = self.queue.used_idx(&self.memory, Ordering::Acquire).map_err(|source| self.unreachable(source))?.0;
+        self.queue.set_next_avail(next);
+        self.queue.set_next_used(used);
+        self.told = used;
+        Ok(())
+    }
+
     /// How many descriptors the driver gave it.
     pub fn size(&self) -> u16 {
         self.queue.size()

@@ -4,6 +4,7 @@
 //! once.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -69,6 +70,16 @@ pub trait Work: Send + 'static {
 /// Tokens from here on are the worker's own.
 pub const TOKEN_LIMIT: u32 = 0xffff_0000;
 const TOKEN_STOP: u32 = u32::MAX;
+
+/// Has kicks of queue `index`, whose descriptor `kick` the worker was given, come to [`Work::kicked`] or not: they do not while
+/// somebody else has the queue. Those that nobody took meanwhile come afterwards.
+///
+/// # Errors
+/// When the descriptor is not watched.
+pub(super) fn heed(ops: &EventOps<'_>, (index, kick): (u16, RawFd), heed: bool) -> io::Result<()> {
+    let set = if heed { EventSet::IN } else { EventSet::empty() };
+    ops.modify(Events::with_data_raw(kick, TOKEN_LIMIT + u32::from(index), set)).map_err(other)
+}
 
 /// A running thread and the work it does. Dropping it stops the thread.
 #[derive(Debug)]
@@ -164,9 +175,11 @@ fn serve<W: Work>(manager: &mut EventManager<Turn<W>>, turn: Turn<W>) -> Option<
 impl<W: Work> Turn<W> {
     fn begin(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
         ops.add(Events::with_data(&self.stop, TOKEN_STOP, EventSet::IN)).map_err(other)?;
-        self.work.start(ops)?;
         for (index, kick) in &self.kicks {
             ops.add(Events::with_data(kick, TOKEN_LIMIT + u32::from(*index), EventSet::IN)).map_err(other)?;
+        }
+        self.work.start(ops)?;
+        for (_, kick) in &self.kicks {
             // What was made available before this thread ran was perhaps kicked to nobody (after a restore, for one).
             kick.write(1)?;
         }

@@ -1,6 +1,7 @@
 //! virtio-net (virtio 1.2, 5.1): slots, into which a tap or a stream socket is plugged while the guest runs.
 //!
-//! Opens nothing: it is given descriptors. One thread for each pair of queues. Checksums and large pieces of TCP and UDP pass
+//! Opens nothing: it is given descriptors. One thread for each pair of queues, which moves frames, or has the host's kernel move them
+//! (vhost-net) where that is plugged in with a tap. Checksums and large pieces of TCP and UDP pass
 //! through between guest and tap as they are, so neither side computes what the other would.
 //!
 //! The hardware address is the slot's, by which the guest's agent finds the interface and gives it the one that it is to have:
@@ -8,6 +9,7 @@
 
 mod buffers;
 mod control;
+mod handover;
 mod offload;
 mod pair;
 mod receive;
@@ -16,8 +18,10 @@ mod spec;
 mod stream;
 mod tap;
 mod transmit;
+mod vhost;
 mod wire;
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use event_manager::EventSet;
@@ -33,6 +37,7 @@ use self::spec::{
     FEATURE_STATUS, GUEST_OFFLOADS, QUEUE_SIZE, config_space,
 };
 use self::transmit::Transmitter;
+pub use self::vhost::vhost_lacks;
 use super::device::read_space;
 use super::{
     ActivateError, Activation, ActiveQueue, DeviceKind, GuestMemory, Interrupt, RestoreError, Ring, Role, SaveError,
@@ -93,6 +98,9 @@ impl Net {
             wanted: EventSet::empty(),
             attended: true,
             gone: false,
+            handed: false,
+            kicks: [&kicks[0], &kicks[1]].map(|(index, kick)| (*index, kick.as_raw_fd())),
+            interrupt: Arc::clone(&begin.interrupt),
         };
         let name = format!("virtio-net{}.{index}", self.name);
         let interrupt = Arc::clone(&begin.interrupt);

@@ -1,8 +1,9 @@
 //! The thread of one pair of queues: a receive queue, a transmit queue, with the first pair the control queue, and a wire.
 //!
 //! Decides what to wait for: a wire is watched for frames while there are buffers for them, and for room while something waits
-//! to be sent.
+//! to be sent. While the host's kernel has the two queues (`handover.rs`), it leaves them alone.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events};
@@ -15,12 +16,16 @@ use super::slot::{Port, Shared};
 use super::transmit::{Sent, Transmitter};
 use super::wire::Wire;
 use crate::virtio::worker::Work;
-use crate::virtio::{Fault, Progress};
+use crate::virtio::{Fault, Interrupt, Progress};
 
 const TOKEN_WAKE: u32 = 0;
 const TOKEN_WIRE: u32 = 1;
 const TOKEN_RECEIVE: u32 = 2;
 const TOKEN_TRANSMIT: u32 = 3;
+pub(super) const TOKEN_CALL_RECEIVE: u32 = 4;
+pub(super) const TOKEN_CALL_TRANSMIT: u32 = 5;
+pub(super) const TOKEN_FAULT: u32 = 6;
+pub(super) const TOKEN_LOOK: u32 = 7;
 
 /// What one thread has.
 pub(super) struct Pair {
@@ -40,6 +45,12 @@ pub(super) struct Pair {
     pub(super) attended: bool,
     /// The wire is to be let go of.
     pub(super) gone: bool,
+    /// The host's kernel has the receive and the transmit queue.
+    pub(super) handed: bool,
+    /// Their numbers, and the descriptors by which the thread hears of kicks.
+    pub(super) kicks: [(u16, RawFd); 2],
+    /// For interrupts that the kernel asks for.
+    pub(super) interrupt: Arc<dyn Interrupt>,
 }
 
 impl Work for Pair {
@@ -77,6 +88,14 @@ impl Work for Pair {
         if let TOKEN_RECEIVE | TOKEN_TRANSMIT = token {
             return self.allowed(token, ops);
         }
+        if let TOKEN_CALL_RECEIVE..=TOKEN_LOOK = token {
+            self.heard(token)?;
+            return self.watch(ops);
+        }
+        if self.handed {
+            self.glance(set)?;
+            return self.watch(ops);
+        }
         if !self.attended {
             // A tap's queue that gets no frames says that it is in error.
             return self.watch(ops);
@@ -103,6 +122,15 @@ impl Work for Pair {
         }
         self.watch(ops)
     }
+
+    fn finish(&mut self) {
+        if let Err(fault) = self.take_back_rings() {
+            log::error!("virtio-net: {fault}");
+            // Closed, it lets go of everything.
+            self.wire = None;
+            self.slot.lose();
+        }
+    }
 }
 
 impl Pair {
@@ -124,7 +152,8 @@ impl Pair {
                 }
             }
         }
-        self.attend();
+        self.attend(ops)?;
+        self.hand_over(ops)?;
         self.receive()?;
         if self.transmit()? == Progress::More {
             self.transmitter.kick()?;
@@ -150,6 +179,9 @@ impl Pair {
     }
 
     fn receive(&mut self) -> Result<(), Fault> {
+        if self.handed {
+            return Ok(());
+        }
         let Some(wire) = self.wire.as_mut().filter(|_| self.attended) else { return Ok(()) };
         let next = self.receiver.run(wire)?;
         self.wanted.set(EventSet::IN, next == Next::Frames);
@@ -161,7 +193,7 @@ impl Pair {
     }
 
     fn transmit(&mut self) -> Result<Progress, Fault> {
-        if self.wanted.contains(EventSet::OUT) {
+        if self.handed || self.wanted.contains(EventSet::OUT) {
             return Ok(Progress::Idle);
         }
         let sent = self.transmitter.run(self.wire.as_mut().filter(|_| self.attended))?;
@@ -203,17 +235,19 @@ impl Pair {
     }
 
     /// Has a tap give this pair frames if, and only if, the driver uses it.
-    fn attend(&mut self) {
+    fn attend(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
         let attend = self.index < self.slot.active();
         if self.slot.shape.pairs == 1 || attend == self.attended {
-            return;
+            return Ok(());
         }
+        self.take_back(ops)?;
         if let Some(tap) = self.wire.as_ref().and_then(Wire::tap) {
             match tap.attend(attend) {
                 Ok(()) => self.attended = attend,
                 Err(error) => log::warn!("virtio-net: queue {} of the tap stays as it is: {error}", self.index),
             }
         }
+        Ok(())
     }
 
     fn tell_offloads(&self, offloads: u64) {
@@ -225,7 +259,7 @@ impl Pair {
     }
 
     /// The wire is of no use any more. It is let go of when what is watched is looked at next.
-    fn lose(&mut self) {
+    pub(super) fn lose(&mut self) {
         self.slot.lose();
         self.wanted = EventSet::empty();
         self.gone = true;
@@ -255,6 +289,7 @@ impl Pair {
 
     fn unplug(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
         self.gone = false;
+        self.take_back(ops)?;
         self.unwatch(ops)?;
         self.wire = None;
         Ok(())

@@ -77,10 +77,27 @@ impl Receiver {
 
     /// Back to the queue, as if what was taken and not used had never been taken.
     pub(super) fn into_active(mut self) -> ActiveQueue {
+        self.put_down();
+        self.ring.into_active()
+    }
+
+    /// Puts buffers that are not used yet back into the ring; a frame that waits for room goes to nobody.
+    pub(super) fn put_down(&mut self) {
         while let Some(chain) = self.stock.pop_back() {
             self.ring.put_back(chain);
         }
-        self.ring.into_active()
+        self.dropped += u64::from(self.held > 0);
+        (self.room, self.segments, self.held) = (0, 0, 0);
+    }
+
+    /// Its queue, which is somebody else's to work on after [`Receiver::put_down`].
+    pub(super) fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// The same, for what that one has done.
+    pub(super) fn ring_mut(&mut self) -> &mut Ring {
+        &mut self.ring
     }
 
     /// Passes on what there is.

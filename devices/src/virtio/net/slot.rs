@@ -75,6 +75,9 @@ pub enum NicError {
         /// Pairs.
         expected: usize,
     },
+    /// The kernel moves frames as fast as it can, and knows taps only.
+    #[error("vhost-net is for taps without a limit")]
+    Vhost,
     /// The descriptor.
     #[error("cannot use what is plugged in: {0}")]
     Descriptor(#[from] io::Error),
@@ -140,16 +143,25 @@ impl NicSlot {
         Ok(NicSlot(Arc::new(Shared { shape: NicShape { pairs, ..shape }, state, wakes, limiters, lost })))
     }
 
-    /// Plugs something in, in place of what was there, and tells the guest that the link is up.
+    /// Plugs something in, in place of what was there, and tells the guest that the link is up. `ends` are a descriptor for each pair
+    /// of queues, and with a tap perhaps as many of `/dev/vhost-net` behind them, in which [`super::vhost_lacks`] has found nothing
+    /// lacking.
     ///
     /// # Errors
     /// [`NicError`]; the slot is then as before.
-    pub fn plug(&self, ends: Vec<OwnedFd>) -> Result<(), NicError> {
-        let expected = usize::from(self.0.shape.pairs);
-        if ends.len() != expected {
-            return Err(NicError::Queues { found: ends.len(), expected });
+    pub fn plug(&self, mut ends: Vec<OwnedFd>) -> Result<(), NicError> {
+        let NicShape { kind, pairs, limits, .. } = self.0.shape;
+        let (found, expected) = (ends.len(), usize::from(pairs));
+        if found != expected && found != 2 * expected {
+            return Err(NicError::Queues { found, expected });
         }
-        let wires = ends.into_iter().map(|end| Wire::new(self.0.shape.kind, end)).collect::<Result<Vec<_>, _>>()?;
+        let vhosts = ends.split_off(expected);
+        if !vhosts.is_empty() && (kind == NicKind::Stream || limits != NicLimits::NONE) {
+            return Err(NicError::Vhost);
+        }
+        let vhosts = vhosts.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        let wires = ends.into_iter().zip(vhosts).map(|(end, vhost)| Wire::new(kind, end, vhost));
+        let wires = wires.collect::<Result<Vec<_>, _>>()?;
         self.0.change(wires.into_iter().map(Port::Plugged).collect(), true);
         Ok(())
     }

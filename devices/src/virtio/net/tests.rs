@@ -12,6 +12,8 @@ use crate::virtio::spec::{INTERRUPT_CONFIG, STATUS_DRIVER_OK};
 use crate::virtio::testing::{Dice, Driver, into, memory, out, threads, wait_for};
 use crate::virtio::{Allowance, RateLimit};
 
+mod vhost;
+
 const ADDRESS: [u8; 6] = [2, 3, 4, 5, 6, 7];
 const TAP: NicKind = NicKind::Tap { cuts_udp: true };
 const RX: usize = 0;
@@ -100,6 +102,7 @@ fn the_configuration_tells_address_link_pairs_and_mtu() {
     assert_eq!(driver.config(12), [0; 8]);
     let ends: Vec<_> = (0..3).map(|_| tap()).collect();
     assert!(slot.plug(vec![tap().1]).is_err());
+    assert!(slot.plug((0..5).map(|_| tap().1).collect()).is_err());
     let (_far, near): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
     slot.plug(near).unwrap();
     assert!(is_up(&driver));
@@ -487,4 +490,54 @@ fn a_limited_device_can_be_paused_while_it_waits() {
     driver.transport.transport_mut().pause();
     driver.transport.transport_mut().resume();
     assert_eq!(receive(&far)[HEADER_BYTES..], frame(60, 1)[HEADER_BYTES..]);
+}
+
+/// What is no vhost-net, in its place.
+fn null() -> OwnedFd {
+    std::fs::File::open("/dev/null").unwrap().into()
+}
+
+#[test]
+fn vhost_is_for_taps_without_a_limit() {
+    let limited = NicLimits { receive: RateLimit { bytes: None, operations: allowance(10, 1) }, ..NicLimits::NONE };
+    let shape = NicShape { address: ADDRESS, kind: TAP, pairs: 1, mtu: None, limits: limited };
+    for shape in [shape, NicShape { kind: NicKind::Stream, limits: NicLimits::NONE, ..shape }] {
+        let slot = NicSlot::empty(shape).unwrap();
+        assert!(matches!(slot.plug(vec![tap().1, null()]), Err(NicError::Vhost)));
+        assert!(!slot.is_up());
+    }
+}
+
+#[test]
+fn a_vhost_that_fails_stops_the_device_until_it_is_reset() {
+    let slot = slot(TAP, 1);
+    let (far, near) = tap();
+    slot.plug(vec![near, null()]).unwrap();
+    let mut driver = Driver::new(Box::new(Net::new(slot.clone(), 0, threads())));
+    driver.bring_up(u64::MAX);
+    driver.wait_for_needs_reset();
+    drop(far);
+    let (far, near) = tap();
+    slot.plug(vec![near]).unwrap();
+    driver.reset();
+    driver.bring_up(u64::MAX);
+    transmit(&mut driver, &frame(60, 1));
+    assert_eq!(receive(&far), frame(60, 1));
+}
+
+#[test]
+fn a_vhost_whose_tap_is_gone_is_an_interface_without_a_link() {
+    let slot = slot(TAP, 1);
+    let (far, near) = tap();
+    drop(far);
+    slot.plug(vec![near, null()]).unwrap();
+    let mut driver = Driver::new(Box::new(Net::new(slot.clone(), 0, threads())));
+    driver.bring_up(u64::MAX);
+    wait_for("end of the link", || !slot.is_up());
+    transmit(&mut driver, &frame(60, 1));
+    let (far, near) = tap();
+    slot.plug(vec![near]).unwrap();
+    transmit(&mut driver, &frame(60, 2));
+    assert_eq!(receive(&far), frame(60, 2));
+    assert!(is_up(&driver));
 }

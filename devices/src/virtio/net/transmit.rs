@@ -60,6 +60,16 @@ impl Transmitter {
         self.ring.into_active()
     }
 
+    /// Its queue, in which nothing is under way between two runs.
+    pub(super) fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// The same, for what somebody else has done there.
+    pub(super) fn ring_mut(&mut self) -> &mut Ring {
+        &mut self.ring
+    }
+
     /// Sends what there is, at most a ringful; drops it where there is no wire.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use super::buffers::Buffers;
 use super::spec::{FRAME_MAX, HEADER_BYTES};
 use super::stream::Stream;
 use super::tap::Tap;
+use super::vhost::Vhost;
 use crate::virtio::{GuestMemory, Segment};
 
 /// An open end.
@@ -29,12 +30,12 @@ pub(super) enum Got {
 }
 
 impl Wire {
-    /// Takes an open descriptor of this kind over.
-    pub(super) fn new(kind: NicKind, end: OwnedFd) -> io::Result<Wire> {
+    /// Takes an open descriptor of this kind over; `vhost` is for a tap.
+    pub(super) fn new(kind: NicKind, end: OwnedFd, vhost: Option<OwnedFd>) -> io::Result<Wire> {
         let flags = rustix::fs::fcntl_getfl(&end)?;
         rustix::fs::fcntl_setfl(&end, flags | rustix::fs::OFlags::NONBLOCK)?;
         Ok(match kind {
-            NicKind::Tap { .. } => Wire::Tap(Tap::new(end)),
+            NicKind::Tap { .. } => Wire::Tap(Tap::new(end, vhost.map(Vhost::new).transpose()?)),
             NicKind::Stream => Wire::Stream(Box::new(Stream::new(UnixStream::from(end)))),
         })
     }
@@ -91,6 +92,14 @@ impl Wire {
 
     /// The tap, if it is one.
     pub(super) fn tap(&self) -> Option<&Tap> {
+        match self {
+            Wire::Tap(tap) => Some(tap),
+            Wire::Stream(_) => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(super) fn tap_mut(&mut self) -> Option<&mut Tap> {
         match self {
             Wire::Tap(tap) => Some(tap),
             Wire::Stream(_) => None,

@@ -341,3 +341,23 @@ fn nonsense_is_an_error_or_a_chain_that_can_be_trusted() {
     }
     assert!(good > 1000 && bad > 1000, "the nonsense is of one kind: {good} good, {bad} bad");
 }
+
+#[test]
+fn it_goes_on_where_somebody_else_has_left_the_queue() {
+    let mut bench = Bench::with(memory(), true);
+    bench.table(&[out(0x5000, 8), out(0x6000, 8)]);
+    for head in [0, 1, 0, 1] {
+        bench.rings.offer(head);
+    }
+    // Somebody has used the first three.
+    bench.memory.write_obj(3_u16, GuestAddress(bench.rings.used + 2)).unwrap();
+    bench.ring.go_on_at(3).unwrap();
+    let chain = bench.ring.take().unwrap().expect("the fourth");
+    assert_eq!(chain.head(), 1);
+    bench.ring.give_back(chain, 0).unwrap();
+    assert_eq!((bench.rings.used_index(), bench.rings.used(3)), (4, (1, 0)));
+    assert!(bench.ring.take().unwrap().is_none());
+    // What the other one has used, it has told of: the driver wants to hear of the first only.
+    bench.ring.notify().unwrap();
+    assert_eq!(bench.interrupts.0.load(Ordering::Relaxed), 0);
+}

@@ -1,5 +1,6 @@
 //! A thread that starts, serves, is fair, and ends: in order, or by a fault.
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
@@ -124,4 +125,48 @@ fn dropping_it_stops_it() {
     let counts = Arc::clone(&bench.counts);
     drop(bench);
     assert_eq!(Arc::strong_count(&counts), 1, "the thread still has its work");
+}
+
+/// Hears one kick, and then none until it is told to.
+struct Deaf {
+    counts: Arc<Counts>,
+    kick: RawFd,
+    extra: EventFd,
+}
+
+impl Work for Deaf {
+    fn start(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        Ok(ops.add(Events::with_data(&self.extra, 7, EventSet::IN)).map_err(other)?)
+    }
+
+    fn kicked(&mut self, index: u16, ops: &mut EventOps<'_>) -> Result<Progress, Fault> {
+        heed(ops, (index, self.kick), false)?;
+        self.counts.kicks.fetch_add(1, Ordering::AcqRel);
+        Ok(Progress::Idle)
+    }
+
+    fn ready(&mut self, _token: u32, _set: EventSet, ops: &mut EventOps<'_>) -> Result<(), Fault> {
+        self.extra.read()?;
+        self.counts.extra.fetch_add(1, Ordering::AcqRel);
+        Ok(heed(ops, (5, self.kick), true)?)
+    }
+}
+
+#[test]
+fn kicks_that_are_not_heeded_come_later() {
+    let (kick, extra, counts) = (event(), event(), Arc::new(Counts::default()));
+    let watched = kick.try_clone().unwrap();
+    let job = Deaf { counts: Arc::clone(&counts), kick: watched.as_raw_fd(), extra: extra.try_clone().unwrap() };
+    let kicks = vec![(5, watched)];
+    let worker = Worker::spawn(&PlainThreads, "deaf", Role::Io, kicks, Arc::new(Bell::default()), job).unwrap();
+    let (heard, told) = (|| counts.kicks.load(Ordering::Acquire), || counts.extra.load(Ordering::Acquire));
+    wait_for("first look", || heard() == 1);
+    for round in 1..4 {
+        kick.write(1).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(heard(), round);
+        extra.write(1).unwrap();
+        wait_for("the kick", || (told(), heard()) == (round, round + 1));
+    }
+    assert!(worker.stop().is_some());
 }
