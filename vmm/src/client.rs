@@ -197,7 +197,8 @@ impl VmmProcess {
     }
 
     /// Asks for `ends` to be plugged into a network slot, in place of what is there: the queues of a tap, one for each pair of queues,
-    /// or a stream socket, as the slot's configuration says. Answered like [`VmmProcess::attach_disk`]; the descriptors may be closed at
+    /// or a stream socket, as the slot's configuration says. Behind a tap's queues may come as many open `/dev/vhost-net`, in which
+    /// [`crate::vhost_lacks`] has found nothing lacking. Answered like [`VmmProcess::attach_disk`]; the descriptors may be closed at
     /// once.
     ///
     /// # Errors

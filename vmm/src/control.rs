@@ -81,7 +81,7 @@ pub(crate) enum What {
     AttachDisk(u8, Vec<Part>),
     /// Empty a slot.
     DetachDisk(u8),
-    /// Plug into a network slot what comes as descriptors, one for each pair of queues.
+    /// Plug into a network slot what comes as descriptors, one for each pair of queues and perhaps one of vhost-net for each.
     PlugNic(u8),
     /// Pull out what is plugged into a network slot.
     PullNic(u8),

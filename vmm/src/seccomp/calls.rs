@@ -6,6 +6,7 @@
 //! stands in `kvm/ARCH/calls.rs`.
 
 use libc::c_long;
+use rustix::ioctl::opcode;
 use tatami_devices::virtio::Role;
 
 use super::Who;
@@ -51,7 +52,7 @@ pub(super) fn of(who: Who) -> Vec<&'static [Call]> {
         Who::Supervisor => vec![ALL, OLD_CALLS, EVENTS, ACTIVATION, TAP, SUPERVISOR, SAVE_REQUESTS, RESUME_REQUESTS],
         Who::Thread(Role::Vcpu) => vec![ALL, ACTIVATION, TAP, VCPU_REQUESTS],
         Who::Thread(Role::Io) => vec![ALL, OLD_CALLS, EVENTS, IO],
-        Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, TAP, FRAMES],
+        Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, TAP, VHOST, FRAMES],
         Who::Thread(Role::Socket) => vec![ALL, OLD_CALLS, EVENTS, SOCKET],
         Who::Thread(Role::Files) => vec![ALL, OLD_CALLS, EVENTS, FILES],
         Who::Thread(Role::Memory) => vec![ALL, OLD_CALLS, EVENTS, MEMORY],
@@ -136,6 +137,22 @@ const IO: &[Call] = &[
 const TAP: &[Call] = &[
     when(libc::SYS_ioctl, &[Test::Is(1, libc::TUNSETOFFLOAD)]),
     when(libc::SYS_ioctl, &[Test::Is(1, libc::TUNSETQUEUE)]),
+];
+
+/// What vhost-net is told: whose it is, what the driver knows, where RAM and rings are, how far they have come, how to be heard, and
+/// which tap (`VHOST_SET_OWNER` to `VHOST_NET_SET_BACKEND` of `linux/vhost.h`).
+const VHOST: &[Call] = &[
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::none(0xaf, 0x01) as u64)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<u64>(0xaf, 0x00) as u64)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u64; 1]>(0xaf, 0x03) as u64)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x10) as u64)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u64; 5]>(0xaf, 0x11) as u64)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x12) as u64)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::read_write::<[u32; 2]>(0xaf, 0x12) as u64)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x20) as u64)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x21) as u64)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x22) as u64)]),
+    when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x30) as u64)]),
 ];
 
 /// Frames between a network's queues and a tap or a stream.
