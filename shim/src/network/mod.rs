@@ -5,3 +5,4 @@
 pub mod passt;
 pub mod resolv_conf;
 pub mod tap;
+pub mod vhost;

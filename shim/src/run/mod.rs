@@ -175,7 +175,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         .map_err(RunError::Volume)?;
     probe::open().and_then(probe::check).map_err(sandbox::Error::from)?;
     let files = GuestFiles::find(options.kernel.as_deref(), options.initrd.as_deref())?;
-    let network = Network::find(&options.net, &options.publish, options.cpus)?;
+    let network = Network::find(&options.net, &options.publish, options.cpus, options.rates.net)?;
     let vm = VmConfig {
         vcpus: options.cpus,
         max_vcpus: options.cpus,
@@ -188,7 +188,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         folder: options.folder,
         disk_slots: has_disk.into(),
         disk_limit: options.rates.disk.unwrap_or_default(),
-        nics: network.slots(options.rates.net.unwrap_or_default()),
+        nics: network.slots(),
         ..VmConfig::default()
     };
     vm.validate()?;

@@ -3,6 +3,7 @@
 //! Knows what a person asks for; how taps are opened and user-mode networks started is [`crate::network`]'s.
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
 use tatami_protocol::agent::{Interface, NetworkRequest, Route};
@@ -11,10 +12,14 @@ use tatami_vmm::{NicConfig, NicLimits, nic_address};
 use crate::network::passt::{self, Passt, PasstError, Published};
 use crate::network::resolv_conf;
 use crate::network::tap::{Tap, TapError};
+use crate::network::vhost::{self, VhostError, VhostUse};
 use crate::sandbox::{self, Sandbox};
 
 /// What the only interface of such a sandbox is called.
 const NAME: &str = "eth0";
+
+/// How a tap is written.
+const TAP_FORM: &str = "tap:NAME[,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mac=ADDRESS][,mtu=BYTES][,vhost=auto|on|off]";
 
 /// `--net` as it was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +34,7 @@ pub enum Net {
 }
 
 /// `--net tap:…`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TapNet {
     /// The tap's name.
     pub name: String,
@@ -41,16 +46,20 @@ pub struct TapNet {
     pub hardware_address: Option<[u8; 6]>,
     /// Its largest packet, in bytes; none: the tap's.
     pub mtu: Option<u32>,
+    /// Whether the host's kernel moves its frames.
+    pub vhost: VhostUse,
 }
 
 /// Why a text says nothing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NetError {
     /// Unknown kind.
-    #[error("expected none, passt, or tap:NAME[,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mac=ADDRESS][,mtu=BYTES]")]
+    #[error("expected none, passt, or {TAP_FORM}")]
     Kind,
     /// Unknown word.
-    #[error("unknown word {0:?}: ip=ADDRESS/PREFIX, gw=ADDRESS, mac=ADDRESS and mtu=BYTES are known")]
+    #[error(
+        "unknown word {0:?}: ip=ADDRESS/PREFIX, gw=ADDRESS, mac=ADDRESS, mtu=BYTES and vhost=auto|on|off are known"
+    )]
     Word(String),
     /// A value that cannot be.
     #[error("{0}={1}: expected {2}")]
@@ -66,6 +75,9 @@ pub enum NetworkError {
     /// The tap.
     #[error("--net: {0}")]
     Tap(#[from] TapError),
+    /// The kernel's part, which was asked for.
+    #[error("--net: {0}; without vhost=on the VMM does that work")]
+    Vhost(#[from] VhostError),
     /// The user-mode network.
     #[error("--net: {0}")]
     Passt(#[from] PasstError),
@@ -75,6 +87,13 @@ pub enum NetworkError {
     /// The sandbox.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+}
+
+impl Net {
+    /// Whether it is to be the kernel's vhost-net or nothing.
+    pub(super) fn insists_on_vhost(&self) -> bool {
+        matches!(self, Net::Tap(TapNet { vhost: VhostUse::On, .. }))
+    }
 }
 
 impl FromStr for Net {
@@ -88,7 +107,7 @@ impl FromStr for Net {
         }
         let mut words = text.strip_prefix("tap:").ok_or(NetError::Kind)?.split(',');
         let name = words.next().filter(|name| !name.is_empty()).ok_or(NetError::Kind)?.to_owned();
-        let mut tap = TapNet { name, addresses: Vec::new(), gateways: Vec::new(), hardware_address: None, mtu: None };
+        let mut tap = TapNet { name, ..TapNet::default() };
         for word in words {
             tap.take(word)?;
         }
@@ -115,9 +134,30 @@ impl TapNet {
                 let mtu = value.parse().ok().filter(|mtu| (68..=65535).contains(mtu));
                 self.mtu = Some(mtu.ok_or(wrong("a number of bytes from 68 to 65535"))?);
             }
+            "vhost" => {
+                self.vhost = match value {
+                    "auto" => VhostUse::Auto,
+                    "on" => VhostUse::On,
+                    "off" => VhostUse::Off,
+                    _ => return Err(wrong("auto, on or off")),
+                }
+            }
             _ => return Err(NetError::Word(word.to_owned())),
         }
         Ok(())
+    }
+
+    /// Whether the host's kernel is to move its frames, which is possible unless they are `limited`.
+    fn finds_vhost(&self, limited: bool) -> Result<bool, VhostError> {
+        match self.vhost {
+            VhostUse::Off => Ok(false),
+            VhostUse::On => vhost::open().map(|_| true),
+            VhostUse::Auto if limited => Ok(false),
+            VhostUse::Auto => {
+                let found = vhost::open();
+                Ok(found.inspect_err(|error| log::info!("the VMM moves the frames of {}: {error}", self.name)).is_ok())
+            }
+        }
     }
 }
 
@@ -168,20 +208,27 @@ pub(crate) struct Network {
     queues: u8,
     mtu: u32,
     slot: Option<NicConfig>,
+    /// The host's kernel moves the tap's frames.
+    vhost: bool,
     passt: Option<Passt>,
 }
 
 impl Network {
-    /// Finds out whether it can be had, for a guest of so many vCPUs.
+    /// Finds out whether it can be had, for a guest of so many vCPUs, no faster than `limits` say.
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub(super) fn find(net: &Net, published: &[Published], vcpus: u8) -> Result<Network, NetworkError> {
-        let (slot, mtu) = match net {
-            Net::None => (None, 0),
+    pub(super) fn find(
+        net: &Net,
+        published: &[Published],
+        vcpus: u8,
+        limits: Option<NicLimits>,
+    ) -> Result<Network, NetworkError> {
+        let (slot, mtu, vhost) = match net {
+            Net::None => (None, 0, false),
             Net::Passt => {
                 Passt::find()?;
-                (Some(passt::SLOT), passt::MTU)
+                (Some(passt::SLOT), passt::MTU, false)
             }
             Net::Tap(tap) => {
                 // It is opened again when the guest is there: what holds it meanwhile must not be a process that outlives this one.
@@ -189,16 +236,17 @@ impl Network {
                 if !found.up {
                     log::warn!("the tap {0} is down, and carries nothing until `ip link set {0} up`", tap.name);
                 }
-                (Some(found.slot()), tap.mtu.unwrap_or(found.mtu))
+                (Some(found.slot()), tap.mtu.unwrap_or(found.mtu), tap.finds_vhost(limits.is_some())?)
             }
         };
+        let slot = slot.map(|slot| NicConfig { limits: limits.unwrap_or_default(), ..slot });
         let (net, published) = (net.clone(), published.to_vec());
-        Ok(Network { net, published, queues: vcpus, mtu, slot, passt: None })
+        Ok(Network { net, published, queues: vcpus, mtu, slot, vhost, passt: None })
     }
 
-    /// The slot for it that the guest has from its start on, as fast as `limits` say.
-    pub(super) fn slots(&self, limits: NicLimits) -> Vec<NicConfig> {
-        self.slot.map(|slot| NicConfig { limits, ..slot }).into_iter().collect()
+    /// The slot for it that the guest has from its start on.
+    pub(super) fn slots(&self) -> Vec<NicConfig> {
+        self.slot.into_iter().collect()
     }
 
     /// Joins the guest, whose agent has answered, to it.
@@ -208,7 +256,7 @@ impl Network {
     pub(crate) async fn connect(&mut self, sandbox: &Sandbox) -> Result<(), NetworkError> {
         let (ends, mut request) = match &self.net {
             Net::None => return Ok(()),
-            Net::Tap(tap) => (Tap::open(&tap.name, self.queues)?.queues, describe(tap)),
+            Net::Tap(tap) => (self.open(tap)?, describe(tap)),
             Net::Passt => {
                 let (passt, end) = Passt::start(&self.published).await?;
                 self.passt = Some(passt);
@@ -225,6 +273,17 @@ impl Network {
         }
         sandbox.plug(0, ends).await?;
         Ok(sandbox.configure_network(request).await?)
+    }
+
+    /// The tap's queues, and behind them as many of vhost-net where that is used.
+    fn open(&self, tap: &TapNet) -> Result<Vec<OwnedFd>, NetworkError> {
+        let mut ends = Tap::open(&tap.name, self.queues)?.queues;
+        if self.vhost {
+            for _ in 0..ends.len() {
+                ends.push(vhost::open()?);
+            }
+        }
+        Ok(ends)
     }
 
     /// What containers have as their resolver's configuration unless name servers are given; empty: what their image says.
@@ -290,8 +349,13 @@ mod tests {
         let text = "tap:tap0,ip=192.0.2.2/24,ip=2001:db8::2/64,gw=192.0.2.1,mac=02:00:00:00:00:0a,mtu=9000";
         let Net::Tap(tap) = text.parse().unwrap() else { panic!("no tap") };
         assert_eq!((tap.name.as_str(), tap.addresses.len(), tap.mtu), ("tap0", 2, Some(9000)));
+        assert_eq!(tap.vhost, VhostUse::Auto);
         assert_eq!(tap.hardware_address, Some([2, 0, 0, 0, 0, 10]));
         assert_eq!(tap.gateways, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        for (word, expected) in [("auto", VhostUse::Auto), ("on", VhostUse::On), ("off", VhostUse::Off)] {
+            let tap = TapNet { name: "t".to_owned(), vhost: expected, ..TapNet::default() };
+            assert_eq!(format!("tap:t,vhost={word}").parse(), Ok(Net::Tap(tap)));
+        }
     }
 
     #[test]
@@ -309,6 +373,7 @@ mod tests {
             ("mac=+2:00:00:00:00:01", "02:00"),
             ("mtu=67", "68 to 65535"),
             ("mtu=65536", "68 to 65535"),
+            ("vhost=yes", "auto, on or off"),
             ("vlan=3", "unknown word"),
             ("up", "unknown word"),
         ] {

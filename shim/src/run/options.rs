@@ -95,10 +95,11 @@ pub struct RunArguments {
     log_opt: Vec<String>,
 
     /// The network: none; passt, a network in user space that needs no set-up (the program passt must be installed); or a tap
-    /// that you have made, with the guest's addresses and gateways
+    /// that you have made, with the guest's addresses and gateways. The host's kernel moves a tap's frames where it can (vhost-net);
+    /// vhost=on insists on that, vhost=off does without
     #[arg(
         long,
-        value_name = "none|passt|tap:NAME[,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mac=ADDRESS][,mtu=BYTES]",
+        value_name = "none|passt|tap:NAME[,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mac=ADDRESS][,mtu=BYTES][,vhost=auto|on|off]",
         default_value = "none"
     )]
     net: Net,
@@ -301,6 +302,9 @@ pub enum OptionsError {
     /// The rate of a network that there is not.
     #[error("--net-rate needs a network: --net passt or --net tap:NAME")]
     NetRate,
+    /// The rate of a network that the kernel is to serve as fast as it can.
+    #[error("--net-rate and vhost=on exclude each other: the kernel keeps no rate")]
+    VhostRate,
 }
 
 impl RunArguments {
@@ -343,6 +347,9 @@ impl RunArguments {
         let rates = self.rates.rates();
         if rates.net.is_some() && self.net == Net::None {
             return Err(OptionsError::NetRate);
+        }
+        if rates.net.is_some() && self.net.insists_on_vhost() {
+            return Err(OptionsError::VhostRate);
         }
         Ok(RunOptions {
             source,
@@ -515,6 +522,13 @@ mod tests {
         let both = options(&["--net", "passt", "-p", "80:80", "-p", "81:81/udp", "i"]).unwrap();
         assert_eq!((both.publish.len(), both.net), (2, Net::Passt));
         assert!(parse(&["--net", "bridge", "i"]).is_err() && parse(&["-p", "80", "i"]).is_err());
+    }
+
+    #[test]
+    fn a_rate_is_not_the_kernels_to_keep() {
+        let tap = |net| options(&["--net", net, "--net-rate", "rx=1m", "i"]).map(|options| options.rates.net.is_some());
+        assert_eq!(tap("tap:t,vhost=on").unwrap_err(), OptionsError::VhostRate);
+        assert!(tap("tap:t").unwrap() && tap("tap:t,vhost=off").unwrap());
     }
 
     #[test]

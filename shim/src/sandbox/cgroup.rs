@@ -17,7 +17,7 @@ const RECORD: &str = "cgroup";
 /// Controllers without which it is no use, and one that is good to have.
 const NEEDED: [&str; 1] = ["pids"];
 const WANTED: [&str; 1] = ["memory"];
-/// Threads of a VMM beside those of its vCPUs and disks.
+/// Threads of a VMM beside those of its vCPUs, disks and networks.
 const THREADS: u32 = 64;
 /// The end of its processes is soon after they were killed.
 const ATTEMPTS: u32 = 20;

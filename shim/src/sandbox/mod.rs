@@ -263,8 +263,10 @@ impl Sandbox {
             .map_err(|source| Error::System { action: "create the VMM's socket", source })?;
         let (origin, template) = settings.origin()?;
         let shared_dir = ground.shared.path().to_owned();
-        let VmConfig { max_vcpus, disk_slots, folder, .. } = settings.vm;
-        let threads = u32::from(max_vcpus) + u32::from(disk_slots) + u32::from(folder.queues);
+        let VmConfig { max_vcpus, disk_slots, folder, ref nics, .. } = settings.vm;
+        // Two for each pair of a network's queues: vhost's thread is counted as the VMM's.
+        let pairs: u32 = nics.iter().map(|nic| u32::from(nic.queue_pairs)).sum();
+        let threads = u32::from(max_vcpus) + u32::from(disk_slots) + u32::from(folder.queues) + 2 * pairs;
         let cgroup = cgroup::create(ground.folder.id(), ground.folder.state(), threads);
         let cgroup = cgroup.inspect_err(|error| log::warn!("the VMM runs without a cgroup of its own: {error}")).ok();
         let resources = Resources { kvm: probe::open()?, origin, shared_dir, vsock_listener: listener, cgroup };
@@ -372,7 +374,8 @@ impl Sandbox {
         self.agent.clone().map(|agent| Guest::new(agent, self.vm.watch().clone()))
     }
 
-    /// Plugs the queues of a tap, or a stream socket, into one of the VM's network slots: the guest sees its link come up.
+    /// Plugs the queues of a tap, with vhost-net or without, or a stream socket into one of the VM's network slots: the guest sees its
+    /// link come up.
     ///
     /// # Errors
     /// [`Error::Vm`].

@@ -116,7 +116,7 @@ pub(super) enum VmOrder {
     Attach(u8, Vec<DiskPart>),
     /// Empty this slot.
     Detach(u8),
-    /// Plug these, one for each pair of queues, into this network slot.
+    /// Plug these, as [`VmmProcess::plug_nic`] has them, into this network slot.
     Plug(u8, Vec<OwnedFd>),
     /// Write the machine to these files, and let it go on unless it was paused.
     Save(Snapshot),
