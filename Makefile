@@ -70,7 +70,7 @@ test-host: deps ## the emulated test host's own tests
 	tests/host/selftest
 
 test-kvm: build guest image root-disk distribution ## the tests that boot guests, here or in the emulated test host
-	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-vmm -p tatami-tests -p tatami-hostile
+	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-devices -p tatami-vmm -p tatami-tests -p tatami-hostile
 	$(RUNNER) $(CARGO) test --locked -p tatami-agent --test containers
 
 test-clients: build guest image ## containerd and Docker, with runc and with Tatami, compared (FULL=1: all cases on all releases)

@@ -56,6 +56,15 @@ impl Place {
         self.start(tatami, options, command).finish()
     }
 
+    /// The same command in this namespace, and without what `/dev/vhost-net` opens.
+    fn without_vhost(&self, command: &Command) -> Command {
+        let mut hidden = Command::new("unshare");
+        hidden.args(["--mount", "sh", "-c", "mount --bind /dev/null /dev/vhost-net && exec \"$@\"", "sh"]);
+        hidden.arg(command.get_program()).args(command.get_args());
+        hidden.envs(command.get_envs().map(|(name, value)| (name, value.unwrap_or_default())));
+        self.within(&hidden)
+    }
+
     /// busybox's web server, for the files of a folder, in this namespace.
     fn serve(&self, folder: &Path) -> Server {
         let mut httpd = Command::new("busybox");
@@ -124,6 +133,19 @@ fn noise(tatami: &Tatami, megabytes: usize) -> (PathBuf, String, Vec<u8>) {
     (folder, checksum, bytes)
 }
 
+/// How many of vhost's threads serve what this installation has started: they are the VMM's (Linux 6.4), or the kernel's, with one
+/// of the VMM's in their names.
+fn vhosts(tatami: &Tatami) -> usize {
+    let folders = |path: &str| fs::read_dir(path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let name = |folder: &PathBuf| fs::read_to_string(folder.join("comm")).unwrap_or_default().trim().to_owned();
+    let threads: Vec<_> =
+        tatami.processes().iter().flat_map(|process| folders(&format!("/proc/{}/task", process.pid))).collect();
+    let own = threads.iter().filter(|thread| name(thread).starts_with("vhost-")).count();
+    let names: Vec<_> =
+        threads.iter().filter_map(|thread| Some(format!("vhost-{}", thread.file_name()?.display()))).collect();
+    own + folders("/proc").filter(|process| names.contains(&name(process))).count()
+}
+
 /// Waits for what another process does. Panics after two minutes.
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(120);
@@ -169,7 +191,18 @@ fn without_net_there_is_no_interface_but_loopback() {
 
 #[test]
 #[ignore = "boots a guest: make test"]
-fn fifty_megabytes_go_each_way_unchanged() {
+fn fifty_megabytes_go_each_way_unchanged_through_the_kernel() {
+    fifty_megabytes("on", 1);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn fifty_megabytes_go_each_way_unchanged_through_the_vmm() {
+    fifty_megabytes("off", 0);
+}
+
+/// Over both versions of IP from the guest, with so many of vhost's threads.
+fn fifty_megabytes(vhost: &str, threads: usize) {
     let (tatami, place) = (Tatami::new(), Place::new(&[]));
     let (folder, checksum, bytes) = noise(&tatami, 50);
     let _server = place.serve(&folder);
@@ -177,8 +210,10 @@ fn fifty_megabytes_go_each_way_unchanged() {
     let script = format!(
         "wget -q -O - http://{HOST}:8000/noise | sha256sum; httpd -p 80 -h /web; echo up; while [ ! -e /tmp/end ]; do sleep 1; done"
     );
-    let running = place.start(&tatami, &["--net", NET, "-v", &volume], &["sh", "-c", &script]);
+    let net = format!("{NET},vhost={vhost}");
+    let running = place.start(&tatami, &["--net", &net, "-v", &volume], &["sh", "-c", &script]);
     running.wait_for("up");
+    assert_eq!(vhosts(&tatami), threads);
     assert!(place.fetch("http://192.0.2.2/noise") == bytes);
     assert!(place.fetch("http://[2001:db8::2]/noise") == bytes);
     running.signal(Signal::SIGKILL);
@@ -199,33 +234,54 @@ fn large_packets_pass_whole() {
 #[test]
 #[ignore = "boots a guest: make test"]
 fn a_tap_that_is_deleted_takes_the_link_down_and_the_container_goes_on() {
-    let (tatami, place) = (Tatami::new(), Place::new(&[]));
-    let script = format!(
-        "ping -q -c 1 {HOST} && echo up; while [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do sleep 0.2; done; \
-         ping -q -c 1 -W 1 {HOST} || echo gone; exit 7"
-    );
-    let running = place.start(&tatami, &["--net", NET], &["sh", "-c", &script]);
-    running.wait_for("up\n");
-    place.ip(&["link", "del", "tap0"]);
-    let finished = running.finish().expect_status(7);
-    assert!(finished.out().ends_with("gone\n"), "{}", finished.out());
+    for vhost in ["on", "off"] {
+        let (tatami, place) = (Tatami::new(), Place::new(&[]));
+        let script = format!(
+            "ping -q -c 1 {HOST} && echo up; while [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do sleep 0.2; done; \
+             ping -q -c 1 -W 1 {HOST} || echo gone; exit 7"
+        );
+        let net = format!("{NET},vhost={vhost}");
+        let running = place.start(&tatami, &["--net", &net], &["sh", "-c", &script]);
+        running.wait_for("up\n");
+        place.ip(&["link", "del", "tap0"]);
+        let finished = running.finish().expect_status(7);
+        assert!(finished.out().ends_with("gone\n"), "{}", finished.out());
+    }
 }
 
 #[test]
 #[ignore = "boots a guest: make test"]
 fn a_tap_of_several_queues_gives_each_vcpu_one() {
-    let (tatami, place) = (Tatami::new(), Place::new(&["multi_queue"]));
-    let (folder, checksum, _) = noise(&tatami, 1);
-    let _server = place.serve(&folder);
-    let script = format!(
-        "ls -d /sys/class/net/eth0/queues/rx-* | wc -l; \
-         for i in 1 2 3 4 5 6; do wget -q -O - http://{HOST}:8000/noise | sha256sum & done; wait"
-    );
-    let options = ["--net", NET, "--cpus", "4"];
-    let out = place.run(&tatami, &options, &["sh", "-c", &script]).expect_status(0).out();
-    let lines: Vec<_> = out.lines().collect();
-    assert_eq!(lines[0], "4", "{out}");
-    assert_eq!(lines[1..].iter().filter(|line| line.starts_with(&checksum)).count(), 6, "{out}");
+    for (vhost, queues, threads) in [("on", "2", 2), ("off", "4", 0)] {
+        let (tatami, place) = (Tatami::new(), Place::new(&["multi_queue"]));
+        let (folder, checksum, _) = noise(&tatami, 1);
+        let _server = place.serve(&folder);
+        let script = format!(
+            "ls -d /sys/class/net/eth0/queues/rx-* | wc -l; \
+             for i in 1 2 3 4 5 6; do wget -q -O - http://{HOST}:8000/noise | sha256sum & done; wait; echo done; sleep 1000"
+        );
+        let net = format!("{NET},vhost={vhost}");
+        let running = place.start(&tatami, &["--net", &net, "--cpus", queues], &["sh", "-c", &script]);
+        running.wait_for("done");
+        assert_eq!(vhosts(&tatami), threads);
+        running.signal(Signal::SIGKILL);
+        let out = running.finish().out();
+        let lines: Vec<_> = out.lines().collect();
+        assert_eq!(lines[0], queues, "{out}");
+        assert_eq!(lines[1..].iter().filter(|line| line.starts_with(&checksum)).count(), 6, "{out}");
+    }
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn where_there_is_no_vhost_net_the_vmm_does_its_work_unless_it_was_insisted_on() {
+    let (tatami, place) = (Tatami::new(), Place::new(&[]));
+    let run = |net: &str| {
+        let command = tatami.command(&Tatami::run_arguments(&["--net", net], &["ping", "-q", "-c", "1", HOST]));
+        Running::start(place.without_vhost(&command)).finish()
+    };
+    run(&format!("{NET},vhost=on")).expect_error(125, &["/dev/vhost-net", "vhost=on"]);
+    run(NET).expect_status(0);
 }
 
 #[test]
