@@ -10,6 +10,7 @@ use virtio_queue::Queue;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::spec::TRANSPORT_FEATURES;
 use super::{GuestMemory, RestoreError};
 
 /// Device types, as numbered in virtio 1.2, section 5.
@@ -60,6 +61,8 @@ pub enum Role {
     Socket,
     /// Serves files: opens, creates, renames below its own root.
     Files,
+    /// Speaks with a process that serves a device's queues in this one's place (vhost-user), and gives it descriptors.
+    Vhost,
     /// Gives guest RAM back to the host, and lets the guest at it (balloon, memory): madvise, mmap, mprotect, fallocate.
     Memory,
 }
@@ -137,6 +140,9 @@ pub enum SaveError {
     /// The file server cannot say which files its guest knows.
     #[error("the files that the guest has open cannot be written down: {0}")]
     Files(#[source] io::Error),
+    /// What another process remembers of its guest, nobody here can write down.
+    #[error("another process serves it (vhost-user), which remembers what nobody here knows")]
+    Elsewhere,
 }
 
 /// Fills `data` from a configuration space at byte `offset`; what lies beyond its end stays as it is.
@@ -154,6 +160,11 @@ pub trait VirtioDevice: Send {
     /// Feature bits offered to the driver; the transport adds VIRTIO_F_VERSION_1 and ring features it handles itself.
     fn features(&self) -> u64 {
         0
+    }
+
+    /// What of the rings' own features those who serve the queues know; the transport offers no others.
+    fn ring_features(&self) -> u64 {
+        TRANSPORT_FEATURES
     }
 
     /// The maximum size of each queue, in descriptors; each a power of two of at most 32768.

@@ -21,6 +21,7 @@ pub mod spec;
 mod testing;
 mod throttle;
 mod transport;
+pub mod vhost_user;
 pub mod vsock;
 mod worker;
 
@@ -40,6 +41,7 @@ pub use ring::{Chain, Ring, RingError, Segment};
 pub use rng::Rng;
 pub use throttle::Throttle;
 pub use transport::{QueueFault, QueueState, RestoreError, Transport, TransportState};
+pub use vhost_user::{BackendError, VhostUser};
 pub use vsock::{HostPorts, Vsock, VsockError};
 pub use worker::{Fault, Progress, TOKEN_LIMIT, Work, Worker};
 

@@ -292,6 +292,17 @@ impl Ring {
             .load::<u16>(slot, Ordering::Acquire)
             .map(u16::from_le)
             .map_err(|source| self.unreachable(virtio_queue::Error::GuestMemory(source)))?;
+        let chain = self.inherit(head)?;
+        self.queue.set_next_avail(position.wrapping_add(1));
+        Ok(Some(chain))
+    }
+
+    /// Takes a chain that the driver made available to somebody else, who is gone and did not give it back.
+    ///
+    /// # Errors
+    /// When the driver broke a rule of the ring.
+    pub fn inherit(&mut self, head: u16) -> Result<Chain, RingError> {
+        let (queue, size) = (self.index, self.queue.size());
         if head >= size {
             return Err(RingError::IndexOutOfTable { queue, index: head, size });
         }
@@ -299,9 +310,8 @@ impl Ring {
             return Err(RingError::HeadInUse { queue, head });
         }
         let chain = self.walk(head)?;
-        self.queue.set_next_avail(position.wrapping_add(1));
         self.in_use[usize::from(head / 64)] |= 1 << (head % 64);
-        Ok(Some(chain))
+        Ok(chain)
     }
 
     /// Gives `chain` back to the driver, `written` bytes of its writable part filled.

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress};
 
 use super::spec::{
     DESCRIPTOR_BYTES, DESCRIPTOR_NEXT, STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK,
@@ -45,6 +45,18 @@ pub(crate) fn threads() -> Arc<dyn Threads> {
 pub(crate) fn memory() -> GuestMemory {
     let ranges = [(GuestAddress(0), LOW_BYTES), (GuestAddress(HIGH), HIGH_BYTES)];
     GuestMemory::from_ranges(&ranges).expect("memory for the test guest")
+}
+
+/// The same in files that another process could map, the upper part further on in its file than at the beginning.
+pub(crate) fn shared_memory() -> GuestMemory {
+    let file = |size: usize, start: u64| {
+        let file = rustix::fs::memfd_create("test guest", rustix::fs::MemfdFlags::CLOEXEC).expect("a file in memory");
+        rustix::fs::ftruncate(&file, start + size as u64).expect("a file in memory");
+        Some(FileOffset::new(file.into(), start))
+    };
+    let low = (GuestAddress(0), LOW_BYTES, file(LOW_BYTES, 0));
+    let high = (GuestAddress(HIGH), HIGH_BYTES, file(HIGH_BYTES, 0x2000));
+    GuestMemory::from_ranges_with_files([low, high]).expect("memory for the test guest")
 }
 
 /// A descriptor for the device to read.
@@ -147,9 +159,13 @@ pub(crate) struct Driver {
 impl Driver {
     /// In front of `device`, nothing done yet.
     pub(crate) fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Driver::within(memory(), device)
+    }
+
+    /// As [`Driver::new`], in this memory.
+    pub(crate) fn within(memory: GuestMemory, device: Box<dyn VirtioDevice>) -> Self {
         let sizes = device.queue_sizes().to_vec();
         let count = sizes.len();
-        let memory = memory();
         let transport = MmioTransport::new(device, memory.clone()).expect("a transport");
         Driver { transport, memory, sizes, taken: vec![0; count] }
     }

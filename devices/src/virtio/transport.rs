@@ -393,7 +393,7 @@ impl Transport {
     }
 
     fn offered(&self) -> u64 {
-        self.device.features() | TRANSPORT_FEATURES
+        self.device.features() | TRANSPORT_FEATURES & self.device.ring_features()
     }
 
     fn are_features_acceptable(&self) -> bool {

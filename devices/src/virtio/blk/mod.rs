@@ -12,7 +12,7 @@ mod flight;
 mod request;
 mod service;
 mod slot;
-mod spec;
+pub(super) mod spec;
 mod uring;
 
 use std::io;

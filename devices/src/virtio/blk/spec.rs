@@ -3,20 +3,26 @@
 /// Bytes of a sector, the unit of every address, whatever the block size (5.2.4).
 pub(super) const SECTOR_BYTES: u64 = 512;
 
+/// VIRTIO_BLK_F_SIZE_MAX: `size_max` is in the configuration.
+pub(in crate::virtio) const FEATURE_SIZE_MAX: u64 = 1 << 1;
 /// VIRTIO_BLK_F_SEG_MAX: `seg_max` is in the configuration.
-pub(super) const FEATURE_SEGMENTS_MAX: u64 = 1 << 2;
+pub(in crate::virtio) const FEATURE_SEGMENTS_MAX: u64 = 1 << 2;
+/// VIRTIO_BLK_F_GEOMETRY: cylinders, heads and sectors are in the configuration.
+pub(in crate::virtio) const FEATURE_GEOMETRY: u64 = 1 << 4;
+/// VIRTIO_BLK_F_RO: every write fails.
+pub(in crate::virtio) const FEATURE_READ_ONLY: u64 = 1 << 5;
 /// VIRTIO_BLK_F_BLK_SIZE: `blk_size` is in the configuration.
-pub(super) const FEATURE_BLOCK_SIZE: u64 = 1 << 6;
+pub(in crate::virtio) const FEATURE_BLOCK_SIZE: u64 = 1 << 6;
 /// VIRTIO_BLK_F_FLUSH: there is a cache, and a command to write it out.
-pub(super) const FEATURE_FLUSH: u64 = 1 << 9;
+pub(in crate::virtio) const FEATURE_FLUSH: u64 = 1 << 9;
 /// VIRTIO_BLK_F_TOPOLOGY: what sizes the disk likes is in the configuration.
-pub(super) const FEATURE_TOPOLOGY: u64 = 1 << 10;
+pub(in crate::virtio) const FEATURE_TOPOLOGY: u64 = 1 << 10;
 /// VIRTIO_BLK_F_MQ: `num_queues` is in the configuration.
-pub(super) const FEATURE_QUEUES: u64 = 1 << 12;
+pub(in crate::virtio) const FEATURE_QUEUES: u64 = 1 << 12;
 /// VIRTIO_BLK_F_DISCARD.
-pub(super) const FEATURE_DISCARD: u64 = 1 << 13;
+pub(in crate::virtio) const FEATURE_DISCARD: u64 = 1 << 13;
 /// VIRTIO_BLK_F_WRITE_ZEROES.
-pub(super) const FEATURE_WRITE_ZEROES: u64 = 1 << 14;
+pub(in crate::virtio) const FEATURE_WRITE_ZEROES: u64 = 1 << 14;
 
 /// Request types (5.2.6).
 pub(super) const TYPE_READ: u32 = 0;
@@ -47,7 +53,7 @@ pub(super) enum Status {
 /// Most buffers of one request: what a ring holds, without header and status.
 pub(super) const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Size of a queue. The guest sets memory aside for as many requests, some 500 bytes each, whether the slot is used or not.
-pub(super) const QUEUE_SIZE: u16 = 128;
+pub(in crate::virtio) const QUEUE_SIZE: u16 = 128;
 /// Most ranges of one request to discard or to zero.
 pub(super) const RANGES_MAX: u32 = 16;
 /// Most sectors of one such range: 2 GiB.
@@ -57,7 +63,7 @@ pub(super) const RANGE_SECTORS_MAX: u32 = 1 << 22;
 const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
 
 /// Bytes of the configuration space.
-pub(super) const CONFIG_BYTES: usize = 60;
+pub(in crate::virtio) const CONFIG_BYTES: usize = 60;
 
 /// The configuration space (5.2.4) of a disk of `sectors` sectors and `queues` queues.
 pub(super) fn config_space(sectors: u64, queues: u16) -> [u8; CONFIG_BYTES] {

@@ -33,7 +33,7 @@ pub const FS_QUEUES_MAX: u8 = 16;
 
 /// The size of the queue for urgent requests, and of each request queue (5.11.2). The Linux driver fits a request's pages into one
 /// ring: 1024 descriptors let a read or write have 1 MiB.
-const QUEUE_SIZES: [u16; 2] = [128, 1024];
+pub(super) const QUEUE_SIZES: [u16; 2] = [128, 1024];
 /// Descriptors that are never the guest's: sockets, eventfds, memory, and what virtiofsd opens for the time of one request.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
@@ -100,6 +100,7 @@ pub struct FsConfig {
 ///   attributes of special files are reached by `fchdir` into `/proc/self/fd`). `Fs::new` sets the umask of the process to 0.
 pub struct Fs {
     config: Arc<FsConfig>,
+    space: [u8; TAG_BYTES + 4],
     threads: Arc<dyn Threads>,
     queue_sizes: Vec<u16>,
     /// None once the driver is gone: the next one's threads open another.
@@ -120,16 +121,14 @@ impl Fs {
     /// # Errors
     /// When the tag will not do or virtiofsd's library does not start.
     pub fn new(config: FsConfig, threads: Arc<dyn Threads>) -> Result<Self, FsError> {
-        if config.tag.is_empty() || config.tag.len() > TAG_BYTES {
-            return Err(FsError::Tag(config.tag));
-        }
+        let space = config_space(&config.tag, config.queues)?;
         if config.queues == 0 || config.queues > FS_QUEUES_MAX {
             return Err(FsError::Queues(config.queues));
         }
         let session = Arc::new(Mutex::new(Some(session::open(&config)?)));
         let [urgent, requests] = QUEUE_SIZES;
         let queue_sizes = iter::once(urgent).chain(iter::repeat_n(requests, config.queues.into())).collect();
-        Ok(Fs { config: Arc::new(config), threads, queue_sizes, session, workers: Vec::new() })
+        Ok(Fs { config: Arc::new(config), space, threads, queue_sizes, session, workers: Vec::new() })
     }
 }
 
@@ -143,10 +142,7 @@ impl VirtioDevice for Fs {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut space = [0; TAG_BYTES + 4];
-        space[..self.config.tag.len()].copy_from_slice(self.config.tag.as_bytes());
-        space[TAG_BYTES..].copy_from_slice(&u32::from(self.config.queues).to_le_bytes());
-        read_space(&space, offset, data);
+        read_space(&self.space, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
@@ -240,6 +236,20 @@ impl Fs {
         self.workers.clear();
         error
     }
+}
+
+/// The configuration space (5.11.4) of a file system of this tag with so many request queues.
+///
+/// # Errors
+/// [`FsError::Tag`].
+pub(super) fn config_space(tag: &str, queues: u8) -> Result<[u8; TAG_BYTES + 4], FsError> {
+    if tag.is_empty() || tag.len() > TAG_BYTES {
+        return Err(FsError::Tag(tag.to_owned()));
+    }
+    let mut space = [0; TAG_BYTES + 4];
+    space[..tag.len()].copy_from_slice(tag.as_bytes());
+    space[TAG_BYTES..].copy_from_slice(&u32::from(queues).to_le_bytes());
+    Ok(space)
 }
 
 /// The session, which all threads of the device share.
