@@ -30,6 +30,8 @@ pub struct Resources {
     pub shared_dir: PathBuf,
     /// Where host programs connect to the guest's ports.
     pub vsock_listener: UnixListener,
+    /// For each of [`VmConfig::vhost_user`], a connected stream to the process that serves it.
+    pub vhost_user: Vec<UnixStream>,
     /// The open folder of the cgroup that the process is to be in from its start.
     pub cgroup: Option<OwnedFd>,
 }
@@ -109,7 +111,7 @@ impl VmmProcess {
     /// As [`VmmProcess::spawn`].
     pub fn spawn_binary(binary: &Path, config: &VmConfig, resources: Resources) -> Result<VmmProcess, SpawnError> {
         config.validate()?;
-        let Resources { kvm, origin, shared_dir, vsock_listener, cgroup } = resources;
+        let Resources { kvm, origin, shared_dir, vsock_listener, vhost_user, cgroup } = resources;
         let (channel, theirs) = Channel::pair().map_err(SpawnError::Process)?;
         let program = Program {
             binary,
@@ -128,6 +130,7 @@ impl VmmProcess {
         let start = Start { config: config.clone(), shared_dir, origin: kind };
         let mut sent = vec![kvm.as_fd(), vsock_listener.as_fd()];
         sent.extend(files.into_iter().map(AsFd::as_fd));
+        sent.extend(vhost_user.iter().map(AsFd::as_fd));
         process.channel.send(&start, &sent, true)?;
         Ok(process)
     }

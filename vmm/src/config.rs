@@ -36,6 +36,9 @@ pub struct VmConfig {
     /// Slots for networks, empty at the start: [`crate::VmmProcess::plug_nic`] fills them while the guest runs. The guest knows them
     /// by [`nic_address`].
     pub nics: Vec<NicConfig>,
+    /// Devices that other processes serve (vhost-user), each with a connected socket beside this; they need memory that others can
+    /// map. The guest knows a disk by [`VmConfig::vhost_user_addresses`], files by [`vhost_user_tag`].
+    pub vhost_user: Vec<VhostUserKind>,
     /// The guest's kernel talks on its serial line; otherwise only its last words are heard.
     pub console: bool,
     /// It talks on a virtio console instead, once it has found it: a buffer at a time, where the serial line takes a byte.
@@ -114,6 +117,30 @@ pub fn nic_address(slot: u8) -> [u8; 6] {
 /// What the guest reads as the serial number of the disk that its own user space is on.
 pub(crate) const ROOT_SERIAL: &str = "root";
 
+/// A device that another process serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum VhostUserKind {
+    /// A disk.
+    Disk {
+        /// The process must let nobody write to it.
+        read_only: bool,
+    },
+    /// A file system.
+    Files,
+}
+
+/// The most devices that other processes serve.
+pub const MAX_VHOST_USER: usize = 4;
+
+/// Devices that every machine has, and that come before those that other processes serve.
+pub(crate) const FIXED_DEVICES: usize = 4;
+
+/// The name by which the guest mounts the files of device number `index` of those that other processes serve.
+pub fn vhost_user_tag(index: usize) -> String {
+    format!("vhost{index}")
+}
+
 /// The most slots for disks: the machine's places for devices, without those that other devices need.
 pub const MAX_DISK_SLOTS: u8 = 8;
 
@@ -161,6 +188,12 @@ pub enum ConfigError {
     /// More than the machine has places for.
     #[error("a sandbox has at most {MAX_DISK_SLOTS} slots for disks, {0} were asked for")]
     DiskSlots(u8),
+    /// More than there are places for.
+    #[error("a sandbox has at most {MAX_VHOST_USER} vhost-user devices, {0} were asked for")]
+    VhostUser(usize),
+    /// Nobody else can map that memory.
+    #[error("vhost-user devices need memory that other processes can map: shared or huge pages, not anonymous")]
+    VhostUserMemory,
     /// None, or more than a disk can have.
     #[error("a disk has between 1 and {BLK_QUEUES_MAX} queues, {0} were asked for")]
     DiskQueues(u8),
@@ -192,6 +225,7 @@ impl Default for VmConfig {
             disk_queues: 1,
             disk_limit: RateLimit::default(),
             nics: Vec::new(),
+            vhost_user: Vec::new(),
             console: false,
             virtio_console: false,
         }
@@ -233,7 +267,22 @@ impl VmConfig {
         if self.nics.len() > MAX_NICS {
             return Err(ConfigError::Nics(self.nics.len()));
         }
+        if self.vhost_user.len() > MAX_VHOST_USER {
+            return Err(ConfigError::VhostUser(self.vhost_user.len()));
+        }
+        if !self.vhost_user.is_empty() && self.memory_kind == MemoryKind::Anonymous {
+            return Err(ConfigError::VhostUserMemory);
+        }
         self.nics.iter().try_for_each(NicConfig::validate)
+    }
+
+    /// Where in the guest's memory the registers are of each of [`VmConfig::vhost_user`]: how the guest finds a disk, whose serial number
+    /// is another process's affair.
+    pub fn vhost_user_addresses(&self) -> Vec<u64> {
+        // The disk of the guest's root comes before all others.
+        let first = usize::from(self.root_disk) + FIXED_DEVICES;
+        let slots = (first..).map_while(Host::device_slot).map(|slot| slot.address);
+        slots.take(self.vhost_user.len()).collect()
     }
 
     /// RAM in bytes.
@@ -286,6 +335,8 @@ mod tests {
         assert_eq!(error(|c| c.disk_slots = 9), ConfigError::DiskSlots(9));
         assert_eq!(error(|c| c.folder.queues = 0), ConfigError::FolderQueues(0));
         assert_eq!(error(|c| c.folder.queues = 17), ConfigError::FolderQueues(17));
+        assert_eq!(error(|c| c.vhost_user = vec![VhostUserKind::Files; 5]), ConfigError::VhostUser(5));
+        assert_eq!(error(|c| c.vhost_user = vec![VhostUserKind::Files]), ConfigError::VhostUserMemory);
         assert_eq!(error(|c| c.disk_queues = 0), ConfigError::DiskQueues(0));
         assert_eq!(error(|c| c.disk_queues = 9), ConfigError::DiskQueues(9));
         const TAP: NicKind = NicKind::Tap { cuts_udp: true };

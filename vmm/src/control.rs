@@ -39,7 +39,8 @@ const TAG_FORBIDDEN: u8 = b'F';
 pub(crate) const THREAD_NAME_BYTES: usize = 16;
 const FORBIDDEN_BYTES: usize = 1 + 4 + 3 * 8 + THREAD_NAME_BYTES;
 
-/// What the server sends first. Descriptors come with it, in the order KVM, listening socket, and what `origin` says.
+/// What the server sends first. Descriptors come with it, in the order KVM, listening socket, what `origin` says, and
+/// a socket for each device that another process serves.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Start {

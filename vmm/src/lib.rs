@@ -34,8 +34,8 @@ mod vcpu;
 pub use backing::RamBacking;
 pub use client::{Event, Resources, SpawnError, VmmProcess};
 pub use config::{
-    ConfigError, FolderConfig, MAX_DISK_SLOTS, MAX_NICS, MAX_QUEUE_PAIRS, MemoryKind, NicConfig, NicKind, VmConfig,
-    nic_address, slot_serial,
+    ConfigError, FolderConfig, MAX_DISK_SLOTS, MAX_NICS, MAX_QUEUE_PAIRS, MAX_VHOST_USER, MemoryKind, NicConfig,
+    NicKind, VhostUserKind, VmConfig, nic_address, slot_serial, vhost_user_tag,
 };
 pub use control::{ControlError, DISK_PARTS_LIMIT};
 pub use kernel::LoadError;

@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tatami_devices::virtio::{
-    Balloon, Console, DiskError, Fs, FsConfig, FsError, HostPorts, Mem, Rng, Threads, VirtioDevice, Vsock, VsockError,
+    BackendError, Balloon, Console, DiskError, Fs, FsConfig, FsError, HostPorts, Mem, Rng, Threads, VhostUser,
+    VirtioDevice, Vsock, VsockError,
 };
 
 use crate::backing::RamBacking;
 use crate::boot::{BootError, BuiltVm, Origin, Parts};
-use crate::config::FolderConfig;
+use crate::config::{FIXED_DEVICES, FolderConfig, VhostUserKind, VmConfig, vhost_user_tag};
 use crate::console::ConsoleOutput;
 use crate::control::{Channel, ControlError, LogLevel, Notice, OriginKind, Received, Start, bounded, parse};
 use crate::disks;
@@ -56,6 +57,8 @@ enum ProcessError {
     Root(#[from] DiskError),
     #[error("cannot connect sockets to the guest: {0}")]
     Vsock(#[from] VsockError),
+    #[error("device {0}: {1}")]
+    VhostUser(usize, BackendError),
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),
     #[error("the VMM cannot start: {0}")]
@@ -112,10 +115,11 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
         OriginKind::KernelAndUserSpace => Origin::Kernel { kernel: file()?, user_space: Some(file()?) },
         OriginKind::Snapshot => Origin::Snapshot(Snapshot { memory: file()?, state: file()? }),
     };
+    let sockets = start.config.vhost_user.iter().map(|_| next().map(UnixStream::from)).collect::<Result<_, _>>()?;
 
     let adjustable = Adjustable::new(&start.config)?;
     let threads: Arc<dyn Threads> = Arc::new(VmmThreads::confined(channel.as_fd())?);
-    let mut devices = devices(&start, jail, listener, &adjustable, channel, &threads)?;
+    let mut devices = devices(&start, jail, (listener, sockets), &adjustable, channel, &threads)?;
     if start.config.root_disk {
         let image = match &mut origin {
             Origin::Kernel { user_space, .. } => user_space.take(),
@@ -140,7 +144,7 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
 fn devices(
     start: &Start,
     jail: Jail,
-    listener: UnixListener,
+    (listener, sockets): (UnixListener, Vec<UnixStream>),
     adjustable: &Adjustable,
     channel: &Arc<Channel>,
     threads: &Arc<dyn Threads>,
@@ -151,12 +155,14 @@ fn devices(
     let FolderConfig { queues, cache } = start.config.folder;
     let files = FsConfig { tag: SHARED_TAG.to_owned(), root, cache, queues, proc_self_fd: jail.proc_self_fd };
     let ports = Box::new(ServerPorts(Arc::clone(channel)));
-    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
+    let fixed: [Box<dyn VirtioDevice>; FIXED_DEVICES] = [
         Box::new(Fs::new(files, Arc::clone(threads))?),
         Box::new(Vsock::new(start.config.vsock_cid.into(), listener, ports, Arc::clone(threads))?),
         Box::new(Rng::new(Arc::clone(threads))),
         Box::new(Balloon::new(adjustable.balloon.clone(), Arc::clone(&backing) as _, Arc::clone(threads))),
     ];
+    let mut devices = Vec::from(fixed);
+    devices.extend(vhost_user(&start.config, sockets, threads)?);
     if let Some(spare) = &adjustable.spare {
         devices.push(Box::new(Mem::new(spare.clone(), backing, Arc::clone(threads))));
     }
@@ -167,6 +173,23 @@ fn devices(
     devices.extend(adjustable.disks.devices(&start.config, threads)?);
     devices.extend(adjustable.nics.devices(threads));
     Ok(devices)
+}
+
+/// The devices that are served by whoever is at the other end of `sockets`.
+fn vhost_user(
+    config: &VmConfig,
+    sockets: Vec<UnixStream>,
+    threads: &Arc<dyn Threads>,
+) -> Result<Vec<Box<dyn VirtioDevice>>, ProcessError> {
+    let device = |(index, (kind, socket)): (usize, (&VhostUserKind, UnixStream))| {
+        let threads = Arc::clone(threads);
+        let device = match *kind {
+            VhostUserKind::Disk { read_only } => VhostUser::disk(socket, config.max_vcpus, read_only, threads),
+            VhostUserKind::Files => VhostUser::files(socket, &vhost_user_tag(index), threads),
+        };
+        Ok(Box::new(device.map_err(|error| ProcessError::VhostUser(index, error))?) as _)
+    };
+    config.vhost_user.iter().zip(sockets).enumerate().map(device).collect()
 }
 
 /// Host ports, all of which the server decides about: it gets the other end of whatever the guest connects to.

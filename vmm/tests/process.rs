@@ -95,6 +95,7 @@ impl Sandbox {
             },
             shared_dir: self.shared(),
             vsock_listener: UnixListener::bind(socket)?,
+            vhost_user: Vec::new(),
             cgroup: None,
         };
         Ok(VmmProcess::spawn(config, resources)?)

@@ -55,9 +55,10 @@ pub(super) fn of(who: Who) -> Vec<&'static [Call]> {
         Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, TAP, VHOST, FRAMES],
         Who::Thread(Role::Socket) => vec![ALL, OLD_CALLS, EVENTS, SOCKET],
         Who::Thread(Role::Files) => vec![ALL, OLD_CALLS, EVENTS, FILES],
+        Who::Thread(Role::Vhost) => vec![ALL, OLD_CALLS, EVENTS, VHOST],
         Who::Thread(Role::Memory) => vec![ALL, OLD_CALLS, EVENTS, MEMORY],
         Who::Spawner => {
-            let roles = [Role::Vcpu, Role::Io, Role::Frames, Role::Socket, Role::Files, Role::Memory];
+            let roles = [Role::Vcpu, Role::Io, Role::Frames, Role::Socket, Role::Files, Role::Vhost, Role::Memory];
             let mut lists: Vec<_> = roles.into_iter().flat_map(|role| of(Who::Thread(role))).collect();
             lists.push(SPAWNER);
             lists
@@ -234,6 +235,9 @@ const FILES: &[Call] = &[
     when(libc::SYS_unshare, &[Test::Is(0, libc::CLONE_FS as u64)]),
     any(libc::SYS_utimensat),
 ];
+
+/// A conversation with the process that serves a device's queues: messages and descriptors on a socket that is there, and its end.
+const VHOST: &[Call] = &[any(libc::SYS_recvmsg), any(libc::SYS_sendmsg), any(libc::SYS_shutdown)];
 
 /// Guest memory that goes back to the host where a file is behind it; otherwise it is what any allocator does.
 const MEMORY: &[Call] = &[any(libc::SYS_fallocate)];

@@ -20,6 +20,7 @@ const EVERYBODY: [Who; 8] = [
     Who::Thread(Role::Frames),
     Who::Thread(Role::Socket),
     Who::Thread(Role::Files),
+    Who::Thread(Role::Vhost),
     Who::Thread(Role::Memory),
 ];
 
@@ -101,7 +102,6 @@ fn what_nobody_may_is_reported_and_ends_the_process() {
         (libc::SYS_mmap, executable),
         (libc::SYS_mprotect, executable),
         (libc::SYS_rt_sigaction, [libc::SIGSYS as u64, 0, 0, 8, 0]),
-        (libc::SYS_sendmsg, [0; 5]),
         (libc::SYS_ioctl, [0, libc::TIOCSTI, 0, 0, 0]),
         (libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, 1, 0, 0, 0]),
         (libc::SYS_prlimit64, [0, 0, 1 << 40, 0, 0]),
@@ -124,8 +124,15 @@ fn roles_may_not_do_each_others_work() {
         forbidden(Who::Thread(role), libc::SYS_accept4, [0; 5]);
         forbidden(Who::Thread(role), libc::SYS_recvmsg, [0; 5]);
     }
+    // To anybody but the server; the spawner may what any of its threads may.
+    for who in EVERYBODY.into_iter().filter(|who| !matches!(who, Who::Spawner | Who::Thread(Role::Vhost))) {
+        forbidden(who, libc::SYS_sendmsg, [0; 5]);
+    }
+    for number in [libc::SYS_socket, libc::SYS_socketpair, libc::SYS_accept4, libc::SYS_openat, libc::SYS_recvfrom] {
+        forbidden(Who::Thread(Role::Vhost), number, [0; 5]);
+    }
     // KVM_RUN, and a request of which nobody has need once the machine is built: KVM_SET_USER_MEMORY_REGION.
-    for role in [Role::Io, Role::Socket, Role::Files, Role::Memory] {
+    for role in [Role::Io, Role::Socket, Role::Files, Role::Vhost, Role::Memory] {
         forbidden(Who::Thread(role), libc::SYS_ioctl, [0, 0xae80, 0, 0, 0]);
     }
     forbidden(Who::Thread(Role::Vcpu), libc::SYS_ioctl, [0, 0x4020_ae46, 0, 0, 0]);

@@ -95,6 +95,7 @@ impl Machine {
             origin: Origin::Kernel { kernel: File::open(kernel)?, user_space: None },
             shared_dir: folder.path("above/shared"),
             vsock_listener: UnixListener::bind(folder.path("vsock"))?,
+            vhost_user: Vec::new(),
             cgroup: None,
         };
         let mut vmm = VmmProcess::spawn(&config, resources)?;
