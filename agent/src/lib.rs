@@ -8,7 +8,7 @@
 //! | `guest` | what of a specification no guest of this kind can do |
 //! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
 //! | `network`, `netlink` | the guest's network interfaces, which all containers share |
-//! | `storage`, `nodes` | the file systems that are mounted for a container, and the devices it has |
+//! | `storage`, `served`, `nodes` | the file systems that are mounted for a container, and the devices it has |
 //! | `volumes` | what of the host's files it sees, and who hears of changes to them |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
 //! | `launch`, `wire`, `zygote`, `creator`, `join`, `priority`, `rights`, `executor` | making one: libcontainer in a forked, single-threaded child |
@@ -46,6 +46,7 @@ mod pump;
 mod reaper;
 mod rights;
 mod sandbox;
+mod served;
 mod server;
 mod service;
 mod stats;

@@ -1,6 +1,6 @@
 //! The devices of a container: what its specification calls by the host's numbers, called by this guest's.
 //!
-//! Block devices lie on the container's disk, and the host says under which number the specification has them. Character devices
+//! Block devices lie on the container's disk or are disks of their own, and the host says under which number the specification has them. Character devices
 //! are the guest's own. Knows nothing of what a device is for; what a rule about one allows, `devices` knows.
 
 use std::path::Path;
@@ -27,13 +27,13 @@ struct Known {
 }
 
 impl Numbers {
-    /// Of these devices; `number_of` tells the number of the disk's part.
+    /// Of these devices; `number_of` tells the number of one here.
     ///
     /// # Errors
     /// Its error; [`Error::InvalidArgument`] for two devices with one number.
     pub(crate) fn new(
         devices: &[BlockDevice],
-        number_of: impl Fn(u32) -> Result<Number, Error>,
+        number_of: impl Fn(&BlockDevice) -> Result<Number, Error>,
     ) -> Result<Numbers, Error> {
         let mut numbers = Numbers::default();
         for device in devices {
@@ -41,7 +41,7 @@ impl Numbers {
             if numbers.guest(host).is_some() {
                 return Err(Error::InvalidArgument(format!("two block devices are {}:{}", host.0, host.1)));
             }
-            numbers.0.push(Known { host, guest: number_of(device.part)? });
+            numbers.0.push(Known { host, guest: number_of(device)? });
         }
         Ok(numbers)
     }
@@ -117,7 +117,7 @@ mod tests {
 
     fn numbers() -> Numbers {
         let device = BlockDevice { part: 1, major: 7, minor: 0, ..BlockDevice::default() };
-        Numbers::new(&[device], |part| Ok((254, i64::from(part) + 1))).unwrap()
+        Numbers::new(&[device], |device| Ok((254, i64::from(device.part) + 1))).unwrap()
     }
 
     fn renumbered(rules: Value, devices: Value) -> Result<Vec<(i64, i64)>, String> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tatami_protocol::agent::{Change, CreateContainerRequest};
+use tatami_protocol::agent::{BlockDevice, Change, CreateContainerRequest};
 use tatami_protocol::stream::{Kind, StreamHeader};
 
 use crate::container::Container;
@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::launch::Launcher;
 use crate::nodes::Numbers;
 use crate::process::Process;
+use crate::served;
 use crate::storage::Storages;
 use crate::volumes::{TellError, Volumes};
 use crate::zygote::Zygote;
@@ -52,7 +53,11 @@ impl Sandbox {
         let mut mounted = Storages::mount(&request).await?;
         let stdio = request.stdio.clone().into_option().unwrap_or_default();
         let volumes = Volumes::open(&request).await;
-        let created = match Numbers::new(&request.devices, |part| mounted.number(part)) {
+        let number_of = |device: &BlockDevice| match device.address {
+            0 => mounted.number(device.part),
+            address => served::disk_at(address),
+        };
+        let created = match Numbers::new(&request.devices, number_of) {
             Ok(numbers) => Container::create(&self.launcher, id, &request.spec_json, stdio, numbers).await,
             Err(error) => Err(error),
         };
