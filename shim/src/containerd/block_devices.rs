@@ -11,7 +11,7 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::error::TaskError;
 use crate::sandbox::disk_root::ImagePath;
-use crate::sandbox::disks::DeviceImage;
+use crate::sandbox::disks::{DeviceImage, DeviceSource};
 
 /// Where the kernel lists its block devices, by number.
 const BLOCK_DEVICES: &str = "/sys/dev/block";
@@ -32,7 +32,7 @@ pub(super) fn named(linux: &Linux) -> Result<Vec<DeviceImage>, TaskError> {
         }
         let writes = |rule: &&LinuxDeviceCgroup| rule.access().as_deref().is_none_or(|access| access.contains('w'));
         let read_only = !allowed.iter().any(writes);
-        images.push(DeviceImage { image: ImagePath { path: find(device)?, read_only }, number });
+        images.push(DeviceImage { source: DeviceSource::Image(ImagePath { path: find(device)?, read_only }), number });
     }
     Ok(images)
 }
@@ -105,7 +105,10 @@ mod tests {
         for (access, read_only) in [("r", true), ("rm", true), ("rw", false), ("rwm", false)] {
             let rule = json!([{ "allow": true, "type": "b", "major": major, "minor": minor, "access": access }]);
             let images = found(rule, (major, minor)).unwrap();
-            assert_eq!((images.len(), images[0].image.read_only, images[0].number), (1, read_only, (major, minor)));
+            let [DeviceImage { source: DeviceSource::Image(image), number }] = &images[..] else {
+                panic!("{images:?}")
+            };
+            assert_eq!((image.read_only, *number), (read_only, (major, minor)));
         }
     }
 }

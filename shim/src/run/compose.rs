@@ -76,6 +76,7 @@ impl Recipe {
     /// guest's paths are is found out by laying it out.
     pub(super) fn new(
         (base, volumes, devices): (Base, Vec<HostVolume>, Vec<(DeviceImage, spec::Device)>),
+        files: Vec<spec::Files>,
         options: &RunOptions,
         resolv_conf: String,
     ) -> Recipe {
@@ -97,6 +98,7 @@ impl Recipe {
                     read_only: volume.read_only,
                 })
                 .collect(),
+            files,
             devices: described,
             read_only: options.read_only,
             hostname: options.hostname.clone().unwrap_or_default(),

@@ -3,17 +3,20 @@
 //! What is there is found out when the disk is opened; how it reaches the guest is [`crate::sandbox::disks`]'s.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
+use tatami_vmm::VhostUserKind;
+
+use super::served::Served;
 use crate::sandbox::disk_root::ImagePath;
-use crate::sandbox::disks::DeviceImage;
+use crate::sandbox::disks::{DeviceImage, DeviceSource};
 use crate::spec;
 
-/// One `--device`: a disk of the host, and where the container has it.
+/// One `--device`: a disk that the host has, and where the container has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// A disk image or a block device; relative paths are the caller's.
+    /// A disk image, a block device, or the socket of a process that serves a disk (vhost-user); relative paths are the caller's.
     pub host: PathBuf,
     /// Absolute path in the container.
     pub container: PathBuf,
@@ -36,24 +39,28 @@ pub enum DeviceError {
 }
 
 impl Device {
-    /// What it is for the VMM and for the specification: the `index`th of the container's devices. Its owner and mode are those
-    /// that it has on the host.
+    /// What it is for the VMM and for the specification: the `index`th of the container's devices, and perhaps one of those
+    /// `served`. Its owner and mode are those that it has on the host.
     ///
     /// # Errors
     /// When it is not there.
-    pub(super) fn describe(&self, index: usize) -> io::Result<(DeviceImage, spec::Device)> {
+    pub(super) fn describe(&self, index: usize, served: &mut Served) -> io::Result<(DeviceImage, spec::Device)> {
         let found = std::fs::metadata(&self.host)?;
+        let source = if found.file_type().is_socket() {
+            DeviceSource::Served(served.add(&self.host, VhostUserKind::Disk { read_only: self.read_only })?)
+        } else {
+            DeviceSource::Image(ImagePath { path: std::path::absolute(&self.host)?, read_only: self.read_only })
+        };
         // A disk image has no number on the host; one is needed to speak of it, and no device has the major number 0.
         let number = (0, index as i64);
-        let image = ImagePath { path: std::path::absolute(&self.host)?, read_only: self.read_only };
         let device = spec::Device {
             path: self.container.clone(),
             number,
             read_only: self.read_only,
-            mode: found.mode() & 0o777,
+            mode: found.mode() & 0o666,
             owner: (found.uid(), found.gid()),
         };
-        Ok((DeviceImage { image, number }, device))
+        Ok((DeviceImage { source, number }, device))
     }
 }
 
@@ -118,12 +125,31 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_is_a_disk_that_somebody_serves() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let device = Device { host: socket.clone(), container: "/dev/x".into(), read_only: true };
+        let mut served = Served::default();
+        for (index, number) in [(0, 0), (5, 1)] {
+            let (image, described) = device.describe(index, &mut served).unwrap();
+            assert_eq!(image, DeviceImage { source: DeviceSource::Served(number), number: (0, index as i64) });
+            assert!(described.read_only && described.mode & 0o111 == 0);
+        }
+        assert_eq!(served.kinds, [VhostUserKind::Disk { read_only: true }; 2]);
+        assert_eq!(served.sockets, [socket.clone(), socket]);
+    }
+
+    #[test]
     fn it_belongs_to_whom_it_belongs_on_the_host() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let device = Device { host: file.path().to_owned(), container: "/dev/x".into(), read_only: true };
-        let (image, described) = device.describe(3).unwrap();
-        assert_eq!((image.number, image.image.read_only, image.image.path.as_path()), ((0, 3), true, file.path()));
+        let mut served = Served::default();
+        let (image, described) = device.describe(3, &mut served).unwrap();
+        let source = DeviceSource::Image(ImagePath { path: file.path().to_owned(), read_only: true });
+        assert_eq!(image, DeviceImage { source, number: (0, 3) });
         assert_eq!((described.number, described.mode, described.read_only), ((0, 3), 0o600, true));
-        assert!(Device { host: "/no/such/image".into(), ..device }.describe(0).is_err());
+        assert!(Device { host: "/no/such/image".into(), ..device }.describe(0, &mut served).is_err());
+        assert!(served.kinds.is_empty());
     }
 }

@@ -11,6 +11,7 @@ pub mod network;
 pub mod options;
 pub mod pump;
 mod rates;
+mod served;
 pub mod signals;
 mod size;
 pub mod terminal;
@@ -33,7 +34,7 @@ use crate::guest_files::{GuestFiles, GuestFilesError};
 use crate::network::resolv_conf;
 use crate::sandbox::container::Container;
 use crate::sandbox::disk_root::{DiskFormat, DiskRoot};
-use crate::sandbox::disks::{DeviceImage, DiskError, DiskImage};
+use crate::sandbox::disks::{DeviceImage, DeviceSource, DiskError, DiskImage};
 use crate::sandbox::folder::Places;
 use crate::sandbox::guest::Streams;
 use crate::sandbox::kept::Record;
@@ -46,6 +47,7 @@ use compose::{Base, ComposeError, LaidOut, Recipe};
 use device::Device;
 use network::{Network, NetworkError};
 use options::{ConsoleKind, OptionsError, RunArguments, RunOptions, Source};
+use served::Served;
 use signals::{Insistence, Signals};
 use terminal::RawMode;
 
@@ -80,6 +82,8 @@ enum RunError {
     Rootfs(String),
     #[error("--device: {0}")]
     Device(#[source] DiskError),
+    #[error("--vhost-user-fs {socket}: {source}", socket = socket.display())]
+    Files { socket: PathBuf, source: io::Error },
     #[error("--disk-rate needs a disk: --rootfs DISK or --device")]
     DiskRate,
     #[error(transparent)]
@@ -158,11 +162,18 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         return Err(RunError::NoTerminal);
     }
     let base = find_base(&options.source, options.read_only)?;
-    let has_disk = matches!(base, Base::Disk(_)) || !options.devices.is_empty();
+    let mut served = Served::default();
+    let devices = find_devices(&options.devices, &mut served)?;
+    let is_image = |(image, _): &(DeviceImage, _)| matches!(image.source, DeviceSource::Image(_));
+    let has_disk = matches!(base, Base::Disk(_)) || devices.iter().any(is_image);
     if options.rates.disk.is_some() && !has_disk {
         return Err(RunError::DiskRate);
     }
-    let devices = find_devices(&options.devices)?;
+    let file_systems = options.files.iter().map(|volume| {
+        let found = served.add_files(volume);
+        found.map_err(|source| RunError::Files { socket: volume.source.clone(), source })
+    });
+    let file_systems = file_systems.collect::<Result<_, _>>()?;
     let volumes = options
         .volumes
         .iter()
@@ -180,7 +191,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         vcpus: options.cpus,
         max_vcpus: options.cpus,
         memory_mib: options.memory_mib,
-        memory_kind: options.memory_kind,
+        memory_kind: options.memory_kind.unwrap_or_else(|| served.memory_kind()),
         command_line_extra: options.append.clone(),
         console: options.console == Some(ConsoleKind::Serial),
         virtio_console: options.console == Some(ConsoleKind::Virtio),
@@ -189,6 +200,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         disk_slots: has_disk.into(),
         disk_limit: options.rates.disk.unwrap_or_default(),
         nics: network.slots(),
+        vhost_user: served.kinds,
         ..VmConfig::default()
     };
     vm.validate()?;
@@ -199,6 +211,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
             initrd: files.initrd,
             templates: Templates::from_environment(&Places::from_environment()),
         },
+        served: served.sockets,
         live_console: options.console.is_some(),
         boot_limit: options.boot_limit,
     };
@@ -206,7 +219,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         true => network.resolv_conf(),
         false => resolv_conf::of(&options.dns),
     };
-    let recipe = Recipe::new((base, volumes, devices), &options, resolv_conf);
+    let recipe = Recipe::new((base, volumes, devices), file_systems, &options, resolv_conf);
     Ok(Prepared { options, recipe, settings, network })
 }
 
@@ -235,13 +248,15 @@ fn find_disk(path: &Path, read_only: bool) -> Result<Base, RunError> {
     Ok(Base::Disk(DiskRoot::of_image(&path, format, read_only)))
 }
 
-/// The disks that are to be block devices of the container, if they can be.
-fn find_devices(devices: &[Device]) -> Result<Vec<(DeviceImage, spec::Device)>, RunError> {
+/// The disks that are to be block devices of the container, if they can be; some are `served` by other processes.
+fn find_devices(devices: &[Device], served: &mut Served) -> Result<Vec<(DeviceImage, spec::Device)>, RunError> {
     let find = |(index, device): (usize, &Device)| {
         let missing = |source| RunError::Device(DiskError::Open { path: device.host.clone(), source });
-        let described = device.describe(index).map_err(missing)?;
-        // Only to say at once if it cannot be used: it is opened when the guest is there.
-        described.0.image.open().map_err(RunError::Device)?;
+        let described = device.describe(index, served).map_err(missing)?;
+        if let DeviceSource::Image(image) = &described.0.source {
+            // Only to say at once if it cannot be used: it is opened when the guest is there.
+            image.open().map_err(RunError::Device)?;
+        }
         Ok(described)
     };
     devices.iter().enumerate().map(find).collect()

@@ -57,9 +57,13 @@ pub struct RunArguments {
     /// Show a file or folder of the host in the container
     #[arg(short, long = "volume", value_name = "HOST:CONTAINER[:ro]")]
     volume: Vec<Volume>,
-    /// Give the container a disk image or a block device of the host; what it writes stays there
+    /// Give the container a disk image or a block device of the host; what it writes stays there. HOST may be the socket of
+    /// a process that serves a disk (a vhost-user-blk back end); with `r` that process must not let anybody write
     #[arg(long = "device", value_name = "HOST[:CONTAINER][:r|rw]")]
     device: Vec<Device>,
+    /// Show a file system in the container that a process serves on this socket (a vhost-user-fs back end: virtiofsd)
+    #[arg(long, value_name = "SOCKET:CONTAINER[:ro]")]
+    vhost_user_fs: Vec<Volume>,
     /// The container's host name [default: the sandbox's id]
     #[arg(long)]
     hostname: Option<String>,
@@ -117,9 +121,10 @@ pub struct RunArguments {
     #[arg(short, long, value_name = "SIZE[b|k|m|g]", default_value = "512m", value_parser = parse_memory)]
     memory: u32,
     /// What the virtual machine's memory is made of on the host: its own (anonymous), what other processes can map
-    /// (shared), or pages of 2 MiB that the host has set aside with vm.nr_hugepages (huge-pages)
-    #[arg(long, value_name = "KIND", default_value = "anonymous", value_parser = parse_memory_kind)]
-    memory_backing: MemoryKind,
+    /// (shared), or pages of 2 MiB that the host has set aside with vm.nr_hugepages (huge-pages) [default: anonymous, or
+    /// shared where a vhost-user back end takes part]
+    #[arg(long, value_name = "KIND", value_parser = parse_memory_kind)]
+    memory_backing: Option<MemoryKind>,
     /// Virtual CPUs
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     cpus: u8,
@@ -159,6 +164,11 @@ Examples:
   The same from a disk image, which the guest reads and writes itself:
       mke2fs -q -t ext4 -d ./tree disk.img 64m
       tatami run --rootfs disk.img /bin/sh
+  A disk that another process serves:
+      qemu-storage-daemon --blockdev file,node-name=disk,filename=data.img \
+          --export vhost-user-blk,id=disk,node-name=disk,writable=on,\
+      addr.type=unix,addr.path=/run/disk.sock &
+      tatami run --device /run/disk.sock:/dev/xvda image.tar sh
   In the background; then see what it writes, look inside, end and forget it:
       tatami run -d --name web image.tar
       tatami logs -f web
@@ -218,6 +228,8 @@ pub struct RunOptions {
     pub user: Option<String>,
     /// What of the host is seen.
     pub volumes: Vec<Volume>,
+    /// File systems that other processes serve: the source is a socket.
+    pub files: Vec<Volume>,
     /// Its block devices.
     pub devices: Vec<Device>,
     /// Host name.
@@ -252,8 +264,8 @@ pub struct RunOptions {
     pub stop_timeout: u64,
     /// The VM's memory, MiB.
     pub memory_mib: u32,
-    /// What that is made of.
-    pub memory_kind: MemoryKind,
+    /// What that is made of, if not what its devices need.
+    pub memory_kind: Option<MemoryKind>,
     /// The VM's CPUs.
     pub cpus: u8,
     /// Kernel, if not the usual one.
@@ -328,10 +340,10 @@ impl RunArguments {
             None if words.is_empty() => return Err(OptionsError::NoImage),
             None => Source::Image(words.remove(0).into()),
         };
-        for (index, volume) in self.volume.iter().enumerate() {
-            if self.volume[..index].iter().any(|other| other.destination == volume.destination) {
-                return Err(OptionsError::Twice(volume.destination.clone()));
-            }
+        let mut places: Vec<_> = self.volume.iter().chain(&self.vhost_user_fs).map(|one| &one.destination).collect();
+        places.sort_unstable();
+        if let Some(twice) = places.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(OptionsError::Twice(twice[0].clone()));
         }
         for (index, device) in self.device.iter().enumerate() {
             if self.device[..index].iter().any(|other| other.container == device.container) {
@@ -359,6 +371,7 @@ impl RunArguments {
             workdir: self.workdir,
             user: self.user,
             volumes: self.volume,
+            files: self.vhost_user_fs,
             devices: self.device,
             hostname: self.hostname,
             read_only: self.read_only,
@@ -535,6 +548,8 @@ mod tests {
     fn two_volumes_or_devices_in_one_place_are_an_error() {
         let error = options(&["-v", "/a:/x", "-v", "/b:/x/", "i"]).unwrap_err();
         assert_eq!(error, OptionsError::Twice("/x".into()));
+        let error = options(&["-v", "/a:/x", "--vhost-user-fs", "/run/socket:/x:ro", "i"]).unwrap_err();
+        assert_eq!(error, OptionsError::Twice("/x".into()));
         let error = options(&["--device", "a.img:/dev/x", "--device", "b.img:/dev/x:r", "i"]).unwrap_err();
         assert_eq!(error, OptionsError::TwoDevices("/dev/x".into()));
     }
@@ -561,8 +576,8 @@ mod tests {
     #[test]
     fn memory_is_made_of_what_is_asked_for() {
         let kind = |words: &[&str]| options(&[words, &["i"]].concat()).unwrap().memory_kind;
-        assert_eq!(kind(&[]), MemoryKind::Anonymous);
-        assert_eq!(kind(&["--memory-backing", "huge-pages"]), MemoryKind::HugePages);
+        assert_eq!(kind(&[]), None);
+        assert_eq!(kind(&["--memory-backing", "huge-pages"]), Some(MemoryKind::HugePages));
         let error = parse(&["--memory-backing", "hugetlbfs", "i"]).unwrap_err().to_string();
         assert!(error.contains("expected anonymous, shared or huge-pages"), "{error}");
     }

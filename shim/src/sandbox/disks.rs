@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use tatami_protocol::agent::{BlockDevice, CreateContainerRequest, Disk as DiskMessage, DiskPart as PartMessage};
-use tatami_vmm::{DISK_PARTS_LIMIT, DiskPart, slot_serial};
+use tatami_vmm::{DISK_PARTS_LIMIT, DiskPart, VmConfig, slot_serial};
 
 use super::Error;
 use super::agent::AgentError;
@@ -56,6 +56,9 @@ pub enum DiskError {
     /// Every slot has a disk.
     #[error("all {0} disk slots of the sandbox are taken")]
     NoSlot(usize),
+    /// Nobody serves it.
+    #[error("the sandbox has no vhost-user device {0}")]
+    NotServed(usize),
     /// The VMM.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -126,13 +129,22 @@ fn lock(fd: &OwnedFd, read_only: bool, path: &Path) -> Result<(), DiskError> {
     }
 }
 
-/// A disk image that a container has as a block device.
+/// A disk that a container has as a block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceImage {
-    /// A file or block device.
-    pub image: ImagePath,
+    /// Where its bytes are.
+    pub source: DeviceSource,
     /// Major and minor, by which the container's specification means it: no other device of the container has them.
     pub number: (i64, i64),
+}
+
+/// Where a block device's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceSource {
+    /// On a file or block device, which becomes a part of the container's disk.
+    Image(ImagePath),
+    /// With the process that serves the VM's device of this number.
+    Served(usize),
 }
 
 /// The slots of a sandbox's VM. Cloning is cheap; clones are the same slots.
@@ -141,6 +153,8 @@ pub struct Disks {
     vm: VmWatch,
     /// Which slots are taken.
     taken: Arc<Mutex<Vec<bool>>>,
+    /// Where in the guest those are that other processes serve.
+    served: Vec<u64>,
 }
 
 /// A disk in a slot. Dropping it leaves the slot taken for the sandbox's life: only who knows that the guest has let go of
@@ -153,9 +167,10 @@ pub struct Disk {
 }
 
 impl Disks {
-    /// `slots` empty slots of `vm`.
-    pub(super) fn new(vm: VmWatch, slots: u8) -> Disks {
-        Disks { vm, taken: Arc::new(Mutex::new(vec![false; slots.into()])) }
+    /// The empty slots of `vm`, which is configured so.
+    pub(super) fn new(vm: VmWatch, config: &VmConfig) -> Disks {
+        let taken = Arc::new(Mutex::new(vec![false; config.disk_slots.into()]));
+        Disks { vm, taken, served: config.vhost_user_addresses() }
     }
 
     /// Has the agent create a container with the disk that its root and its block devices need, which was laid out under the
@@ -178,10 +193,16 @@ impl Disks {
             images = root.open()?;
             request.storages = root.storages.clone();
         }
-        for DeviceImage { image, number: (major, minor) } in devices {
-            let (part, major, minor) = (images.len() as u32, *major, *minor);
-            request.devices.push(BlockDevice { part, major, minor, ..BlockDevice::default() });
-            images.push(image.open()?);
+        for DeviceImage { source, number: (major, minor) } in devices {
+            let mut device = BlockDevice { major: *major, minor: *minor, ..BlockDevice::default() };
+            match source {
+                DeviceSource::Image(image) => {
+                    device.part = images.len() as u32;
+                    images.push(image.open()?);
+                }
+                DeviceSource::Served(number) => device.address = self.served_at(*number)?,
+            }
+            request.devices.push(device);
         }
         let disk = match images.is_empty() {
             true => None,
@@ -224,6 +245,10 @@ impl Disks {
                 Err(error.into())
             }
         }
+    }
+
+    fn served_at(&self, number: usize) -> Result<u64, DiskError> {
+        self.served.get(number).copied().ok_or(DiskError::NotServed(number))
     }
 
     fn take(&self) -> Result<usize, DiskError> {
@@ -316,7 +341,8 @@ mod tests {
 
     #[test]
     fn a_slot_is_taken_once() {
-        let disks = Disks::new(super::super::vm::tests::watch(), 2);
+        let config = VmConfig { disk_slots: 2, ..VmConfig::default() };
+        let disks = Disks::new(super::super::vm::tests::watch(), &config);
         assert_eq!((disks.take().unwrap(), disks.take().unwrap()), (0, 1));
         assert!(matches!(disks.take(), Err(DiskError::NoSlot(2))));
         disks.taken()[0] = false;

@@ -21,6 +21,7 @@ pub mod mounts;
 mod overlay_marks;
 mod remove;
 pub mod saving;
+mod served;
 pub mod template;
 pub mod timings;
 mod undertaker;
@@ -107,6 +108,14 @@ pub enum Error {
     /// A folder does not hold what is needed.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// A process that serves a device is not there.
+    #[error("cannot connect to the vhost-user back end at {}: {source}", path.display())]
+    Backend {
+        /// Where it should listen.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A file that the VM needs cannot be opened.
     #[error("cannot open {what} {file}: {source}")]
     Open {
@@ -142,6 +151,8 @@ pub struct Settings {
     pub vm: VmConfig,
     /// What its guest begins as.
     pub beginning: Beginning,
+    /// Where the processes listen that serve [`VmConfig::vhost_user`].
+    pub served: Vec<PathBuf>,
     /// Show the guest's serial output on standard error as it comes.
     pub live_console: bool,
     /// How long the guest may take until the agent announces itself.
@@ -263,16 +274,19 @@ impl Sandbox {
             .map_err(|source| Error::System { action: "create the VMM's socket", source })?;
         let (origin, template) = settings.origin()?;
         let shared_dir = ground.shared.path().to_owned();
-        let VmConfig { max_vcpus, disk_slots, folder, ref nics, .. } = settings.vm;
-        // Two for each pair of a network's queues: vhost's thread is counted as the VMM's.
-        let pairs: u32 = nics.iter().map(|nic| u32::from(nic.queue_pairs)).sum();
-        let threads = u32::from(max_vcpus) + u32::from(disk_slots) + u32::from(folder.queues) + 2 * pairs;
+        let vhost_user = settings.served.iter().map(|path| served::connect(path)).collect::<Result<_, _>>()?;
+        let VmConfig { max_vcpus, disk_slots, folder, ref nics, vhost_user: ref served, .. } = settings.vm;
+        // Two for each pair of a network's queues: vhost's thread is counted as the VMM's. And two for each device that another
+        // process serves, one of which watches the clock.
+        let twice: usize = nics.iter().map(|nic| usize::from(nic.queue_pairs)).sum::<usize>() + served.len();
+        let threads = u32::from(max_vcpus) + u32::from(disk_slots) + u32::from(folder.queues) + 2 * twice as u32;
         let cgroup = cgroup::create(ground.folder.id(), ground.folder.state(), threads);
         let cgroup = cgroup.inspect_err(|error| log::warn!("the VMM runs without a cgroup of its own: {error}")).ok();
-        let resources = Resources { kvm: probe::open()?, origin, shared_dir, vsock_listener: listener, cgroup };
+        let kvm = probe::open()?;
+        let resources = Resources { kvm, origin, shared_dir, vsock_listener: listener, vhost_user, cgroup };
         let vm = Vm::start(&settings.vm, resources, settings.live_console)?;
         timings.pass(Mark::VmmSpawned);
-        let disks = Disks::new(vm.watch().clone(), settings.vm.disk_slots);
+        let disks = Disks::new(vm.watch().clone(), &settings.vm);
         Ok(Sandbox { vm, agent: None, door, disks, ground, timings, settings, template })
     }
 
@@ -464,8 +478,10 @@ impl Settings {
             Beginning::Boot { kernel, initrd, templates } => (kernel, initrd, templates),
             Beginning::Saved(folder) => return Ok((Origin::Snapshot(saving::open(folder)?), None)),
         };
-        // A guest whose console somebody watches is to be seen booting; one on a disk would look for it in another VMM.
-        let boots = self.vm.console || self.vm.virtio_console || self.vm.root_disk;
+        // A guest whose console somebody watches is to be seen booting; one on a disk would look for it in another VMM; and what other
+        // processes know of one is not kept.
+        let VmConfig { console, virtio_console, root_disk, ref vhost_user, .. } = self.vm;
+        let boots = console || virtio_console || root_disk || !vhost_user.is_empty();
         let templates = templates.as_ref().filter(|_| !boots);
         let key = templates.and_then(|templates| templates.key(&self.vm, kernel, initrd).ok());
         if let (Some(templates), Some(key)) = (templates, &key)

@@ -193,6 +193,9 @@ impl Saver {
         if of.devices {
             return refuse("a block device", "run it without --device");
         }
+        if !config.vhost_user.is_empty() {
+            return refuse("files that another process serves", "run it without --vhost-user-fs");
+        }
         let upper = data.join(&of.place).join("upper");
         let (layers, image) = match of.root {
             Root::Image(image) => (vec![upper], image),
@@ -492,6 +495,9 @@ mod tests {
         let nics = vec![crate::network::passt::SLOT];
         let net = saver(&VmConfig { nics, ..VmConfig::default() }, Root::Image("/x".into())).err().unwrap();
         assert!(net.contains("--net none"), "{net}");
+        let vhost_user = vec![tatami_vmm::VhostUserKind::Files];
+        let files = saver(&VmConfig { vhost_user, ..VmConfig::default() }, Root::Image("/x".into())).err().unwrap();
+        assert!(files.contains("--vhost-user-fs"), "{files}");
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct ContainerOptions {
     pub tty: bool,
     /// Folders and files bound into the container, in this order.
     pub volumes: Vec<Volume>,
+    /// File systems of their own, in this order.
+    pub files: Vec<Files>,
     /// Block devices, none with another's path or number.
     pub devices: Vec<Device>,
     /// No writes to the root file system.
@@ -65,6 +67,17 @@ pub struct JoinOptions {
     pub tty: bool,
     /// The terminal's size at first: rows, columns.
     pub size: Option<(u16, u16)>,
+}
+
+/// A virtio-fs file system, mounted in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// The device's.
+    pub tag: String,
+    /// Where the container sees it, absolute.
+    pub destination: PathBuf,
+    /// No writes to it.
+    pub read_only: bool,
 }
 
 /// A folder or file bound into the container.
@@ -300,22 +313,28 @@ fn mounts(options: &ContainerOptions) -> Result<Vec<Mount>, SpecError> {
         mounts.retain(|other| other.destination() != mount.destination());
         mounts.push(mount);
     }
-    for volume in &options.volumes {
-        let destination = absolute(&volume.destination).filter(|path| path.parent().is_some());
-        let destination = destination.ok_or_else(|| SpecError::VolumeDestination(volume.destination.clone()))?;
-        // Docker's own mounts give way to a volume in their place.
-        mounts.retain(|mount| *mount.destination() != destination);
-        let access = if volume.read_only { "ro" } else { "rw" };
-        mounts.push(
-            MountBuilder::default()
-                .destination(destination)
-                .typ("bind")
-                .source(&volume.guest_source)
-                .options(["rbind", "rprivate", access].map(str::to_owned))
-                .build()?,
-        );
+    for Files { tag, destination, read_only } in &options.files {
+        let mount = MountBuilder::default().typ("virtiofs").source(tag);
+        place(&mut mounts, destination, mount.options(["nodev", access(*read_only)].map(str::to_owned)))?;
+    }
+    for Volume { guest_source, destination, read_only } in &options.volumes {
+        let mount = MountBuilder::default().typ("bind").source(guest_source);
+        place(&mut mounts, destination, mount.options(["rbind", "rprivate", access(*read_only)].map(str::to_owned)))?;
     }
     Ok(mounts)
+}
+
+fn access(read_only: bool) -> &'static str {
+    if read_only { "ro" } else { "rw" }
+}
+
+/// Adds a mount that a person asked for. Docker's own give way to it.
+fn place(mounts: &mut Vec<Mount>, destination: &Path, mount: MountBuilder) -> Result<(), SpecError> {
+    let clean = absolute(destination).filter(|path| path.parent().is_some());
+    let clean = clean.ok_or_else(|| SpecError::VolumeDestination(destination.to_owned()))?;
+    mounts.retain(|other| *other.destination() != clean);
+    mounts.push(mount.destination(clean).build()?);
+    Ok(())
 }
 
 fn linux(options: &ContainerOptions) -> Result<Linux, SpecError> {
