@@ -176,7 +176,7 @@ impl Plan {
             }
             if let Some(weight) = device.weight().filter(|weight| *weight > 0) {
                 self.weighs_io = true;
-                let (major, minor) = numbers.here((device.major(), device.minor()));
+                let (major, minor) = numbers.limited((device.major(), device.minor()));
                 let value = format!("{major}:{minor} {}", weight_of_cfq(weight));
                 self.set("io.weight", value);
             }
@@ -184,7 +184,7 @@ impl Plan {
         let mut throttle = |devices: &Option<Vec<LinuxThrottleDevice>>, key: &str| {
             for device in devices.iter().flatten() {
                 let rate = if device.rate() == 0 { "max".to_owned() } else { device.rate().to_string() };
-                let (major, minor) = numbers.here((device.major(), device.minor()));
+                let (major, minor) = numbers.limited((device.major(), device.minor()));
                 self.set("io.max", format!("{major}:{minor} {key}={rate}"));
             }
         };

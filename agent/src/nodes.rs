@@ -1,7 +1,7 @@
 //! The devices of a container: what its specification calls by the host's numbers, called by this guest's.
 //!
-//! Block devices lie on the container's disk or are disks of their own, and the host says under which number the specification has them. Character devices
-//! are the guest's own. Knows nothing of what a device is for; what a rule about one allows, `devices` knows.
+//! Block devices lie on the container's disk or are disks of their own, and the host says under which number the specification
+//! has them. Character devices are the guest's own. Knows nothing of what a device is for; what a rule about one allows, `devices` knows.
 
 use std::path::Path;
 
@@ -10,6 +10,8 @@ use tatami_protocol::agent::BlockDevice;
 
 use crate::error::Error;
 
+/// Where the kernel lists its block devices, by number.
+const BLOCK_DEVICES: &str = "/sys/dev/block";
 /// Where the kernel lists its character devices, by number.
 const CHARACTER_DEVICES: &str = "/sys/dev/char";
 
@@ -52,7 +54,14 @@ impl Numbers {
         Numbers(vec![Known { host, guest }])
     }
 
-    /// What limits that speak of block device `host` are about: one that the host does not give has the guest's number already.
+    /// What limits of input and output that speak of block device `host` are about: all of the disk that it lies on, since the kernel
+    /// limits nothing less.
+    pub(crate) fn limited(&self, host: Number) -> Number {
+        let number = self.here(host);
+        disk_of(number).unwrap_or(number)
+    }
+
+    /// What rules that speak of block device `host` are about: one that the host does not give has the guest's number already.
     pub(crate) fn here(&self, host: Number) -> Number {
         self.guest(host).unwrap_or(host)
     }
@@ -102,6 +111,17 @@ impl Numbers {
         linux.set_devices(Some(kept));
         Ok(())
     }
+}
+
+/// The disk that a partition is on.
+fn disk_of((major, minor): Number) -> Option<Number> {
+    let place = Path::new(BLOCK_DEVICES).join(format!("{major}:{minor}"));
+    if !place.join("partition").exists() {
+        return None;
+    }
+    let text = std::fs::read_to_string(place.canonicalize().ok()?.parent()?.join("dev")).ok()?;
+    let (major, minor) = text.trim().split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// Whether `rule` allows this device and no other.

@@ -55,7 +55,7 @@ pub(super) fn of(who: Who) -> Vec<&'static [Call]> {
         Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, TAP, VHOST, FRAMES],
         Who::Thread(Role::Socket) => vec![ALL, OLD_CALLS, EVENTS, SOCKET],
         Who::Thread(Role::Files) => vec![ALL, OLD_CALLS, EVENTS, FILES],
-        Who::Thread(Role::Vhost) => vec![ALL, OLD_CALLS, EVENTS, VHOST],
+        Who::Thread(Role::Vhost) => vec![ALL, OLD_CALLS, EVENTS, CONVERSATION],
         Who::Thread(Role::Memory) => vec![ALL, OLD_CALLS, EVENTS, MEMORY],
         Who::Spawner => {
             let roles = [Role::Vcpu, Role::Io, Role::Frames, Role::Socket, Role::Files, Role::Vhost, Role::Memory];
@@ -237,7 +237,7 @@ const FILES: &[Call] = &[
 ];
 
 /// A conversation with the process that serves a device's queues: messages and descriptors on a socket that is there, and its end.
-const VHOST: &[Call] = &[any(libc::SYS_recvmsg), any(libc::SYS_sendmsg), any(libc::SYS_shutdown)];
+const CONVERSATION: &[Call] = &[any(libc::SYS_recvmsg), any(libc::SYS_sendmsg), any(libc::SYS_shutdown)];
 
 /// Guest memory that goes back to the host where a file is behind it; otherwise it is what any allocator does.
 const MEMORY: &[Call] = &[any(libc::SYS_fallocate)];

@@ -12,7 +12,7 @@ use super::*;
 use crate::control::{Channel, Forbidden, Received};
 use crate::threads::VmmThreads;
 
-const EVERYBODY: [Who; 8] = [
+const EVERYBODY: [Who; 9] = [
     Who::Supervisor,
     Who::Spawner,
     Who::Thread(Role::Vcpu),
