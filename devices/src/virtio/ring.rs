@@ -238,18 +238,19 @@ impl Ring {
         self.index
     }
 
-    /// Where it lies and how far it has come, for somebody else who has it for a while; [`Ring::go_on_at`] comes afterwards.
+    /// Where it lies and how far it has come, for somebody else who has it for a while; [`Ring::go_on`] comes afterwards.
     pub fn queue(&self) -> &Queue {
         &self.queue
     }
 
-    /// Goes on at available index `next`, which whoever had the queue meanwhile has reached, and behind what that one has used.
+    /// Goes on behind what whoever had the queue meanwhile has given back, in the order in which it was made available. What that one
+    /// took and kept is taken again.
     ///
     /// # Errors
     /// When the used ring is out of reach.
-    pub fn go_on_at(&mut self, next: u16) -> Result<(), RingError> {
+    pub fn go_on(&mut self) -> Result<(), RingError> {
         let used = self.queue.used_idx(&self.memory, Ordering::Acquire).map_err(|source| self.unreachable(source))?.0;
-        self.queue.set_next_avail(next);
+        self.queue.set_next_avail(used);
         self.queue.set_next_used(used);
         self.told = used;
         Ok(())

@@ -149,7 +149,6 @@ const VHOST: &[Call] = &[
     when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x10) as u64)]),
     when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u64; 5]>(0xaf, 0x11) as u64)]),
     when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x12) as u64)]),
-    when(libc::SYS_ioctl, &[Test::Is(1, opcode::read_write::<[u32; 2]>(0xaf, 0x12) as u64)]),
     when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x20) as u64)]),
     when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x21) as u64)]),
     when(libc::SYS_ioctl, &[Test::Is(1, opcode::write::<[u32; 2]>(0xaf, 0x22) as u64)]),

@@ -102,7 +102,8 @@ impl Vhost {
         Ok(())
     }
 
-    /// Has it let go of the rings, which are then where it has come to: every chain that it took has been given back.
+    /// Has it let go of the rings, which are then behind what it has given back, in their order. It keeps frames that were on their way
+    /// to a tap which was deleted just then: these are taken again.
     ///
     /// # Errors
     /// The request that failed. It may still have the rings then: close it.
@@ -115,8 +116,7 @@ impl Vhost {
         for (index, ring) in rings.into_iter().enumerate() {
             let kernel = Kernel { device: self.device.as_raw_fd(), memory: ring.memory() };
             kernel.set_backend(index, None).map_err(failed("let go of the tap"))?;
-            let next = kernel.get_vring_base(index).map_err(failed("say how far it has come"))?;
-            ring.go_on_at(next as u16).map_err(io::Error::other)?;
+            ring.go_on().map_err(io::Error::other)?;
         }
         Ok(())
     }

@@ -195,7 +195,7 @@ fn a_tap_that_is_deleted_takes_the_link_down_and_another_brings_it_up() {
         ip(&["link", "del", "tap0"]);
         wait_for("end of the link", || !slot.is_up());
         assert!(!is_up(&driver));
-        // To nobody.
+        // To nobody; the kernel, if it has the queue still, takes it and keeps it.
         transmit(&mut driver, &frame(60, 1));
         host = Host::with(host.flags);
         slot.plug(host.open(1)).unwrap();
