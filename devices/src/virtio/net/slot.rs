@@ -240,6 +240,12 @@ impl Shared {
         }
     }
 
+    /// Whether every pair's thread has taken what is new for it.
+    #[cfg(test)]
+    pub(super) fn is_taken(&self) -> bool {
+        self.state().ports.iter().all(|port| matches!(port, Port::Unchanged))
+    }
+
     /// Takes what is there for the thread of pair `index`.
     pub(super) fn take(&self, index: u16) -> Port {
         let mut state = self.state();
