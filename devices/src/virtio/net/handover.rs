@@ -73,8 +73,9 @@ impl Pair {
 
     /// Something is to be heard of vhost.
     pub(super) fn heard(&mut self, token: u32) -> Result<(), Fault> {
-        let tap = self.wire.as_mut().and_then(Wire::tap_mut);
-        let Some(vhost) = tap.and_then(|tap| tap.vhost.as_mut()).filter(|_| self.handed) else { return Ok(()) };
+        let Some(tap) = self.wire.as_mut().and_then(Wire::tap_mut).filter(|_| self.handed) else { return Ok(()) };
+        let is_gone = token == TOKEN_FAULT && tap.is_gone();
+        let Some(vhost) = tap.vhost.as_mut() else { return Ok(()) };
         let [receive, transmit] = &vhost.calls;
         match token {
             TOKEN_CALL_RECEIVE => pass_on(receive, || self.interrupt.queue(self.receiver.index())),
@@ -82,6 +83,11 @@ impl Pair {
             TOKEN_FAULT => {
                 // It never blocks, and is not needed any more.
                 let _ = vhost.fault.read();
+                if is_gone {
+                    // It had a frame for a tap that was being deleted, and blames the ring for it.
+                    self.lose();
+                    return Ok(());
+                }
                 return Err(Fault::Request(format!("the host's vhost-net cannot use a ring of pair {}", self.index)));
             }
             _ => {
