@@ -3,10 +3,14 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tatami_tests::{Finished, Tatami};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -21,7 +25,12 @@ struct BackEnd {
 
 impl BackEnd {
     fn start(mut command: Command, socket: PathBuf) -> BackEnd {
-        let process = command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        // virtiofsd forks: all of it is killed together.
+        let process = command
+            .stdin(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let mut back_end = BackEnd { process, socket };
         let deadline = Instant::now() + PATIENCE;
         while !back_end.socket.exists() {
@@ -34,7 +43,7 @@ impl BackEnd {
 
     /// Of a disk, with further words for the export.
     fn of_disk(image: &Path, more: &str) -> BackEnd {
-        let socket = image.with_extension("sock");
+        let socket = socket_beside(image);
         let mut command = Command::new("qemu-storage-daemon");
         command.arg("--blockdev").arg(format!("driver=file,node-name=disk,filename={}", image.display()));
         let export =
@@ -44,7 +53,7 @@ impl BackEnd {
     }
 
     fn of_folder(folder: &Path) -> BackEnd {
-        let socket = folder.with_extension("sock");
+        let socket = socket_beside(folder);
         let mut command = Command::new(VIRTIOFSD);
         command.arg("--shared-dir").arg(folder).arg("--socket-path").arg(&socket).args(["--log-level", "error"]);
         BackEnd::start(command, socket)
@@ -55,8 +64,8 @@ impl BackEnd {
     }
 
     fn kill(&mut self) {
-        // With SIGKILL: it has no last words.
-        let _ = self.process.kill();
+        // It has no last words.
+        let _ = killpg(Pid::from_raw(self.process.id() as i32), Signal::SIGKILL);
         let _ = self.process.wait();
     }
 }
@@ -65,6 +74,12 @@ impl Drop for BackEnd {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A name that no back end has had: the last one's socket may lie there still.
+fn socket_beside(path: &Path) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    path.with_extension(format!("{}.sock", COUNT.fetch_add(1, Ordering::Relaxed)))
 }
 
 fn image(tatami: &Tatami, name: &str, words: &str) -> PathBuf {
