@@ -111,18 +111,6 @@ fn device(cli: &mut Cli, notes: &mut Notes) {
         notes.see(access, format!("{} {}", finished.status, finished.out()));
         notes.want("on the host", disk.head(16), "of the container");
     }
-    let slow = [
-        "--rm",
-        "--device",
-        &format!("{}:/dev/xvda", disk.path()),
-        "--device-read-bps",
-        &format!("{}:1mb", disk.path()),
-    ];
-    notes.want(
-        "a limit of its",
-        cli.run("s", &slow, &["cat", "/sys/fs/cgroup/io.max"]).out().contains("rbps=1048576"),
-        true,
-    );
 }
 
 fn privileged(cli: &mut Cli, notes: &mut Notes) {
