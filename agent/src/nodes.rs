@@ -26,6 +26,8 @@ pub(crate) struct Numbers(Vec<Known>);
 struct Known {
     host: Number,
     guest: Number,
+    /// The disk that it lies on, or is.
+    disk: Number,
 }
 
 impl Numbers {
@@ -43,7 +45,8 @@ impl Numbers {
             if numbers.guest(host).is_some() {
                 return Err(Error::InvalidArgument(format!("two block devices are {}:{}", host.0, host.1)));
             }
-            numbers.0.push(Known { host, guest: number_of(device)? });
+            let guest = number_of(device)?;
+            numbers.0.push(Known { host, guest, disk: disk_of(guest).unwrap_or(guest) });
         }
         Ok(numbers)
     }
@@ -51,14 +54,13 @@ impl Numbers {
     /// One device.
     #[cfg(test)]
     pub(crate) fn of(host: Number, guest: Number) -> Numbers {
-        Numbers(vec![Known { host, guest }])
+        Numbers(vec![Known { host, guest, disk: guest }])
     }
 
     /// What limits of input and output that speak of block device `host` are about: all of the disk that it lies on, since the kernel
     /// limits nothing less.
     pub(crate) fn limited(&self, host: Number) -> Number {
-        let number = self.here(host);
-        disk_of(number).unwrap_or(number)
+        self.known(host).map_or(host, |known| known.disk)
     }
 
     /// What rules that speak of block device `host` are about: one that the host does not give has the guest's number already.
@@ -67,7 +69,11 @@ impl Numbers {
     }
 
     fn guest(&self, host: Number) -> Option<Number> {
-        self.0.iter().find(|known| known.host == host).map(|known| known.guest)
+        self.known(host).map(|known| known.guest)
+    }
+
+    fn known(&self, host: Number) -> Option<&Known> {
+        self.0.iter().find(|known| known.host == host)
     }
 
     /// Gives the container's nodes the guest's numbers. One that the guest does not have is refused if a rule names it; otherwise
@@ -119,7 +125,12 @@ fn disk_of((major, minor): Number) -> Option<Number> {
     if !place.join("partition").exists() {
         return None;
     }
-    let text = std::fs::read_to_string(place.canonicalize().ok()?.parent()?.join("dev")).ok()?;
+    number_of(place.canonicalize().ok()?.parent()?)
+}
+
+/// The number of the block device whose folder in sysfs this is.
+pub(crate) fn number_of(folder: &Path) -> Option<Number> {
+    let text = std::fs::read_to_string(folder.join("dev")).ok()?;
     let (major, minor) = text.trim().split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
@@ -173,5 +184,13 @@ mod tests {
     fn a_number_is_one_devices() {
         let device = BlockDevice { part: 0, major: 7, minor: 0, ..BlockDevice::default() };
         assert!(Numbers::new(&[device.clone(), device], |_| Ok((1, 1))).is_err());
+    }
+
+    #[test]
+    fn numbers_are_read_from_the_kernel() {
+        let disk = tempfile::tempdir().unwrap();
+        std::fs::write(disk.path().join("dev"), "254:16\n").unwrap();
+        assert_eq!(number_of(disk.path()), Some((254, 16)));
+        assert_eq!(number_of(Path::new("/no/such/disk")), None);
     }
 }

@@ -2,10 +2,9 @@
 //! process's affair, and the kernel's name of it depends on what else there is.
 
 use std::fs;
-use std::path::Path;
 
 use crate::error::Error;
-use crate::nodes::Number;
+use crate::nodes::{Number, number_of};
 
 /// Which device has which addresses.
 const ADDRESSES: &str = "/proc/iomem";
@@ -41,12 +40,6 @@ fn device_at(text: &str, address: u64) -> Option<&str> {
     names.split(' ').next()
 }
 
-fn number_of(disk: &Path) -> Option<Number> {
-    let text = fs::read_to_string(disk.join("dev")).ok()?;
-    let (major, minor) = text.trim().split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,13 +52,5 @@ mod tests {
         assert_eq!(device_at(text, 0xd000_1000), Some("a003e00.virtio_mmio"));
         assert_eq!(device_at(text, 0xd000_0800), None);
         assert_eq!(device_at("", 0), None);
-    }
-
-    #[test]
-    fn numbers_are_read_from_the_kernel() {
-        let disk = tempfile::tempdir().unwrap();
-        fs::write(disk.path().join("dev"), "254:16\n").unwrap();
-        assert_eq!(number_of(disk.path()), Some((254, 16)));
-        assert_eq!(number_of(Path::new("/no/such/disk")), None);
     }
 }

@@ -98,7 +98,10 @@ impl GuestFile {
 
     /// Whether it is a disk image. One that cannot be read is none: whoever opens it says why.
     pub fn is_disk(&self) -> bool {
-        self.open().and_then(|file| DiskFormat::of_open(&file)).is_ok_and(|format| format.is_some())
+        match self {
+            GuestFile::OnDisk(path) => DiskFormat::of(path).is_ok_and(|format| format.is_some()),
+            GuestFile::Embedded(bytes) => DiskFormat::of_head(bytes).is_some(),
+        }
     }
 }
 

@@ -21,6 +21,10 @@ const BLOCK_DEVICES: &str = "/sys/dev/block";
 /// # Errors
 /// [`TaskError::InvalidArgument`] for one that the host does not have.
 pub(super) fn named(linux: &Linux) -> Result<Vec<DeviceImage>, TaskError> {
+    named_in(Path::new(BLOCK_DEVICES), linux)
+}
+
+fn named_in(listed: &Path, linux: &Linux) -> Result<Vec<DeviceImage>, TaskError> {
     let rules = linux.resources().as_ref().and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
     let mut images: Vec<DeviceImage> = Vec::new();
     for device in linux.devices().iter().flatten().filter(|device| device.typ() == LinuxDeviceType::B) {
@@ -32,7 +36,8 @@ pub(super) fn named(linux: &Linux) -> Result<Vec<DeviceImage>, TaskError> {
         }
         let writes = |rule: &&LinuxDeviceCgroup| rule.access().as_deref().is_none_or(|access| access.contains('w'));
         let read_only = !allowed.iter().any(writes);
-        images.push(DeviceImage { source: DeviceSource::Image(ImagePath { path: find(device)?, read_only }), number });
+        let path = find(listed, device)?;
+        images.push(DeviceImage { source: DeviceSource::Image(ImagePath { path, read_only }), number });
     }
     Ok(images)
 }
@@ -43,12 +48,12 @@ fn names(rule: &LinuxDeviceCgroup, (major, minor): (i64, i64)) -> bool {
 }
 
 /// Where the host has the device: the path in the specification is the container's.
-fn find(device: &LinuxDevice) -> Result<PathBuf, TaskError> {
+fn find(listed: &Path, device: &LinuxDevice) -> Result<PathBuf, TaskError> {
     let number = format!("{}:{}", device.major(), device.minor());
     let refused = |why: String| {
         TaskError::InvalidArgument(format!("the block device {} ({number}): {why}", device.path().display()))
     };
-    let file = Path::new(BLOCK_DEVICES).join(&number).join("uevent");
+    let file = listed.join(&number).join("uevent");
     let properties = fs::read_to_string(&file).map_err(|error| refused(format!("{}: {error}", file.display())))?;
     let name = properties.lines().find_map(|line| line.strip_prefix("DEVNAME="));
     let path = Path::new("/dev").join(name.ok_or_else(|| refused(format!("{} does not name it", file.display())))?);
@@ -66,11 +71,15 @@ mod tests {
 
     use super::*;
 
-    fn found(rules: Value, (major, minor): (i64, i64)) -> Result<Vec<DeviceImage>, String> {
+    fn found(rules: Value, number: (i64, i64)) -> Result<Vec<DeviceImage>, String> {
+        found_in(Path::new(BLOCK_DEVICES), rules, number)
+    }
+
+    fn found_in(listed: &Path, rules: Value, (major, minor): (i64, i64)) -> Result<Vec<DeviceImage>, String> {
         let device = json!({ "path": "/dev/data", "type": "b", "major": major, "minor": minor });
         let other = json!({ "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229 });
         let linux = json!({ "devices": [device, device, other], "resources": { "devices": rules } });
-        named(&serde_json::from_value(linux).unwrap()).map_err(|error| error.to_string())
+        named_in(listed, &serde_json::from_value(linux).unwrap()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -93,22 +102,16 @@ mod tests {
 
     #[test]
     fn one_of_the_hosts_is_found_once() {
-        let Some(number) = fs::read_dir(BLOCK_DEVICES).unwrap().find_map(|entry| {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            let uevent = fs::read_to_string(Path::new(BLOCK_DEVICES).join(&name).join("uevent")).unwrap();
-            let node = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME=").map(str::to_owned))?;
-            Path::new("/dev").join(node).exists().then_some(name)
-        }) else {
-            return;
-        };
-        let (major, minor) = number.split_once(':').map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap())).unwrap();
+        // Not every machine has a block device; every one has a node by which numbers can be compared.
+        let listed = tempfile::tempdir().unwrap();
+        let number = (1, 3);
+        fs::create_dir(listed.path().join("1:3")).unwrap();
+        fs::write(listed.path().join("1:3/uevent"), "MAJOR=1\nMINOR=3\nDEVNAME=null\n").unwrap();
         for (access, read_only) in [("r", true), ("rm", true), ("rw", false), ("rwm", false)] {
-            let rule = json!([{ "allow": true, "type": "b", "major": major, "minor": minor, "access": access }]);
-            let images = found(rule, (major, minor)).unwrap();
-            let [DeviceImage { source: DeviceSource::Image(image), number }] = &images[..] else {
-                panic!("{images:?}")
-            };
-            assert_eq!((image.read_only, *number), (read_only, (major, minor)));
+            let rule = json!([{ "allow": true, "type": "b", "major": 1, "minor": 3, "access": access }]);
+            let images = found_in(listed.path(), rule, number).unwrap();
+            let image = ImagePath { path: "/dev/null".into(), read_only };
+            assert_eq!(images, [DeviceImage { source: DeviceSource::Image(image), number }]);
         }
     }
 }

@@ -4,11 +4,12 @@
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
 use tatami_vmm::VhostUserKind;
 
 use super::served::Served;
+use super::volume::in_container;
 use crate::sandbox::disk_root::ImagePath;
 use crate::sandbox::disks::{DeviceImage, DeviceSource};
 use crate::spec;
@@ -83,12 +84,8 @@ impl std::str::FromStr for Device {
             [host, container, _] if !host.is_empty() => (host, container),
             _ => return Err(DeviceError::Form),
         };
-        let path = Path::new(container);
-        if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) || path.parent().is_none()
-        {
-            return Err(DeviceError::Container);
-        }
-        Ok(Device { host: host.into(), container: path.components().collect(), read_only })
+        let container = in_container(container).filter(|path| path.parent().is_some()).ok_or(DeviceError::Container)?;
+        Ok(Device { host: host.into(), container, read_only })
     }
 }
 

@@ -54,11 +54,7 @@ impl Volume {
         if !source.starts_with(['/', '.']) {
             return Err(VolumeError::Named(whole(), source.to_owned()));
         }
-        let destination = Path::new(destination);
-        if !destination.is_absolute() || destination.components().any(|part| part == Component::ParentDir) {
-            return Err(VolumeError::Destination(whole()));
-        }
-        let destination: PathBuf = destination.components().collect();
+        let destination = in_container(destination).ok_or_else(|| VolumeError::Destination(whole()))?;
         if destination == Path::new("/") {
             return Err(VolumeError::Root(whole()));
         }
@@ -72,6 +68,13 @@ impl Volume {
         }
         Ok(Volume { source: PathBuf::from(source), destination, read_only })
     }
+}
+
+/// A path in the container without `.` and doubled slashes; none if it is relative or climbs.
+pub(super) fn in_container(path: &str) -> Option<PathBuf> {
+    let path = Path::new(path);
+    let climbs = path.components().any(|part| part == Component::ParentDir);
+    (path.is_absolute() && !climbs).then(|| path.components().collect())
 }
 
 impl std::str::FromStr for Volume {

@@ -4,8 +4,7 @@
 //! person's `--rootfs` is looked at, to see which file system it has.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use tatami_protocol::agent::storage::Kind;
@@ -18,6 +17,9 @@ use super::mounts::{GUEST_SHARED, HostVolume};
 const GUEST_STORAGES: &str = "/run/tatami/storages";
 /// Below a container's place in the shared folder: what its root needs of the host's folders.
 pub(super) const LAYERS: &str = "layers";
+
+/// How many bytes of an image show which file system it has.
+const HEAD_BYTES: u64 = 2048;
 
 /// File systems that a guest reads from disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,29 +84,21 @@ impl DiskFormat {
     /// # Errors
     /// When it cannot be read.
     pub fn of(image: &Path) -> io::Result<Option<DiskFormat>> {
-        DiskFormat::of_open(&File::open(image)?)
+        let mut head = Vec::new();
+        File::open(image)?.take(HEAD_BYTES).read_to_end(&mut head)?;
+        Ok(DiskFormat::of_head(&head))
     }
 
-    /// As [`DiskFormat::of`], of an image that is open.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn of_open(file: &File) -> io::Result<Option<DiskFormat>> {
-        let starts = |offset: u64, magic: &[u8]| {
-            let mut bytes = vec![0; magic.len()];
-            match file.read_exact_at(&mut bytes, offset) {
-                Ok(()) => Ok(bytes == magic),
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-                Err(error) => Err(error),
-            }
-        };
-        if starts(1024, &0xe0f5_e1e2_u32.to_le_bytes())? {
-            return Ok(Some(DiskFormat::Erofs));
+    /// The one that an image has which begins with these bytes; [`HEAD_BYTES`] of them tell.
+    pub fn of_head(head: &[u8]) -> Option<DiskFormat> {
+        let has = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+        if has(1024, &0xe0f5_e1e2_u32.to_le_bytes()) {
+            Some(DiskFormat::Erofs)
+        } else if has(1024 + 56, &0xef53_u16.to_le_bytes()) {
+            Some(DiskFormat::Ext4)
+        } else {
+            has(0, b"XFSB").then_some(DiskFormat::Xfs)
         }
-        if starts(1024 + 56, &0xef53_u16.to_le_bytes())? {
-            return Ok(Some(DiskFormat::Ext4));
-        }
-        Ok(if starts(0, b"XFSB")? { Some(DiskFormat::Xfs) } else { None })
     }
 }
 
@@ -180,6 +174,8 @@ pub fn below(place: &Place, path: &str) -> Place {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     fn image(offset: u64, magic: &[u8]) -> tempfile::NamedTempFile {
