@@ -60,14 +60,29 @@ pub(crate) struct Daemon {
 
 impl Release {
     /// Has `tell` tell the cases that are asked for with the newer release, and with the older one the same if something in
-    /// particular or everything is asked for, else those of these names. It returns how many fail.
+    /// particular or everything is asked for, else those of these names. `TATAMI_CLIENTS_RELEASE` (`older`, `newer`) leaves the
+    /// other one out, aloud. It returns how many fail.
+    ///
+    /// # Panics
+    /// When one of the variables is something else.
     pub fn tell_on_each(names_on_both: &[&str], tell: impl Fn(Release, &Selection) -> usize) -> ExitCode {
         let selection = Selection::from_environment();
         let fewer = match selection.full || !selection.names.is_empty() {
             true => None,
             false => Some(selection.narrowed_to(names_on_both)),
         };
-        let failures = tell(Release::Newer, &selection) + tell(Release::Older, fewer.as_ref().unwrap_or(&selection));
+        let asked = std::env::var("TATAMI_CLIENTS_RELEASE").unwrap_or_default();
+        let releases: &[Release] = match asked.as_str() {
+            "" => &[Release::Newer, Release::Older],
+            "newer" => &[Release::Newer],
+            "older" => &[Release::Older],
+            other => panic!("TATAMI_CLIENTS_RELEASE={other}: it is 'older', 'newer' or unset, for both"),
+        };
+        if !asked.is_empty() {
+            println!("(the {asked} release alone: TATAMI_CLIENTS_RELEASE)");
+        }
+        let of = |release| if release == Release::Older { fewer.as_ref().unwrap_or(&selection) } else { &selection };
+        let failures: usize = releases.iter().map(|&release| tell(release, of(release))).sum();
         if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 
