@@ -130,7 +130,6 @@ fn a_disk_whose_back_end_is_killed_fails_and_the_sandbox_goes_on() {
     let disk = image(&tatami, "disk.img", "");
     let mut back_end = BackEnd::of_disk(&disk, ",writable=on");
     let device = back_end.at("/dev/data");
-    // Killed while nothing is asked of it: what it has taken then, nobody knows for certain.
     let script = "head -c 4 /dev/data >/dev/null; echo up; sleep 5; \
         dd if=/dev/zero of=/dev/data bs=64k count=4 conv=notrunc,fsync 2>/dev/null || echo failed; \
         dd if=/dev/data of=/dev/null bs=64k iflag=direct 2>/dev/null || echo unreadable; uname; exit 7";
@@ -141,6 +140,26 @@ fn a_disk_whose_back_end_is_killed_fails_and_the_sandbox_goes_on() {
     let finished = running.finish().expect_status(7);
     assert_eq!(finished.out(), "up\nfailed\nunreadable\nLinux\n");
     assert_eq!(finished.err().matches("vhost-user back end is gone").count(), 1, "{}", finished.err());
+    tatami.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_disk_whose_back_end_is_killed_while_it_writes_keeps_nobody_waiting() {
+    let tatami = Tatami::new();
+    let disk = image(&tatami, "disk.img", "");
+    let script = "head -c 4 /dev/data >/dev/null; echo up; for n in 1 2 3; do \
+        while dd if=/dev/zero of=/dev/data bs=64k seek=$((n * 16)) count=16 conv=notrunc,fsync 2>/dev/null; do :; done & \
+        done; wait; echo all failed";
+    for moment in 0..4 {
+        let mut back_end = BackEnd::of_disk(&disk, ",writable=on");
+        let device = back_end.at("/dev/data");
+        let running = tatami.start(&["--cpus", "2", "--device", &device], &["sh", "-c", script]);
+        running.wait_for("up");
+        std::thread::sleep(Duration::from_millis(700 + 130 * moment));
+        back_end.kill();
+        assert_eq!(running.finish().expect_status(0).out(), "up\nall failed\n");
+    }
     tatami.assert_nothing_left();
 }
 

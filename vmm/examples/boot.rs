@@ -1,13 +1,16 @@
 //! Boots a kernel in this very process, unjailed, with its serial line on stdout: for debugging and for measuring.
 //!
 //! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--balloon]
-//! [--quiet] [--disk IMAGE] [--direct] [--no-uring] [--queues N]`
+//! [--quiet] [--disk IMAGE] [--direct] [--no-uring] [--queues N] [--tap INTERFACE [--vhost]]`
 //! ends when the guest resets, with the time it took, the exits it needed and what KVM counted (where debugfs is mounted) on
 //! stderr. An entropy device is always there, a memory balloon if wanted; files of DIR appear under the tag `shared`, and SOCKET
-//! is made; the guest reaches whoever listens at SOCKET_PORT. IMAGE is the guest's disk, past the host's page cache with `--direct`.
+//! is made; the guest reaches whoever listens at SOCKET_PORT. IMAGE is the guest's disk, past the host's page cache with `--direct`;
+//! INTERFACE a tap of one queue, whose frames the host's kernel moves with `--vhost`.
+#![allow(unsafe_code, reason = "a tap is opened by ioctl, which has no safe wrapper")]
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -16,11 +19,11 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use tatami_devices::virtio::{
-    Balloon, BalloonSize, Blk, BlkConfig, DiskPart, Fs, FsCache, FsConfig, HostPorts, Rng, Slot, Threads, VirtioDevice,
-    Vsock,
+    Balloon, BalloonSize, Blk, BlkConfig, DiskPart, Fs, FsCache, FsConfig, HostPorts, Net, NicKind, NicLimits,
+    NicShape, NicSlot, Rng, Slot, Threads, VirtioDevice, Vsock,
 };
 use tatami_vmm::boot::{BuiltVm, Origin, Parts};
-use tatami_vmm::{RamBacking, StopReason, VmConfig, VmmThreads};
+use tatami_vmm::{RamBacking, StopReason, VmConfig, VmmThreads, nic_address};
 use vmm_sys_util::poll::PollContext;
 
 struct Arguments {
@@ -31,6 +34,8 @@ struct Arguments {
     disk: Option<PathBuf>,
     direct: bool,
     uring: bool,
+    tap: Option<String>,
+    vhost: bool,
     balloon: bool,
     config: VmConfig,
 }
@@ -100,9 +105,39 @@ fn devices(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> 
         let (length, slot) = (image.metadata()?.len(), Slot::empty("disk"));
         slot.insert(vec![DiskPart { image, start: 0, length, read_only: false }])?;
         let config = BlkConfig { queues: arguments.config.disk_queues, uring: arguments.uring, ..BlkConfig::default() };
-        devices.push(Box::new(Blk::new(slot, config, threads)?));
+        devices.push(Box::new(Blk::new(slot, config, Arc::clone(&threads))?));
+    }
+    if let Some(name) = &arguments.tap {
+        let mut ends = vec![tap(name).with_context(|| format!("cannot open the tap {name}"))?];
+        if arguments.vhost {
+            let vhost = File::options().read(true).write(true).open("/dev/vhost-net");
+            ends.push(vhost.context("cannot open /dev/vhost-net")?.into());
+        }
+        let kind = NicKind::Tap { cuts_udp: false };
+        let slot =
+            NicSlot::empty(NicShape { address: nic_address(0), kind, pairs: 1, mtu: None, limits: NicLimits::NONE })?;
+        slot.plug(ends)?;
+        devices.push(Box::new(Net::new(slot, 0, threads)));
     }
     Ok(devices)
+}
+
+/// A tap of one queue, with virtio's header of twelve bytes (Linux, tuntap.rst).
+fn tap(name: &str) -> std::io::Result<OwnedFd> {
+    const SET_INTERFACE: libc::c_ulong = 0x4004_54ca;
+    const SET_HEADER_SIZE: libc::c_ulong = 0x4004_54d8;
+    let device = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    let ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags };
+    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };
+    request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte as _);
+    let header: libc::c_int = 12;
+    // SAFETY: both arguments are valid for the calls, which keep neither.
+    let failed = unsafe {
+        libc::ioctl(device.as_raw_fd(), SET_INTERFACE as _, &request) != 0
+            || libc::ioctl(device.as_raw_fd(), SET_HEADER_SIZE as _, &header) != 0
+    };
+    if failed { Err(std::io::Error::last_os_error()) } else { Ok(device.into()) }
 }
 
 /// What the guest finds at the host's ports: who listens at SOCKET_PORT.
@@ -158,6 +193,7 @@ fn arguments() -> anyhow::Result<Arguments> {
     let mut config = VmConfig { console: true, ..VmConfig::default() };
     let (mut kernel, mut initrd, mut shared, mut vsock, mut balloon) = (None, None, None, None, false);
     let (mut disk, mut direct, mut uring) = (None, false, true);
+    let (mut tap, mut vhost) = (None, false);
     let mut given = std::env::args().skip(1);
     while let Some(name) = given.next() {
         let mut value = || given.next().with_context(|| format!("{name} wants a value"));
@@ -173,6 +209,8 @@ fn arguments() -> anyhow::Result<Arguments> {
             "--direct" => direct = true,
             "--no-uring" => uring = false,
             "--queues" => config.disk_queues = value()?.parse()?,
+            "--tap" => tap = Some(value()?),
+            "--vhost" => vhost = true,
             "--balloon" => balloon = true,
             "--quiet" => config.console = false,
             _ => bail!("unknown argument {name}"),
@@ -180,5 +218,5 @@ fn arguments() -> anyhow::Result<Arguments> {
     }
     config.max_vcpus = config.vcpus;
     let kernel = kernel.context("--kernel is missing")?;
-    Ok(Arguments { kernel, initrd, shared, vsock, disk, direct, uring, balloon, config })
+    Ok(Arguments { kernel, initrd, shared, vsock, disk, direct, uring, tap, vhost, balloon, config })
 }

@@ -5,6 +5,7 @@
 //! Which process that is, and what it may do, is not known; what it says is believed as little as what a guest writes.
 
 mod backend;
+mod ledger;
 mod orphans;
 mod service;
 
@@ -15,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::backend::Backend;
 pub use self::backend::BackendError;
+use self::ledger::Ledger;
 use self::orphans::Failing;
 use self::service::{Line, Service, Surroundings};
 use super::blk::{BLK_QUEUES_MAX, spec};
@@ -147,7 +149,10 @@ impl VirtioDevice for VhostUser {
         if !matches!(queues.first(), Some(Some(_))) {
             return Err(ActivateError::MissingQueue(0));
         }
-        let line = |active| Ok(Line { active, call: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? });
+        let line = |active: ActiveQueue| {
+            let ledger = Ledger::new(&active.queue);
+            Ok(Line { active, call: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, ledger })
+        };
         let lines = queues.into_iter().map(|queue| queue.map(line).transpose());
         let lines = lines.collect::<Result<_, ActivateError>>()?;
         let surroundings =

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::super::worker::Work;
 use super::super::{ActiveQueue, Fault, GuestMemory, Interrupt, Progress};
 use super::backend::{Backend, BackendError, PROTOCOL_FEATURES};
+use super::ledger::Ledger;
 use super::orphans::{Failing, Orphan};
 
 /// Tokens: the socket; a queue's call descriptor, by index; an orphan's kick descriptor, by index.
@@ -28,6 +29,7 @@ const TOKEN_KICKS: u32 = 0x2_0000;
 pub(super) struct Line {
     pub(super) active: ActiveQueue,
     pub(super) call: EventFd,
+    pub(super) ledger: Ledger,
 }
 
 /// Who has the queues.
@@ -157,12 +159,12 @@ impl Service {
         let _ = ops.remove(Events::empty_raw(socket));
         let mut orphans = Vec::new();
         for (index, line) in (0..).zip(lines) {
-            let Some(Line { active, call }) = line else {
+            let Some(Line { active, call, ledger }) = line else {
                 orphans.push(None);
                 continue;
             };
             let _ = ops.remove(Events::empty(&call));
-            let orphan = Orphan::adopt(index, active, &self.around)?;
+            let orphan = Orphan::adopt(index, active, ledger, &self.around)?;
             let token = TOKEN_KICKS + u32::from(index);
             ops.add(Events::with_data(orphan.ring().kick(), token, EventSet::IN)).map_err(other)?;
             orphans.push(Some(orphan));
@@ -172,12 +174,14 @@ impl Service {
     }
 
     /// Passes a call on.
-    fn called(&self, index: usize) {
-        if let Queues::Lent(lines) = &self.queues
-            && let Some(Some(line)) = lines.get(index)
+    fn called(&mut self, index: usize) {
+        if let Queues::Lent(lines) = &mut self.queues
+            && let Some(Some(Line { active, call, ledger })) = lines.get_mut(index)
         {
             // Empty is as good.
-            let _ = line.call.read();
+            let _ = call.read();
+            // Before the driver takes any back, and has room for more.
+            ledger.follow(&active.queue, &self.around.memory);
             self.around.interrupt.queue(index as u16);
         }
     }

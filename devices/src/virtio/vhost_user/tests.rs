@@ -192,6 +192,27 @@ fn what_a_dead_back_end_took_along_fails_and_so_does_all_that_comes() {
 }
 
 #[test]
+fn a_request_that_was_taken_long_ago_fails_with_its_back_end() {
+    let (peer, socket) = Peer::honest(CLAIMS);
+    let mut driver = driver(socket, shared_memory());
+    ask(&mut driver, 9);
+    assert_eq!(peer.take(), 9);
+    // So many come and go meanwhile that neither ring has anything of it any more.
+    for round in 0..2 * spec::QUEUE_SIZE {
+        let head = 12 + round % 7 * 4;
+        ask(&mut driver, head);
+        peer.give_back(peer.take());
+        assert_eq!(driver.take(0), (head.into(), 1));
+        wait_for("an interrupt", || driver.get(0x60) == 1);
+        driver.set(0x64, 1);
+    }
+    peer.leave();
+    assert_eq!(driver.take(0), (9, 1));
+    assert_eq!(status_of(&driver, 9), 1);
+    ask_in_vain(&mut driver, 12);
+}
+
+#[test]
 fn files_of_a_dead_back_end_cannot_be_read() {
     let (peer, socket) = Peer::honest(CLAIMS);
     let device = VhostUser::files(socket, "tag", threads()).unwrap();

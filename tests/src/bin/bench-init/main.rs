@@ -21,7 +21,8 @@ fn main() -> anyhow::Result<()> {
     let figures = match std::env::var("BENCH").as_deref() {
         Ok("disk") => Some(disk::measure()),
         Ok("files") => Some(files::measure()),
-        Ok("vsock") => Some(sockets::measure()),
+        Ok("vsock") => Some(sockets::vsock()),
+        Ok("net") => Some(sockets::tcp()),
         _ => None,
     };
     let line = match figures {

@@ -6,8 +6,8 @@ use anyhow::Result;
 use crate::boot::{microvm, tatami};
 use crate::requests::{Contestant, exits, table};
 
-/// Where Debian's QEMU has its file server.
-const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+/// Where Debian has it.
+const VIRTIOFSD: &str = "/usr/libexec/virtiofsd";
 
 pub(crate) fn tables(rounds: usize, clock: &str) -> Result<()> {
     let folder = tempfile::tempdir_in("/var/tmp")?;
@@ -23,7 +23,7 @@ pub(crate) fn tables(rounds: usize, clock: &str) -> Result<()> {
              -device vhost-user-fs-device,chardev=files,tag=shared"
         ),
     )?;
-    let server = [VIRTIOFSD, "-o", &format!("source={shared},cache=auto,xattr"), &format!("--socket-path={socket}")];
+    let server = [VIRTIOFSD, "--shared-dir", &shared, "--cache", "auto", "--xattr", &format!("--socket-path={socket}")];
     let server = server.map(str::to_owned).to_vec();
     let contestants =
         vec![Contestant::new("Tatami", ours()?), Contestant::new("QEMU virtiofsd", theirs).with_helper(server)];

@@ -34,7 +34,8 @@ fn main() -> Result<()> {
             restore::table(ROUNDS)?;
             disk::tables(DEVICE_ROUNDS, "wall clock")?;
             files::tables(DEVICE_ROUNDS, "wall clock")?;
-            sockets::tables(DEVICE_ROUNDS, "wall clock")?;
+            sockets::vsock(DEVICE_ROUNDS, "wall clock")?;
+            sockets::net(DEVICE_ROUNDS, "wall clock")?;
             run::table(ROUNDS);
             containerd::tables(ROUNDS);
             crowd::table();
@@ -45,7 +46,8 @@ fn main() -> Result<()> {
         ["restore"] => restore::table(ROUNDS),
         ["disk"] => disk::tables(DEVICE_ROUNDS, "wall clock"),
         ["files"] => files::tables(DEVICE_ROUNDS, "wall clock"),
-        ["vsock"] => sockets::tables(DEVICE_ROUNDS, "wall clock"),
+        ["vsock"] => sockets::vsock(DEVICE_ROUNDS, "wall clock"),
+        ["net"] => sockets::net(DEVICE_ROUNDS, "wall clock"),
         ["containerd"] => {
             containerd::tables(ROUNDS);
             Ok(())
@@ -54,6 +56,6 @@ fn main() -> Result<()> {
             crowd::table();
             Ok(())
         }
-        _ => bail!("usage: bench [instructions | restore | disk | files | vsock | containerd | crowd]"),
+        _ => bail!("usage: bench [instructions | restore | disk | files | vsock | net | containerd | crowd]"),
     }
 }

@@ -1,8 +1,9 @@
-//! Sockets of the host: the same guest talks to the same service, by Tatami's vsock device and by QEMU's microvm with the kernel's
-//! (vhost-vsock).
+//! Streams to the host: the same guest talks to the same service, by vsock (Tatami's own device; QEMU's microvm with the kernel's,
+//! vhost-vsock) and by TCP over a tap, whose frames the VMM moves or the kernel does (vhost-net).
 #![allow(unsafe_code, reason = "a vsock stream is read and written as any")]
 
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
@@ -17,14 +18,18 @@ use crate::requests::{Contestant, exits, table};
 const PORT: u32 = 5000;
 /// The guest's address with QEMU; its own in Tatami.
 const GUEST: u32 = 77;
+/// The host's end of the tap; the guest's is in `bench-init`.
+const HOST: &str = "192.0.2.1";
+const TAP: &str = "tatami-bench";
 
-pub(crate) fn tables(rounds: usize, clock: &str) -> Result<()> {
+/// By vsock.
+pub(crate) fn vsock(rounds: usize, clock: &str) -> Result<()> {
     let folder = tempfile::tempdir_in("/var/tmp")?;
     let path = folder.path().join("vsock");
     // Where the example looks for the port's service.
     let unix = UnixListener::bind(folder.path().join(format!("vsock_{PORT}")))?;
     serve(move || Ok(OwnedFd::from(unix.accept()?.0)));
-    ensure!(Command::new("modprobe").arg("vhost_vsock").status()?.success(), "the host's kernel has no vhost_vsock");
+    succeed("modprobe", "vhost_vsock")?;
     let vsock = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     bind(std::os::fd::AsRawFd::as_raw_fd(&vsock), &VsockAddr::new(libc::VMADDR_CID_ANY, PORT))
         .context("a vsock port")?;
@@ -43,6 +48,58 @@ pub(crate) fn tables(rounds: usize, clock: &str) -> Result<()> {
         vec![Contestant::new("Tatami", ours("--cmdline BENCH=vsock")?), Contestant::new("QEMU vhost-vsock", theirs)];
     table(&format!("vsock, {clock}"), contestants, rounds)?;
     exits(ours("--cmdline BENCH=vsock")?, ours("")?)
+}
+
+/// By TCP.
+pub(crate) fn net(rounds: usize, clock: &str) -> Result<()> {
+    succeed("modprobe", "-a tun vhost_net")?;
+    let _tap = Tap::new()?;
+    let service = TcpListener::bind((HOST, PORT as u16))?;
+    serve(move || {
+        let stream = service.accept()?.0;
+        stream.set_nodelay(true)?;
+        Ok(stream.into())
+    });
+    let ours = |more: &str| tatami(&format!("--cmdline BENCH=net --tap {TAP} {more}"));
+    let theirs = |vhost: &str| {
+        let network = format!("-netdev tap,id=net,ifname={TAP},script=no,downscript=no,vhost={vhost}");
+        microvm(
+            " BENCH=net",
+            &format!("-global virtio-mmio.force-legacy=false {network} -device virtio-net-device,netdev=net"),
+        )
+    };
+    let by_vmm = vec![Contestant::new("Tatami", ours("")?), Contestant::new("QEMU", theirs("off")?)];
+    let by_kernel = vec![Contestant::new("Tatami", ours("--vhost")?), Contestant::new("QEMU", theirs("on")?)];
+    table(&format!("TCP over a tap, {clock}"), by_vmm, rounds)?;
+    exits(ours("")?, tatami(&format!("--tap {TAP}"))?)?;
+    table(&format!("TCP over a tap with vhost-net, {clock}"), by_kernel, rounds)?;
+    exits(ours("--vhost")?, tatami(&format!("--tap {TAP} --vhost"))?)
+}
+
+/// A tap that is up, and gone with the benchmark.
+struct Tap;
+
+impl Tap {
+    fn new() -> Result<Tap> {
+        succeed("ip", &format!("tuntap add {TAP} mode tap"))?;
+        let tap = Tap;
+        succeed("ip", &format!("addr add {HOST}/24 dev {TAP}"))?;
+        succeed("ip", &format!("link set {TAP} up"))?;
+        Ok(tap)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = succeed("ip", &format!("link del {TAP}"));
+    }
+}
+
+fn succeed(program: &str, words: &str) -> Result<()> {
+    let status =
+        Command::new(program).args(words.split(' ')).status().with_context(|| format!("cannot start {program}"))?;
+    ensure!(status.success(), "{program} {words}: {status}");
+    Ok(())
 }
 
 /// Serves whoever `accept` brings, one after another, on a thread that ends with the process.
