@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tatami_devices::virtio::{GuestMemory, MmioTransport, Role, Threads, VirtioDevice};
+use tatami_devices::virtio::{GuestMemory, MmioTransport, Role, SaveError, Threads, VirtioDevice};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::input::Input;
@@ -83,10 +83,22 @@ pub fn memory() -> GuestMemory {
     GuestMemory::from_ranges(&ranges).expect("a megabyte of memory")
 }
 
+/// The guest physical address of queue `queue`'s table, available and used ring, when it has `size` entries.
+pub fn areas(queue: usize, size: u16) -> [u64; 3] {
+    let table = RINGS + RING_BYTES * queue as u64;
+    let available = table + 16 * u64::from(size);
+    [table, available, (available + 6 + 2 * u64::from(size)).next_multiple_of(4)]
+}
+
 /// Drives the device as `data` says, and then asks of it no more than to come to rest, be reset and start again.
 pub fn drive(rig: Rig<'_>, data: &[u8]) {
+    drive_in(memory(), rig, data);
+}
+
+/// The same in this RAM, which is laid out as that of [`memory`].
+pub fn drive_in(memory: GuestMemory, rig: Rig<'_>, data: &[u8]) {
     let mut input = Input::new(data);
-    let mut driver = Driver::new(rig.device, rig.served);
+    let mut driver = Driver::new(memory, rig.device, rig.served);
     // The well-behaved beginning can be left out: then the input has to find its way through the registers.
     if input.byte() != 0xff {
         driver.bring_up(u64::from(input.byte()) << 24 | 0xffff_ffff_00ff_ffff);
@@ -104,8 +116,8 @@ pub fn drive(rig: Rig<'_>, data: &[u8]) {
 }
 
 impl Driver {
-    fn new(device: Box<dyn VirtioDevice>, served: usize) -> Driver {
-        let (memory, sizes) = (memory(), device.queue_sizes().to_vec());
+    fn new(memory: GuestMemory, device: Box<dyn VirtioDevice>, served: usize) -> Driver {
+        let sizes = device.queue_sizes().to_vec();
         let transport = MmioTransport::new(device, memory.clone()).expect("event descriptors");
         Driver { transport, memory, sizes, served, next_head: 0 }
     }
@@ -144,12 +156,8 @@ impl Driver {
         }
     }
 
-    /// The guest physical address of queue `queue`'s table, available and used ring.
     fn areas(&self, queue: usize) -> [u64; 3] {
-        let size = u64::from(self.sizes[queue]);
-        let table = RINGS + RING_BYTES * queue as u64;
-        let available = table + 16 * size;
-        [table, available, (available + 6 + 2 * size).next_multiple_of(4)]
+        areas(queue, self.sizes[queue])
     }
 
     /// From reset to DRIVER_OK (virtio 1.2, 3.1.1), with those of `features` that the device offers.
@@ -216,7 +224,11 @@ impl Driver {
     /// Saves the device and lets it go on from there.
     fn come_back(&mut self) {
         self.transport.transport_mut().pause();
-        let state = self.transport.save().expect("what can be written down");
+        let state = match self.transport.save() {
+            // Then it goes on as it was.
+            Err(SaveError::Elsewhere) => return self.transport.transport_mut().resume(),
+            state => state.expect("what can be written down"),
+        };
         let text = serde_json::to_vec(&state).expect("a state is JSON");
         let state = serde_json::from_slice(&text).expect("what was written");
         self.transport.restore(&state).expect("a device's own state");
@@ -248,6 +260,16 @@ impl Driver {
     /// How many chains have come back from a queue in all, modulo 65536.
     pub fn used(&self, queue: usize) -> u16 {
         self.half_at(self.areas(queue)[2] + 2)
+    }
+
+    /// Gives a chain back, as whoever serves the queue from elsewhere.
+    pub fn give_back(&mut self, queue: usize, head: u32, len: u32) {
+        let (used, index) = (self.areas(queue)[2], self.used(queue));
+        self.put(
+            used + 4 + 8 * u64::from(index % self.sizes[queue]),
+            [head.to_le_bytes(), len.to_le_bytes()].as_flattened(),
+        );
+        self.put(used + 2, &index.wrapping_add(1).to_le_bytes());
     }
 
     fn half_at(&self, address: u64) -> u16 {

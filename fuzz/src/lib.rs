@@ -3,7 +3,7 @@
 //! | module | fed |
 //! |---|---|
 //! | [`rings`] | the split queue and the transport's registers, without a device |
-//! | [`devices`], [`nics`], [`memories`], [`files`] | each device behind the driver of [`driver`] |
+//! | [`devices`], [`nics`], [`memories`], [`files`], [`back_ends`] | each device behind the driver of [`driver`] |
 //! | [`loading`] | kernels, saved machines, what comes over the VMM's control socket |
 //! | [`images`] | layers and image archives |
 //! | [`agents`] | both sides of the agent's wire; what containerd says to a shim |
@@ -13,6 +13,7 @@
 //! in `corpus/`, with nothing but a test runner.
 
 pub mod agents;
+pub mod back_ends;
 pub mod devices;
 pub mod driver;
 pub mod files;
@@ -69,6 +70,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "console", run: memories::console, seeds: seeds::noise },
     Target { name: "vsock", run: devices::vsock, seeds: seeds::noise },
     Target { name: "connection", run: devices::connection, seeds: seeds::noise },
+    Target { name: "vhost_user", run: back_ends::vhost_user, seeds: seeds::noise },
     Target { name: "fs", run: files::fs, seeds: seeds::noise },
     Target { name: "fuse", run: files::fuse, seeds: seeds::noise },
     Target { name: "kernel", run: loading::kernel, seeds: seeds::kernels },
