@@ -17,9 +17,10 @@ use tatami_vmm::{DiskPart, Event, MemoryKind, Resources, StopReason, VmConfig, V
 
 type Case = (&'static str, fn() -> Result<()>);
 
-const CASES: [Case; 15] = [
+const CASES: [Case; 16] = [
     ("a_guest_without_a_root_panics_and_its_last_words_arrive", panics),
     ("four_vcpus_come_up", four_vcpus),
+    ("thirty_two_vcpus_come_up", many_vcpus),
     ("vcpus_beyond_the_first_stay_offline", spare_vcpus),
     ("memory_on_both_sides_of_the_hole_is_used", much_memory),
     ("what_is_no_kernel_is_named", not_a_kernel),
@@ -159,6 +160,13 @@ fn four_vcpus() -> Result<()> {
     let (console, _) = Sandbox::new()?.run(&config, &kernel(), None)?;
     ensure!(console.contains("Brought up 1 node, 4 CPUs"), "{console}");
     ensure!(console.contains("Num. cores per package:     4"), "{console}");
+    Ok(())
+}
+
+fn many_vcpus() -> Result<()> {
+    let config = VmConfig { vcpus: 32, max_vcpus: 32, ..talkative() };
+    let (console, _) = Sandbox::new()?.run(&config, &kernel(), None)?;
+    ensure!(console.contains("Brought up 1 node, 32 CPUs"), "{console}");
     Ok(())
 }
 

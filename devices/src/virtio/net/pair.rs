@@ -196,6 +196,10 @@ impl Pair {
         if self.handed || self.wanted.contains(EventSet::OUT) {
             return Ok(Progress::Idle);
         }
+        if self.wire.is_none() && self.slot.has_new(self.index) {
+            // The guest has been told of a link that this thread takes up in a moment: its frames wait for that.
+            return Ok(Progress::Idle);
+        }
         let sent = self.transmitter.run(self.wire.as_mut().filter(|_| self.attended))?;
         self.slot.count(0, std::mem::take(&mut self.transmitter.dropped));
         let full = self.wire.as_ref().is_some_and(Wire::is_full);

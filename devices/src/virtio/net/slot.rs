@@ -240,10 +240,9 @@ impl Shared {
         }
     }
 
-    /// Whether every pair's thread has taken what is new for it.
-    #[cfg(test)]
-    pub(super) fn is_taken(&self) -> bool {
-        self.state().ports.iter().all(|port| matches!(port, Port::Unchanged))
+    /// Whether there is something new for the thread of pair `index`.
+    pub(super) fn has_new(&self, index: u16) -> bool {
+        self.state().ports.get(usize::from(index)).is_some_and(|port| !matches!(port, Port::Unchanged))
     }
 
     /// Takes what is there for the thread of pair `index`.

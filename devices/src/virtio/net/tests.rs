@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::spec::*;
+use super::wire::Wire;
 use super::*;
 use crate::virtio::spec::{INTERRUPT_CONFIG, STATUS_DRIVER_OK};
 use crate::virtio::testing::{Dice, Driver, into, memory, out, threads, wait_for};
@@ -283,6 +284,24 @@ fn a_tap_that_goes_takes_the_link_down_and_another_brings_it_up() {
 }
 
 /// Says something on the control queue; the answer.
+#[test]
+fn what_is_sent_before_the_thread_has_the_new_tap_waits_for_it() {
+    let (mut driver, slot, _) = start(0);
+    slot.pull();
+    transmit(&mut driver, &frame(60, 1));
+    wait_for("thread without a tap", || !slot.0.has_new(0));
+    let (far, near) = tap();
+    // Plugged in, but for what wakes the thread.
+    slot.0.keep(0, Wire::new(TAP, near, None).unwrap());
+    driver.put(FRAME_AT, &frame(61, 2));
+    driver.post(TX, 0, &[out(FRAME_AT, 61 + HEADER_BYTES as u32)]);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!((driver.used(TX), slot.lost()), (1, (0, 1)));
+    slot.0.set_active(1);
+    assert_eq!(receive(&far), frame(61, 2));
+    assert_eq!(driver.take(TX), (0, 0));
+}
+
 fn command(driver: &mut Driver, queue: usize, bytes: &[u8]) -> u8 {
     driver.put(0x8000, bytes);
     driver.put(0x9000, &[0xee]);

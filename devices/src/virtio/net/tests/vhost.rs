@@ -76,12 +76,6 @@ impl Host {
         ends
     }
 
-    /// Plugs the tap in. A frame that is sent before the device's thread has it would go nowhere.
-    fn plug(&self, slot: &NicSlot) {
-        slot.plug(self.open(slot.0.shape.pairs.into())).unwrap();
-        wait_for("thread that takes the tap", || slot.0.is_taken());
-    }
-
     /// A driver in front of a device with the tap.
     fn start(&self, slot: &NicSlot) -> Driver {
         slot.plug(self.open(slot.0.shape.pairs.into())).unwrap();
@@ -145,7 +139,7 @@ fn the_kernel_moves_frames_and_goes_on_after_pauses_and_in_another_device() {
     let other = super::slot(TAP, 1);
     let mut second = driver.continue_with(Box::new(Net::new(other.clone(), 0, threads())), &state);
     second.transport.transport_mut().resume();
-    host.plug(&other);
+    other.plug(host.open(1)).unwrap();
     for head in 0..100 {
         host.exchange(&mut second, head);
     }
@@ -204,7 +198,7 @@ fn a_tap_that_is_deleted_takes_the_link_down_and_another_brings_it_up() {
         // To nobody; the kernel, if it has the queue still, takes it and keeps it.
         transmit(&mut driver, &frame(60, 1));
         host = Host::with(host.flags);
-        host.plug(&slot);
+        slot.plug(host.open(1)).unwrap();
         host.exchange(&mut driver, 9);
     }
 }
