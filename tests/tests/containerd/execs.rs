@@ -119,11 +119,10 @@ fn at_once(ctr: &mut Ctr, notes: &mut Notes, count: usize) {
     let running: Vec<Running> = (0..count).map(start).collect();
     for (number, one) in running.into_iter().enumerate() {
         let finished = one.finish_within(2 * PATIENCE);
-        let bytes = finished.stdout.len() - number.to_string().len();
         notes.want(
             format!("exec {number}"),
-            format!("{} {bytes} {}", finished.status, finished.err()),
-            format!("{number} 10001 "),
+            format!("{} {} {}", finished.status, finished.stdout.len(), finished.err()),
+            format!("{number} {} ", 10_001 + number.to_string().len()),
         );
     }
     thread::sleep(Duration::from_millis(200));
