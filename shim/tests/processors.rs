@@ -55,6 +55,7 @@ fn come_and_go() -> Result<()> {
     let settings = Settings {
         vm: VmConfig { vcpus: 1, max_vcpus: 3, ..VmConfig::default() },
         beginning: Beginning::Boot { kernel: built("vmlinux"), initrd: built("initrd.img"), templates: None },
+        memory_folder: None,
         served: Vec::new(),
         live_console: false,
         boot_limit: Duration::from_secs(120),

@@ -51,6 +51,38 @@ fn use_and_free(templates: &str) -> [u64; 2] {
 
 #[test]
 #[ignore = "boots a guest: make test"]
+fn memory_lies_in_a_file_where_that_is_asked_for() {
+    let tatami = Tatami::new();
+    let folder = tatami.scratch().join("memory");
+    fs::create_dir(&folder).unwrap();
+    let backing = format!("file:{}", folder.display());
+    let script = "echo up; read x; dd if=/dev/zero of=/dev/shm/f bs=1M count=20 2>/dev/null; echo full; read x; exit 3";
+    let mut command = tatami
+        .command(&Tatami::run_arguments(&["-i", "-m", "128m", "--memory-backing", &backing], &["sh", "-c", script]));
+    command.stdin(std::process::Stdio::piped());
+    let mut running = tatami_tests::Running::start(command);
+    let mut stdin = running.take_stdin();
+    running.wait_for("up");
+    let mapped = || {
+        let processes = tatami.processes();
+        let vmm = processes.into_iter().find(|process| process.command.starts_with("tatami-vmm")).expect("a VMM runs");
+        let maps = fs::read_to_string(format!("/proc/{}/maps", vmm.pid)).expect("it has not ended");
+        maps.lines().filter(|line| line.contains("rw-s") && line.contains("memory/#")).count()
+    };
+    assert_eq!(mapped(), 1, "one region below the hole");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "it has a name");
+    for said in ["full", ""] {
+        std::io::Write::write_all(&mut stdin, b"\n").unwrap();
+        running.wait_for(said);
+    }
+    running.finish().expect_status(3);
+    let too_much = ["--memory-backing", "file:/proc", "-m", "64m"];
+    tatami.run_with(&too_much, &["true"]).expect_error(125, &["guest memory in a file in /proc"]);
+    tatami.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
 fn freed_memory_is_the_hosts_again() {
     let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     // One that boots, one that leaves a template, and one that goes on from it.

@@ -50,6 +50,7 @@ fn main() -> anyhow::Result<()> {
             kernel: open(&arguments.kernel)?,
             user_space: arguments.initrd.as_ref().map(open).transpose()?,
         },
+        memory: None,
         devices: devices(&arguments)?,
         spare: None,
         serial: Box::new(Console),

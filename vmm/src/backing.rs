@@ -34,7 +34,7 @@ impl RamBacking {
         let granule = match kind {
             MemoryKind::HugePages => HUGE_PAGE,
             // Asked for now: a confined thread may not.
-            MemoryKind::Anonymous | MemoryKind::Shared => rustix::param::page_size() as u64,
+            MemoryKind::Anonymous | MemoryKind::Shared | MemoryKind::File => rustix::param::page_size() as u64,
         };
         RamBacking { kind, restored, granule }
     }
@@ -158,7 +158,7 @@ mod tests {
     use vm_memory::Bytes;
 
     const REGIONS: [Region; 2] = [Region { start: 0, size: 4 << 20 }, Region { start: 4 << 30, size: 2 << 20 }];
-    const RAM: Ram<'_> = Ram { regions: &REGIONS, closed: None, kind: MemoryKind::Anonymous };
+    const RAM: Ram<'_> = Ram { regions: &REGIONS, closed: None, kind: MemoryKind::Anonymous, file: None };
     const BOTH: [MemoryKind; 2] = [MemoryKind::Anonymous, MemoryKind::Shared];
 
     fn word(memory: &GuestMemory, address: u64) -> u64 {

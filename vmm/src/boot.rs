@@ -79,6 +79,8 @@ pub struct Parts {
     pub kvm: OwnedFd,
     /// What the guest begins as. Its user space, if that is on a disk, is among the devices instead.
     pub origin: Origin,
+    /// The file that memory is to lie in, as long as all of it ([`VmConfig::all_memory_bytes`]), if it is of that kind.
+    pub memory: Option<File>,
     /// Devices, in the order in which the guest shall find them, or has found them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// What can be added to its memory, as [`spare_memory`] has it, and a device among `devices` knows.
@@ -159,12 +161,13 @@ impl BuiltVm {
     /// Says which part could not be had, and why.
     pub fn new(config: &VmConfig, parts: Parts) -> Result<BuiltVm, BootError> {
         config.validate()?;
-        let Parts { kvm, origin, devices, spare, serial, threads } = parts;
+        let Parts { kvm, origin, memory: file, devices, spare, serial, threads } = parts;
         vcpu::install_kick_handler()?;
         let kvm = Kvm::new(kvm)?;
         let processors = Processors::new(&kvm, config.max_vcpus)?;
         let regions = Host::ram(config.memory_bytes());
-        let ram = Ram { regions: &regions, closed: spare_region(config), kind: config.memory_kind };
+        let (closed, kind) = (spare_region(config), config.memory_kind);
+        let ram = Ram { regions: &regions, closed, kind, file: file.as_ref() };
         let (memory, beginning) = match origin {
             Origin::Kernel { kernel, user_space: initrd } => (memory::create(ram)?, Beginning::Load(kernel, initrd)),
             // Its files are closed here: nothing that the guest could take over may still open them.

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of what goes on in the guest; reads nothing that a guest wrote, except console bytes, which it passes on.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,7 +13,7 @@ use tatami_devices::virtio::DiskPart;
 
 use crate::boot::Origin;
 use crate::child::{Child, Program};
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{ConfigError, MemoryKind, VmConfig};
 use crate::control::{Channel, ControlError, LogLevel, Notice, Order, OriginKind, Part, Received, Start, What, parse};
 use crate::process::NAME;
 use crate::snapshot::Snapshot;
@@ -25,6 +26,8 @@ pub struct Resources {
     pub kvm: OwnedFd,
     /// What the guest begins as.
     pub origin: Origin,
+    /// The file that the guest's memory is to lie in, if it is of the kind [`MemoryKind::File`]; it is made as long as that takes.
+    pub memory: Option<File>,
     /// The folder that the guest sees under the tag `shared`; a mount point, whose mount is shared if what is mounted below
     /// it later is to arrive.
     pub shared_dir: PathBuf,
@@ -42,6 +45,9 @@ pub enum SpawnError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The file for its memory.
+    #[error("cannot use the file for guest memory: {0}")]
+    Memory(io::Error),
     /// No process.
     #[error("cannot start the VMM process: {0}")]
     Process(io::Error),
@@ -111,7 +117,13 @@ impl VmmProcess {
     /// As [`VmmProcess::spawn`].
     pub fn spawn_binary(binary: &Path, config: &VmConfig, resources: Resources) -> Result<VmmProcess, SpawnError> {
         config.validate()?;
-        let Resources { kvm, origin, shared_dir, vsock_listener, vhost_user, cgroup } = resources;
+        let Resources { kvm, origin, memory, shared_dir, vsock_listener, vhost_user, cgroup } = resources;
+        if (config.memory_kind == MemoryKind::File) != memory.is_some() {
+            return Err(SpawnError::Memory(io::Error::other("a file is given for memory in a file, and for no other")));
+        }
+        if let Some(file) = &memory {
+            file.set_len(config.all_memory_bytes()).map_err(SpawnError::Memory)?;
+        }
         let (channel, theirs) = Channel::pair().map_err(SpawnError::Process)?;
         let program = Program {
             binary,
@@ -130,6 +142,7 @@ impl VmmProcess {
         let start = Start { config: config.clone(), shared_dir, origin: kind };
         let mut sent = vec![kvm.as_fd(), vsock_listener.as_fd()];
         sent.extend(files.into_iter().map(AsFd::as_fd));
+        sent.extend(memory.iter().map(AsFd::as_fd));
         sent.extend(vhost_user.iter().map(AsFd::as_fd));
         process.channel.send(&start, &sent, true)?;
         Ok(process)

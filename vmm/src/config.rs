@@ -72,6 +72,8 @@ pub enum MemoryKind {
     Shared,
     /// The same in pages of 2 MiB that the host has set aside; all that the guest starts with is taken at the start.
     HugePages,
+    /// A file that the VMM is handed, where whoever asks for it wants the memory to lie.
+    File,
 }
 
 /// A slot for a network, as the guest finds it when it boots. What is plugged in later must be of this kind.
@@ -283,6 +285,11 @@ impl VmConfig {
         let first = usize::from(self.root_disk) + FIXED_DEVICES;
         let slots = (first..).map_while(Host::device_slot).map(|slot| slot.address);
         slots.take(self.vhost_user.len()).collect()
+    }
+
+    /// RAM that the guest has and RAM that can be added, in bytes.
+    pub fn all_memory_bytes(&self) -> u64 {
+        self.memory_bytes() + self.spare_memory_bytes()
     }
 
     /// RAM in bytes.

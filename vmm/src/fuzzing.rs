@@ -35,7 +35,7 @@ pub fn kernel(file: &mut File, initrd: u64) {
 }
 
 fn ram(regions: &[Region]) -> Ram<'_> {
-    Ram { regions, closed: None, kind: MemoryKind::Anonymous }
+    Ram { regions, closed: None, kind: MemoryKind::Anonymous, file: None }
 }
 
 /// Takes up a saved machine as far as that goes without KVM: state, memory, devices, which then go to work.

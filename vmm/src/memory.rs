@@ -5,7 +5,8 @@
 //! with its agent and an idle container holds 52 MB of the host's memory instead of 47.
 //! Memory in a file (memfd) gets no huge pages on a host with the usual settings, and cannot be merged between sandboxes, so
 //! it is for what needs it: sharing with other processes. Reserved huge pages (hugetlb) are for hosts that set some aside: they
-//! are there, or the machine does not start. Knows regions, not what is in them.
+//! are there, or the machine does not start. A file of somebody's choosing holds all regions, one after the other. Knows
+//! regions, not what is in them.
 
 #![allow(unsafe_code, reason = "advice on memory, and files mapped over it, take addresses")]
 
@@ -63,6 +64,8 @@ pub(crate) struct Ram<'a> {
     pub(crate) closed: Option<Region>,
     /// What it is made of.
     pub(crate) kind: MemoryKind,
+    /// The file that it is to lie in, as long as all of it, if it is of that kind.
+    pub(crate) file: Option<&'a File>,
 }
 
 impl Ram<'_> {
@@ -80,7 +83,7 @@ impl Ram<'_> {
         let mib = self.total() >> 20;
         match self.kind {
             MemoryKind::HugePages => MemoryError::NoHugePages { mib, pages: self.total().div_ceil(HUGE_PAGE), source },
-            MemoryKind::Anonymous | MemoryKind::Shared => MemoryError::Refused(mib, source),
+            MemoryKind::Anonymous | MemoryKind::Shared | MemoryKind::File => MemoryError::Refused(mib, source),
         }
     }
 }
@@ -109,7 +112,7 @@ pub(crate) fn create_from(ram: Ram<'_>, file: &File, stretches: &[Extent]) -> Re
         here.try_for_each(|stretch| match ram.kind {
             MemoryKind::Anonymous => map_over(mapping, file, start, stretch),
             // Memory that others map is one file; nothing else can lie over it.
-            MemoryKind::Shared | MemoryKind::HugePages => copy_into(mapping, file, start, stretch),
+            MemoryKind::Shared | MemoryKind::HugePages | MemoryKind::File => copy_into(mapping, file, start, stretch),
         })
     })
 }
@@ -121,7 +124,7 @@ fn map_all(ram: Ram<'_>, prepare: impl Fn(&MmapRegion, u64) -> io::Result<()>) -
     let mut mapped = Vec::with_capacity(ram.regions.len() + 1);
     let mut start = 0;
     for (region, open) in ram.all() {
-        let mapping = map(ram.kind, region.size as usize, open).map_err(refused)?;
+        let mapping = map(ram, start, region.size as usize, open).map_err(refused)?;
         prepare(&mapping, start).map_err(refused)?;
         start += region.size;
         let placed = GuestRegionMmap::new(mapping, GuestAddress(region.start));
@@ -176,26 +179,33 @@ fn write_mapped(mapping: &MmapRegion, offset: usize, bytes: &[u8]) {
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), mapping.as_ptr().add(offset), bytes.len()) }
 }
 
-/// Maps `size` bytes, which can be used at once, or not yet at all.
-fn map(kind: MemoryKind, size: usize, open: bool) -> io::Result<MmapRegion> {
-    match kind {
+/// Maps `size` bytes of `ram`, before which `start` lie, so that they can be used at once, or not yet at all.
+fn map(ram: Ram<'_>, start: u64, size: usize, open: bool) -> io::Result<MmapRegion> {
+    let in_memory = |kind: MemfdFlags| -> io::Result<FileOffset> {
+        let file = File::from(rustix::fs::memfd_create("guest memory", MemfdFlags::CLOEXEC | kind)?);
+        file.set_len(size as u64)?;
+        Ok(FileOffset::new(file, 0))
+    };
+    match ram.kind {
         MemoryKind::Anonymous => map_aligned(size, open),
-        MemoryKind::Shared => map_file(size, open, MemfdFlags::CLOEXEC, libc::MAP_NORESERVE),
+        MemoryKind::Shared => map_file(in_memory(MemfdFlags::empty())?, size, open, libc::MAP_NORESERVE),
         MemoryKind::HugePages => {
-            let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
             // What is open is set aside for this machine now; the rest is when it is opened.
-            map_file(size, open, flags, if open { 0 } else { libc::MAP_NORESERVE })
+            let flags = if open { 0 } else { libc::MAP_NORESERVE };
+            map_file(in_memory(MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)?, size, open, flags)
+        }
+        MemoryKind::File => {
+            let file = ram.file.ok_or(io::ErrorKind::InvalidInput)?.try_clone()?;
+            map_file(FileOffset::new(file, start), size, open, libc::MAP_NORESERVE)
         }
     }
 }
 
-fn map_file(size: usize, open: bool, kind: MemfdFlags, flags: libc::c_int) -> io::Result<MmapRegion> {
-    let file = File::from(rustix::fs::memfd_create("guest memory", kind)?);
-    file.set_len(size as u64)?;
+fn map_file(place: FileOffset, size: usize, open: bool, flags: libc::c_int) -> io::Result<MmapRegion> {
     MmapRegionBuilder::new(size)
         .with_mmap_prot(protection(open))
         .with_mmap_flags(libc::MAP_SHARED | flags)
-        .with_file_offset(FileOffset::new(file, 0))
+        .with_file_offset(place)
         .build()
         .map_err(io_error)
 }
@@ -256,7 +266,7 @@ mod tests {
     use vm_memory::{Bytes, GuestMemory as _};
 
     const REGIONS: [Region; 2] = [Region { start: 0, size: 2 << 20 }, Region { start: 4 << 30, size: 1 << 20 }];
-    const RAM: Ram<'_> = Ram { regions: &REGIONS, closed: None, kind: MemoryKind::Anonymous };
+    const RAM: Ram<'_> = Ram { regions: &REGIONS, closed: None, kind: MemoryKind::Anonymous, file: None };
 
     #[test]
     fn both_sides_of_a_hole_hold_what_is_written() {
@@ -270,6 +280,21 @@ mod tests {
             assert_eq!(memory.read_obj::<u32>(GuestAddress(0x2000)).unwrap(), 0);
             assert!(memory.write_obj(1u8, GuestAddress(2 << 20)).is_err());
         }
+    }
+
+    #[test]
+    fn a_file_of_its_own_holds_all_regions_one_after_the_other() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 << 20).unwrap();
+        let memory = create(Ram { kind: MemoryKind::File, file: Some(&file), ..RAM }).unwrap();
+        memory.write_slice(b"low", GuestAddress(0x3000)).unwrap();
+        memory.write_slice(b"high", GuestAddress((4 << 30) + 0x5000)).unwrap();
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, 0x3000).unwrap();
+        assert_eq!(&bytes, b"low\0");
+        file.read_exact_at(&mut bytes, (2 << 20) + 0x5000).unwrap();
+        assert_eq!(&bytes, b"high");
+        assert!(create(Ram { kind: MemoryKind::File, ..RAM }).is_err());
     }
 
     #[test]
@@ -306,7 +331,7 @@ mod tests {
         // Nobody sets this many aside.
         let host = nix::sys::sysinfo::sysinfo().unwrap().ram_total() >> 21 << 21;
         let regions = [Region { start: 0, size: host }];
-        let error = create(Ram { regions: &regions, closed: None, kind: MemoryKind::HugePages }).unwrap_err();
+        let error = create(Ram { regions: &regions, kind: MemoryKind::HugePages, ..RAM }).unwrap_err();
         let pages = format!("it takes {} free pages of 2 MiB", host >> 21);
         assert!(error.to_string().contains(&pages) && error.to_string().contains("sysctl vm.nr_hugepages"), "{error}");
     }

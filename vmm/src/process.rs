@@ -17,7 +17,7 @@ use tatami_devices::virtio::{
 
 use crate::backing::RamBacking;
 use crate::boot::{BootError, BuiltVm, Origin, Parts};
-use crate::config::{FIXED_DEVICES, FolderConfig, VhostUserKind, VmConfig, vhost_user_tag};
+use crate::config::{FIXED_DEVICES, FolderConfig, MemoryKind, VhostUserKind, VmConfig, vhost_user_tag};
 use crate::console::ConsoleOutput;
 use crate::control::{Channel, ControlError, LogLevel, Notice, OriginKind, Received, Start, bounded, parse};
 use crate::disks;
@@ -115,6 +115,7 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
         OriginKind::KernelAndUserSpace => Origin::Kernel { kernel: file()?, user_space: Some(file()?) },
         OriginKind::Snapshot => Origin::Snapshot(Snapshot { memory: file()?, state: file()? }),
     };
+    let memory = if start.config.memory_kind == MemoryKind::File { Some(file()?) } else { None };
     let sockets = start.config.vhost_user.iter().map(|_| next().map(UnixStream::from)).collect::<Result<_, _>>()?;
 
     let adjustable = Adjustable::new(&start.config)?;
@@ -130,7 +131,7 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
     }
     let serial = Box::new(ConsoleOutput::new(Arc::clone(channel)));
     let spare = adjustable.spare.clone();
-    let vm = BuiltVm::new(&start.config, Parts { kvm, origin, devices, spare, serial, threads })?;
+    let vm = BuiltVm::new(&start.config, Parts { kvm, origin, memory, devices, spare, serial, threads })?;
     // Whatever the guest does comes after this.
     seccomp::confine(Who::Supervisor, Facts::new(channel.as_fd().as_raw_fd()))?;
     let elapsed = || began.elapsed().as_millis().try_into().unwrap_or(u64::MAX);

@@ -273,7 +273,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     const REGIONS: [Region; 2] = [Region { start: 0, size: 4 << 20 }, Region { start: 4 << 30, size: 2 << 20 }];
-    const RAM: Ram<'_> = Ram { regions: &REGIONS, closed: None, kind: MemoryKind::Anonymous };
+    const RAM: Ram<'_> = Ram { regions: &REGIONS, closed: None, kind: MemoryKind::Anonymous, file: None };
     const WRITTEN: [u64; 5] = [0x1000, 0x3008, 0x20_0000, (4 << 30) + 0x5000, (4 << 30) + 0x1f_f000];
 
     fn saved() -> (File, Vec<(u64, u64)>) {

@@ -94,6 +94,7 @@ impl Sandbox {
                 kernel: File::open(kernel).with_context(|| format!("cannot open {}", kernel.display()))?,
                 user_space: initrd.map(File::open).transpose()?,
             },
+            memory: None,
             shared_dir: self.shared(),
             vsock_listener: UnixListener::bind(socket)?,
             vhost_user: Vec::new(),

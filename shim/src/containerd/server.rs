@@ -81,6 +81,7 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
             initrd: files.initrd,
             templates: Templates::from_environment(&start.places),
         },
+        memory_folder: None,
         served: Vec::new(),
         live_console: false,
         boot_limit: BOOT_LIMIT,

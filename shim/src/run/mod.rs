@@ -211,6 +211,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
             initrd: files.initrd,
             templates: Templates::from_environment(&Places::from_environment()),
         },
+        memory_folder: options.memory_folder.clone(),
         served: served.sockets,
         live_console: options.console.is_some(),
         boot_limit: options.boot_limit,

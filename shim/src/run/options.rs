@@ -121,10 +121,10 @@ pub struct RunArguments {
     #[arg(short, long, value_name = "SIZE[b|k|m|g]", default_value = "512m", value_parser = parse_memory)]
     memory: u32,
     /// What the virtual machine's memory is made of on the host: its own (anonymous), what other processes can map
-    /// (shared), or pages of 2 MiB that the host has set aside with vm.nr_hugepages (huge-pages) [default: anonymous, or
-    /// shared where a vhost-user back end takes part]
-    #[arg(long, value_name = "KIND", value_parser = parse_memory_kind)]
-    memory_backing: Option<MemoryKind>,
+    /// (shared), pages of 2 MiB that the host has set aside with vm.nr_hugepages (huge-pages), or a file without a name in a
+    /// folder (file:FOLDER) [default: anonymous, or shared where a vhost-user back end takes part]
+    #[arg(long, value_name = "KIND", value_parser = parse_memory_backing)]
+    memory_backing: Option<MemoryBacking>,
     /// Virtual CPUs
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     cpus: u8,
@@ -266,6 +266,8 @@ pub struct RunOptions {
     pub memory_mib: u32,
     /// What that is made of, if not what its devices need.
     pub memory_kind: Option<MemoryKind>,
+    /// Where its file is to be, if it is to lie in one.
+    pub memory_folder: Option<PathBuf>,
     /// The VM's CPUs.
     pub cpus: u8,
     /// Kernel, if not the usual one.
@@ -363,6 +365,10 @@ impl RunArguments {
         if rates.net.is_some() && self.net.insists_on_vhost() {
             return Err(OptionsError::VhostRate);
         }
+        let (memory_kind, memory_folder) = match self.memory_backing {
+            Some(MemoryBacking(kind, folder)) => (Some(kind), folder),
+            None => (None, None),
+        };
         Ok(RunOptions {
             source,
             command: words,
@@ -389,7 +395,8 @@ impl RunArguments {
             stop_signal: self.stop_signal,
             stop_timeout: self.stop_timeout.into(),
             memory_mib: self.memory,
-            memory_kind: self.memory_backing,
+            memory_kind,
+            memory_folder,
             cpus: self.cpus,
             kernel: self.kernel,
             initrd: self.initrd,
@@ -441,12 +448,20 @@ pub(crate) fn variables(
     Ok(variables)
 }
 
-fn parse_memory_kind(text: &str) -> Result<MemoryKind, String> {
-    match text {
-        "anonymous" => Ok(MemoryKind::Anonymous),
-        "shared" => Ok(MemoryKind::Shared),
-        "huge-pages" => Ok(MemoryKind::HugePages),
-        _ => Err("expected anonymous, shared or huge-pages".to_owned()),
+/// What memory is made of, and where a file for it is to be.
+#[derive(Clone, Debug)]
+struct MemoryBacking(MemoryKind, Option<PathBuf>);
+
+fn parse_memory_backing(text: &str) -> Result<MemoryBacking, String> {
+    match (text, text.strip_prefix("file:")) {
+        ("anonymous", _) => Ok(MemoryBacking(MemoryKind::Anonymous, None)),
+        ("shared", _) => Ok(MemoryBacking(MemoryKind::Shared, None)),
+        ("huge-pages", _) => Ok(MemoryBacking(MemoryKind::HugePages, None)),
+        (_, Some(folder)) if !folder.is_empty() => {
+            let folder = std::path::absolute(folder).map_err(|error| error.to_string())?;
+            Ok(MemoryBacking(MemoryKind::File, Some(folder)))
+        }
+        _ => Err("expected anonymous, shared, huge-pages or file:FOLDER".to_owned()),
     }
 }
 
@@ -575,10 +590,14 @@ mod tests {
 
     #[test]
     fn memory_is_made_of_what_is_asked_for() {
-        let kind = |words: &[&str]| options(&[words, &["i"]].concat()).unwrap().memory_kind;
-        assert_eq!(kind(&[]), None);
-        assert_eq!(kind(&["--memory-backing", "huge-pages"]), Some(MemoryKind::HugePages));
+        let kind = |words: &[&str]| {
+            let options = options(&[words, &["i"]].concat()).unwrap();
+            (options.memory_kind, options.memory_folder)
+        };
+        assert_eq!(kind(&[]), (None, None));
+        assert_eq!(kind(&["--memory-backing", "huge-pages"]), (Some(MemoryKind::HugePages), None));
+        assert_eq!(kind(&["--memory-backing", "file:/a"]), (Some(MemoryKind::File), Some("/a".into())));
         let error = parse(&["--memory-backing", "hugetlbfs", "i"]).unwrap_err().to_string();
-        assert!(error.contains("expected anonymous, shared or huge-pages"), "{error}");
+        assert!(error.contains("expected anonymous, shared, huge-pages or file:FOLDER"), "{error}");
     }
 }

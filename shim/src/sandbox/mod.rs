@@ -17,6 +17,7 @@ pub mod folder;
 pub mod fs_mount;
 pub mod guest;
 pub mod kept;
+mod memory_file;
 pub mod mounts;
 mod overlay_marks;
 mod remove;
@@ -116,6 +117,14 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// There is no file for the VM's memory.
+    #[error("cannot have guest memory in a file in {}: {source}", folder.display())]
+    Memory {
+        /// Where it should be.
+        folder: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A file that the VM needs cannot be opened.
     #[error("cannot open {what} {file}: {source}")]
     Open {
@@ -151,6 +160,10 @@ pub struct Settings {
     pub vm: VmConfig,
     /// What its guest begins as.
     pub beginning: Beginning,
+    /// The folder in which memory of the kind [`MemoryKind::File`] is to lie.
+    ///
+    /// [`MemoryKind::File`]: tatami_vmm::MemoryKind::File
+    pub memory_folder: Option<PathBuf>,
     /// Where the processes listen that serve [`VmConfig::vhost_user`].
     pub served: Vec<PathBuf>,
     /// Show the guest's serial output on standard error as it comes.
@@ -275,6 +288,8 @@ impl Sandbox {
         let (origin, template) = settings.origin()?;
         let shared_dir = ground.shared.path().to_owned();
         let vhost_user = settings.served.iter().map(|path| served::connect(path)).collect::<Result<_, _>>()?;
+        let bytes = settings.vm.all_memory_bytes();
+        let memory = settings.memory_folder.as_ref().map(|folder| memory_file::create(folder, bytes)).transpose()?;
         let VmConfig { max_vcpus, disk_slots, folder, ref nics, vhost_user: ref served, .. } = settings.vm;
         // Two for each pair of a network's queues: vhost's thread is counted as the VMM's. And two for each device that another
         // process serves, one of which watches the clock.
@@ -283,7 +298,7 @@ impl Sandbox {
         let cgroup = cgroup::create(ground.folder.id(), ground.folder.state(), threads);
         let cgroup = cgroup.inspect_err(|error| log::warn!("the VMM runs without a cgroup of its own: {error}")).ok();
         let kvm = probe::open()?;
-        let resources = Resources { kvm, origin, shared_dir, vsock_listener: listener, vhost_user, cgroup };
+        let resources = Resources { kvm, origin, memory, shared_dir, vsock_listener: listener, vhost_user, cgroup };
         let vm = Vm::start(&settings.vm, resources, settings.live_console)?;
         timings.pass(Mark::VmmSpawned);
         let disks = Disks::new(vm.watch().clone(), &settings.vm);

@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
-use tatami_vmm::VmConfig;
 use tatami_vmm::snapshot::Snapshot;
+use tatami_vmm::{MemoryKind, VmConfig};
 
 use super::copy::{CopyError, copy_tree};
 use super::kept::Record;
@@ -186,6 +186,9 @@ impl Saver {
         let refuse = |what: &str, instead: &str| Err(format!("a sandbox with {what} cannot be saved: {instead}"));
         if !config.nics.is_empty() {
             return refuse("a network", "run it with --net none");
+        }
+        if config.memory_kind == MemoryKind::File {
+            return refuse("its memory in a file", "run it without --memory-backing file:…");
         }
         if config.root_disk {
             return refuse("a guest on a disk", "boot it from an initrd");
@@ -495,6 +498,9 @@ mod tests {
         let nics = vec![crate::network::passt::SLOT];
         let net = saver(&VmConfig { nics, ..VmConfig::default() }, Root::Image("/x".into())).err().unwrap();
         assert!(net.contains("--net none"), "{net}");
+        let in_file = VmConfig { memory_kind: MemoryKind::File, ..VmConfig::default() };
+        let file = saver(&in_file, Root::Image("/x".into())).err().unwrap();
+        assert!(file.contains("--memory-backing"), "{file}");
         let vhost_user = vec![tatami_vmm::VhostUserKind::Files];
         let files = saver(&VmConfig { vhost_user, ..VmConfig::default() }, Root::Image("/x".into())).err().unwrap();
         assert!(files.contains("--vhost-user-fs"), "{files}");

@@ -253,7 +253,7 @@ pub(crate) fn probe_instructions(device: OwnedFd) -> Result<Result<(), String>, 
     ];
     let kvm = Kvm::new(device)?;
     let ram = X86_64::ram(4 << 20);
-    let wanted = memory::Ram { regions: &ram, closed: None, kind: crate::config::MemoryKind::Anonymous };
+    let wanted = memory::Ram { regions: &ram, closed: None, kind: crate::config::MemoryKind::Anonymous, file: None };
     let memory = memory::create(wanted)
         .map_err(|error| KvmError::Call { what: "have 4 MiB of memory", source: std::io::Error::other(error) })?;
     let image = X86_64::boot_image(&BootInputs {

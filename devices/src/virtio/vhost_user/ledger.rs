@@ -83,20 +83,29 @@ impl Ledger {
         }
         for step in 0..made {
             let head = available_head(queue, memory, from_available.wrapping_add(step))?;
-            let owed = self.owed.get_mut(usize::from(head));
-            let Some(more) = owed.as_ref().and_then(|owed| owed.checked_add(1)) else { return Ok(false) };
-            owed.map(|owed| *owed = more);
+            if !self.change(head.into(), 1) {
+                return Ok(false);
+            }
         }
         for step in 0..given {
             let head = used_head(queue, memory, from_used.wrapping_add(step))?;
-            let owed = usize::try_from(head).ok().and_then(|head| self.owed.get_mut(head));
-            let Some(less) = owed.as_ref().and_then(|owed| owed.checked_sub(1)) else { return Ok(false) };
-            owed.map(|owed| *owed = less);
+            if !self.change(head, -1) {
+                return Ok(false);
+            }
         }
         // An entry that was overwritten while it was read was not the one meant.
         let overtaken = queue.avail_idx(memory, Ordering::Acquire)?.0.wrapping_sub(from_available) > queue.size()
             || queue.used_idx(memory, Ordering::Acquire)?.0.wrapping_sub(from_used) > queue.size();
         Ok(!overtaken)
+    }
+
+    /// Owes `head` once more, or less; whether that can be.
+    fn change(&mut self, head: u32, by: i8) -> bool {
+        let owed = usize::try_from(head).ok().and_then(|head| self.owed.get_mut(head));
+        let Some(owed) = owed else { return false };
+        let Some(new) = owed.checked_add_signed(by) else { return false };
+        *owed = new;
+        true
     }
 
     /// The heads of the `count` chains that were made available and not given back, as far as it can be told from the last entries

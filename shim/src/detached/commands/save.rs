@@ -75,6 +75,7 @@ pub(super) fn restore(arguments: RestoreArguments) -> Result<u8, Error> {
     let settings = Settings {
         vm: saved.vm.clone(),
         beginning: Beginning::Saved(folder.clone()),
+        memory_folder: None,
         served: Vec::new(),
         live_console: false,
         boot_limit: saved.boot_limit,

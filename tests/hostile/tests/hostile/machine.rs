@@ -93,6 +93,7 @@ impl Machine {
         let resources = Resources {
             kvm: probe::open()?,
             origin: Origin::Kernel { kernel: File::open(kernel)?, user_space: None },
+            memory: None,
             shared_dir: folder.path("above/shared"),
             vsock_listener: UnixListener::bind(folder.path("vsock"))?,
             vhost_user: Vec::new(),
