@@ -28,6 +28,9 @@ const GET_PROTOCOL_FEATURES: u32 = 15;
 const GET_QUEUE_NUM: u32 = 17;
 const GET_CONFIG: u32 = 24;
 
+/// Of 256 answers, so many are as they should be.
+const HONEST: u8 = 240;
+
 /// The input's first bytes, up to 64, are the back end's answers; the rest is the driver's.
 pub fn vhost_user(data: &[u8]) {
     let (answers, data) = data.split_at(data.len().min(64));
@@ -112,20 +115,18 @@ fn serve(mut socket: &UnixStream, answers: &[u8], memory: &GuestMemory, calls: &
             _ => (flags & NEED_REPLY != 0).then(|| vec![0; 8]),
         };
         let Some(mut answer) = honest else { continue };
-        let mut told = request;
-        match input.byte() {
-            0..=239 => {}
-            240..=247 => answer = input.bytes(16).to_vec(),
+        let (mut told, mood) = (request, input.byte());
+        match mood {
+            0..HONEST => {}
+            HONEST..=247 => answer = input.bytes(16).to_vec(),
             248..=251 => told = input.word(),
             252 | 253 => drop(socket.write(input.bytes(32))),
             _ => return drop(socket.shutdown(Shutdown::Both)),
         }
         let header = [told, VERSION_AND_REPLY, answer.len() as u32].map(u32::to_le_bytes).concat();
-        if socket.write_all(&[header, answer].concat()).is_err() {
-            return;
-        }
-        // What has come with fewer bytes than were promised is waited for by the device, whose patience is long.
-        if input.byte() == 255 {
+        let said = socket.write_all(&[header, answer].concat());
+        if said.is_err() || mood >= HONEST {
+            // What the device still waits for will not come.
             return drop(socket.shutdown(Shutdown::Both));
         }
     }
