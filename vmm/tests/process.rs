@@ -131,9 +131,9 @@ fn next(vmm: &mut VmmProcess) -> Result<Event> {
         if let Some(event) = vmm.next_event()? {
             return Ok(event);
         }
-        let timeout = PollTimeout::try_from(Duration::from_secs(60))?;
+        let timeout = PollTimeout::try_from(Duration::from_secs(180))?;
         if poll(&mut [PollFd::new(vmm.control_fd(), PollFlags::POLLIN)], timeout)? == 0 {
-            bail!("the VMM said nothing for a minute");
+            bail!("the VMM said nothing for three minutes");
         }
     }
 }
