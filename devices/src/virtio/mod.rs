@@ -6,6 +6,7 @@
 
 pub mod balloon;
 pub mod blk;
+mod buffers;
 pub mod console;
 mod device;
 pub mod fs;

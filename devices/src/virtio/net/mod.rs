@@ -7,7 +7,6 @@
 //! The hardware address is the slot's, by which the guest's agent finds the interface and gives it the one that it is to have:
 //! a machine may be one of several that go on from the same saved one.
 
-mod buffers;
 mod control;
 mod handover;
 mod offload;

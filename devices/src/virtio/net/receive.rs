@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 
-use super::buffers::Buffers;
+use super::super::buffers::Buffers;
 use super::spec::{FEATURE_MERGE, FRAME_MAX, HEADER_BYTES, NUM_BUFFERS_AT};
 use super::wire::{Got, Wire};
 use crate::virtio::{ActiveQueue, Chain, Fault, Ring, Segment, Throttle, ring};

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use super::buffers::Buffers;
+use super::super::buffers::Buffers;
 use super::spec::{FRAME_MAX, HEADER_BYTES};
 use crate::virtio::{GuestMemory, Segment, ring};
 

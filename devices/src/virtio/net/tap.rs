@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::ioctl::{Opcode, opcode};
 
-use super::buffers::Buffers;
+use super::super::buffers::Buffers;
 use super::offload;
 use super::spec::HEADER_BYTES;
 use super::vhost::Vhost;

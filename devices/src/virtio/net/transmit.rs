@@ -4,7 +4,7 @@
 
 use std::io;
 
-use super::buffers::Buffers;
+use super::super::buffers::Buffers;
 use super::offload;
 use super::spec::HEADER_BYTES;
 use super::wire::{Wire, is_gone};

@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+use super::super::buffers::Buffers;
 use super::NicKind;
-use super::buffers::Buffers;
 use super::spec::{FRAME_MAX, HEADER_BYTES};
 use super::stream::Stream;
 use super::tap::Tap;

@@ -25,6 +25,8 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 
 /// Packets in one go and one direction, before other descriptors get a look.
 const BUDGET: u32 = 256;
+/// Receive buffers that one stream fills with one read at most: 64 KiB with those that Linux gives.
+const BURST: u32 = 16;
 /// Clients accepted in one go.
 const ACCEPTS: u32 = 64;
 /// How long to leave new clients alone when the host has no descriptor or memory for them.
@@ -148,7 +150,6 @@ impl VirtioDevice for Vsock {
             events: events.map(|events| Ring::new(EVENT_QUEUE, events, memory, Arc::clone(&interrupt))),
             moved,
             unheard: None,
-            spare: None,
             wants_rx_kicks: false,
             tx_waits: false,
             timer,
@@ -210,8 +211,6 @@ struct Engine {
     /// It was told and has not taken notice yet: so many event buffers it will have given when it has. A stream that began before
     /// would end with the old ones, and a packet of an old one would be taken for an orderly end.
     unheard: Option<usize>,
-    /// A receive buffer that was taken for a packet which then did not come.
-    spare: Option<Chain>,
     /// The driver is known to have been asked to kick the receive queue. After a pause nothing is known.
     wants_rx_kicks: bool,
     /// The transmit queue is left alone until the driver has taken packets.
@@ -335,22 +334,26 @@ impl Engine {
     }
 
     fn send(&mut self) -> Result<(), Fault> {
-        let mut left = BUDGET;
+        let (mut left, mut burst, mut filled) = (BUDGET, 1, Vec::new());
         while self.muxer.has_packets() {
             if left == 0 {
                 // The driver may give buffers back as fast as they are filled: others want their turn.
                 self.rx.kick().write(1)?;
                 break;
             }
-            let Some(chain) = self.take_buffer()? else { break };
-            match self.muxer.fill(&Frame::new(self.rx.memory(), &chain)?) {
-                Some(bytes) => self.rx.give_back(chain, bytes)?,
-                None => {
-                    self.spare = Some(chain);
-                    break;
-                }
+            let mut chains = self.take_buffers(burst.min(left))?;
+            if chains.is_empty() {
+                break;
             }
-            left -= 1;
+            let frames =
+                chains.iter().map(|chain| Frame::new(self.rx.memory(), chain)).collect::<Result<Vec<_>, _>>()?;
+            self.muxer.fill(&frames, &mut filled);
+            let rest = chains.split_off(filled.len());
+            // Who fills all that there is may have more; most have not, and then taking buffers is in vain.
+            burst = if rest.is_empty() { (4 * burst).min(BURST) } else { 1 };
+            left -= filled.len() as u32;
+            self.rx.give_back_all(chains.into_iter().zip(filled.drain(..)))?;
+            put_back_all(&mut self.rx, rest);
         }
         if left < BUDGET {
             self.rx.notify()?;
@@ -362,22 +365,21 @@ impl Engine {
         Ok(())
     }
 
-    /// A receive buffer. If there is none, the driver will kick when there is.
-    fn take_buffer(&mut self) -> Result<Option<Chain>, Fault> {
-        if let Some(chain) = self.spare.take() {
-            return Ok(Some(chain));
-        }
-        loop {
-            if let Some(chain) = self.rx.take()? {
-                if std::mem::take(&mut self.wants_rx_kicks) {
-                    self.rx.disable_kicks()?;
-                }
-                return Ok(Some(chain));
-            }
-            if std::mem::replace(&mut self.wants_rx_kicks, true) || !self.rx.enable_kicks()? {
-                return Ok(None);
+    /// Up to so many receive buffers. If there is none, the driver will kick when there is.
+    fn take_buffers(&mut self, most: u32) -> Result<Vec<Chain>, Fault> {
+        let mut chains = Vec::new();
+        while chains.len() < most as usize {
+            match self.rx.take()? {
+                Some(chain) => chains.push(chain),
+                None if !chains.is_empty() || std::mem::replace(&mut self.wants_rx_kicks, true) => break,
+                None if !self.rx.enable_kicks()? => break,
+                None => {}
             }
         }
+        if !chains.is_empty() && std::mem::take(&mut self.wants_rx_kicks) {
+            self.rx.disable_kicks()?;
+        }
+        Ok(chains)
     }
 
     fn accept(&mut self, ops: &mut EventOps<'_>) -> Result<(), Fault> {
@@ -424,11 +426,6 @@ impl Engine {
     }
 
     fn dismantle(mut self) -> (Muxer, ActiveQueue, ActiveQueue, Option<ActiveQueue>) {
-        if let Some(chain) = self.spare.take()
-            && let Err(error) = self.rx.give_back(chain, 0)
-        {
-            log::error!("vsock: {error}");
-        }
         self.muxer.unwatch_all();
         (self.muxer, self.rx.into_active(), self.tx.into_active(), self.events.map(Ring::into_active))
     }

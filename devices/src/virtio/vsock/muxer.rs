@@ -1,7 +1,7 @@
 //! Many streams over one pair of queues: which packet belongs to which socket, and whose turn it is.
 //!
-//! Owns the host's sockets, moves bytes, and asks to have sockets watched; sees packets one at a time. It knows neither rings
-//! nor threads nor epoll, and never blocks.
+//! Owns the host's sockets, moves bytes, and asks to have sockets watched; hears packets one at a time, and sends some of one
+//! stream at once. It knows neither rings nor threads nor epoll, and never blocks.
 //!
 //! Nothing waits in here on its way to the guest: a host's bytes are read only when there is a buffer of the guest to read them
 //! into and the guest has granted space. On the way to the host, bytes wait in the stream's outbox, at most as many as the guest
@@ -14,10 +14,11 @@ use std::time::Instant;
 
 use event_manager::EventSet;
 
+use super::super::buffers::Buffers;
 use super::HostPorts;
 use super::connection::{Connection, Heard, Next};
 use super::greeting::{self, Greeting, Progress};
-use super::packet::{Frame, Packet};
+use super::packet::{self, Frame, Packet};
 use super::slot::{Patience, Side, Slot};
 use super::spec::{HOST_CID, Header, Op, TYPE_STREAM};
 use super::table::{Ports, SlotId, Table};
@@ -65,6 +66,7 @@ pub(super) struct Muxer {
     /// Slots that are out of the table, until nobody watches their sockets.
     closing: Vec<Slot>,
     next_port: u32,
+    buffers: Buffers,
 }
 
 impl Muxer {
@@ -78,6 +80,7 @@ impl Muxer {
             touched: Vec::new(),
             closing: Vec::new(),
             next_port: next_port.max(FIRST_PORT),
+            buffers: Buffers::default(),
         }
     }
 
@@ -171,20 +174,22 @@ impl Muxer {
         self.resets.len() >= RESETS
     }
 
-    /// Writes the next packet for the guest into `frame`; says how many bytes it fills. `None`: there is none after all.
-    pub(super) fn fill(&mut self, frame: &Frame<'_>) -> Option<u32> {
-        if let Some(Reset { ports, kind }) = self.resets.pop_front() {
-            return Some(frame.finish(&Header { kind, ..self.header(ports, Op::RST, 0, 0, (0, 0)) }));
+    /// Writes what there is next for the guest into `frames`, of which there are some, from the first on: a packet, or several of one
+    /// stream. Notes in `filled` how many bytes each fills; nothing if there is none after all.
+    pub(super) fn fill(&mut self, frames: &[Frame<'_>], filled: &mut Vec<u32>) {
+        if let Some(frame) = frames.first()
+            && let Some(Reset { ports, kind }) = self.resets.pop_front()
+        {
+            return filled
+                .push(frame.finish(&Header { kind, ..header(self.guest_cid, ports, (Op::RST, 0, 0), (0, 0)) }));
         }
         // Ends: a slot comes back only with a packet to send, and finding its socket empty is what takes that from it.
-        while let Some(id) = self.ready.pop_front() {
-            let header = self.turn(id, frame);
+        while filled.is_empty()
+            && let Some(id) = self.ready.pop_front()
+        {
+            self.turn(id, frames, filled);
             self.advance(id);
-            if let Some(header) = header {
-                return Some(frame.finish(&header));
-            }
         }
-        None
     }
 
     /// When to call [`Muxer::expire`] next.
@@ -252,55 +257,45 @@ impl Muxer {
         }
     }
 
-    /// One slot's turn to send: the header of its packet, the payload being in `frame` already.
-    fn turn(&mut self, id: SlotId, frame: &Frame<'_>) -> Option<Header> {
-        let slot = self.table.get(id)?;
+    /// One slot's turn to send.
+    fn turn(&mut self, id: SlotId, frames: &[Frame<'_>], filled: &mut Vec<u32>) {
+        let Some(slot) = self.table.get(id) else { return };
         slot.queued = false;
-        let Slot { stream, side: Side::Stream(ports, connection), readable, .. } = slot else { return None };
-        let ports = *ports;
-        let (op, flags, len) = match connection.next(*readable)? {
-            Next::Control(op, flags) => (op, flags, 0),
-            Next::Data(max) => match frame.read_from(stream, max) {
+        let Slot { stream, side: Side::Stream(ports, connection), readable, .. } = slot else { return };
+        let (op, flags, mut left) = match connection.next(*readable) {
+            None => return,
+            Some(Next::Control(op, flags)) => (op, flags, 0),
+            Some(Next::Data(max)) => match packet::read_from(frames, &mut self.buffers, stream, max) {
                 Ok(0) => {
                     *readable = false;
-                    connection.host_sent_last();
-                    return None;
+                    return connection.host_sent_last();
                 }
                 Ok(len) => {
                     // Less than there was room for: the socket is empty, and will be watched for more.
-                    *readable = len == frame.fit(max);
+                    *readable = len == packet::fit(frames, max);
                     (Op::RW, 0, len)
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     *readable = false;
-                    return None;
+                    return;
                 }
                 Err(_) => {
                     connection.host_sent_last();
-                    slot.hang_up();
-                    return None;
+                    return slot.hang_up();
                 }
             },
         };
-        let account = connection.say(op, len);
+        for frame in frames {
+            let len = frame.fit(left);
+            let account = connection.say(op, len);
+            filled.push(frame.finish(&header(self.guest_cid, *ports, (op, flags, len), account)));
+            left -= len;
+            if left == 0 {
+                break;
+            }
+        }
         if op == Op::RW {
             self.table.wait_no_more(id);
-        }
-        Some(self.header(ports, op, flags, len, account))
-    }
-
-    fn header(&self, ports: Ports, op: Op, flags: u32, len: u32, (buf_alloc, fwd_cnt): (u32, u32)) -> Header {
-        Header {
-            src_cid: HOST_CID,
-            dst_cid: self.guest_cid,
-            src_port: ports.host,
-            dst_port: ports.guest,
-            len,
-            kind: TYPE_STREAM,
-            op,
-            flags,
-            buf_alloc,
-            fwd_cnt,
         }
     }
 
@@ -424,5 +419,21 @@ impl Muxer {
         {
             self.ready.retain(|queued| *queued != id);
         }
+    }
+}
+
+/// The header of a packet to the guest: what it is, its flags and the length of its payload; the stream's account.
+fn header(guest_cid: u64, ports: Ports, (op, flags, len): (Op, u32, u32), (buf_alloc, fwd_cnt): (u32, u32)) -> Header {
+    Header {
+        src_cid: HOST_CID,
+        dst_cid: guest_cid,
+        src_port: ports.host,
+        dst_port: ports.guest,
+        len,
+        kind: TYPE_STREAM,
+        op,
+        flags,
+        buf_alloc,
+        fwd_cnt,
     }
 }

@@ -4,10 +4,12 @@
 //! and many. Knows nothing of connections.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use vm_memory::{Address, GuestMemory as _, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
+use vm_memory::{Address, GuestMemory as _, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
+use super::super::buffers::Buffers;
 use super::outbox::Outbox;
 use super::spec::{HEADER_SIZE, Header};
 use crate::virtio::{Chain, Fault, GuestMemory, Segment, ring};
@@ -97,36 +99,27 @@ impl<'c> Frame<'c> {
         self.room.min(wanted)
     }
 
-    /// Fills the payload from `stream` with at most `max` bytes; says how many there were, 0 at the stream's end.
-    ///
-    /// # Errors
-    /// What the socket said before the first byte, `WouldBlock` among it.
-    pub(super) fn read_from(&self, mut stream: &UnixStream, max: u32) -> io::Result<u32> {
-        let mut count = 0;
-        for mut slice in slices(self.memory, self.segments, HEADER_SIZE as u32, self.fit(max)) {
-            let got = loop {
-                match stream.read_volatile(&mut slice).map_err(into_io) {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    got => break got,
-                }
-            };
-            match got {
-                Ok(got) => count += got as u32,
-                Err(error) if count == 0 => return Err(error),
-                Err(_) => break,
-            }
-            if got.is_ok_and(|got| got < slice.len()) {
-                break;
-            }
-        }
-        Ok(count)
-    }
-
     /// Writes the header; says how many bytes of the chain are filled, payload included.
     pub(super) fn finish(&self, header: &Header) -> u32 {
         ring::write(self.memory, self.segments, &header.to_bytes());
         HEADER_SIZE as u32 + header.len
     }
+}
+
+/// How many of `wanted` bytes of payload fit into all of `frames`.
+pub(super) fn fit(frames: &[Frame<'_>], wanted: u32) -> u32 {
+    frames.iter().fold(0, |room: u32, frame| room.saturating_add(frame.room)).min(wanted)
+}
+
+/// Fills the payloads of `frames`, of which there are some, one after the other from `stream` with at most `max` bytes in all; says how
+/// many there were, 0 at the stream's end.
+///
+/// # Errors
+/// What the socket said, `WouldBlock` among it.
+pub(super) fn read_from(frames: &[Frame<'_>], buffers: &mut Buffers, stream: &UnixStream, max: u32) -> io::Result<u32> {
+    let Some(Frame { memory, .. }) = frames.first() else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let lists = frames.iter().map(|frame| frame.segments);
+    buffers.scatter(stream.as_fd(), memory, (lists, HEADER_SIZE as u32), max).map(|count| count as u32)
 }
 
 /// The host memory behind bytes `skip..skip + len` of `segments`, which are known to be RAM.

@@ -1,4 +1,4 @@
-//! Frames between a descriptor and buffers in guest memory, in one system call.
+//! Bytes between a descriptor and buffers in guest memory, in one system call.
 //!
 //! Knows no rings and no headers.
 #![allow(unsafe_code, reason = "readv and writev straight into guest memory, which no safe reference may point into")]
@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::GuestMemory as _;
 
-use crate::virtio::{GuestMemory, Segment};
+use super::{GuestMemory, Segment};
 
 /// Most buffers in one system call (IOV_MAX).
 const BUFFERS_MAX: usize = 1024;
@@ -19,6 +19,12 @@ pub(super) struct Buffers(Vec<libc::iovec>);
 
 // SAFETY: the pointers are used only by the call for which they were put in, and taken out before it returns.
 unsafe impl Send for Buffers {}
+
+impl std::fmt::Debug for Buffers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Buffers").field(&self.0.len()).finish()
+    }
+}
 
 /// A system call that moves bytes between a descriptor and buffers.
 type Move = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int) -> isize;
@@ -52,6 +58,29 @@ impl Buffers {
     ) -> io::Result<usize> {
         self.collect(memory, segments, 0)?;
         self.0.push(libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() });
+        self.transfer(libc::readv, fd)
+    }
+
+    /// Reads at most `most` bytes into several lists of segments, one after the other, of each from byte `skip` on; says how many
+    /// there were.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub(super) fn scatter<'a>(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        memory: &GuestMemory,
+        (lists, skip): (impl Iterator<Item = &'a [Segment]>, u32),
+        most: u32,
+    ) -> io::Result<usize> {
+        for list in lists {
+            self.collect(memory, list.iter(), skip)?;
+        }
+        let mut left = most as usize;
+        for buffer in &mut self.0 {
+            buffer.iov_len = buffer.iov_len.min(left);
+            left -= buffer.iov_len;
+        }
         self.transfer(libc::readv, fd)
     }
 
