@@ -42,6 +42,10 @@ struct Arguments {
 
 fn main() -> anyhow::Result<()> {
     let arguments = arguments()?;
+    // One for each file that the guest knows.
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let most = rustix::process::Rlimit { current: files.maximum, ..files };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, most)?;
     let started = Instant::now();
     let open = |path: &PathBuf| File::open(path).with_context(|| format!("cannot open {}", path.display()));
     let parts = Parts {

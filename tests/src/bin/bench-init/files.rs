@@ -12,8 +12,8 @@ use nix::mount::{MsFlags, mount};
 const SEQUENTIAL: usize = 32;
 /// Pieces of 4 KiB that are read here and there.
 const RANDOM: usize = 1000;
-/// Small files.
-const FILES: usize = 10_000;
+/// Small files: as many as an emulated host makes in a minute or two.
+const FILES: usize = 2000;
 /// In so many folders.
 const FOLDERS: usize = 100;
 
