@@ -61,8 +61,8 @@ impl Buffers {
         self.transfer(libc::readv, fd)
     }
 
-    /// Reads at most `most` bytes into several lists of segments, one after the other, of each from byte `skip` on; says how many
-    /// there were.
+    /// Reads at most `most` bytes into several lists of segments, one after the other, of each from byte `skip` on, as far as one call
+    /// takes them; says how many bytes there were.
     ///
     /// # Errors
     /// The system call's.
@@ -76,6 +76,8 @@ impl Buffers {
         for list in lists {
             self.collect(memory, list.iter(), skip)?;
         }
+        // The rest is for another time.
+        self.0.truncate(BUFFERS_MAX);
         let mut left = most as usize;
         for buffer in &mut self.0 {
             buffer.iov_len = buffer.iov_len.min(left);

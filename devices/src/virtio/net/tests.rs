@@ -283,7 +283,6 @@ fn a_tap_that_goes_takes_the_link_down_and_another_brings_it_up() {
     assert!(receive(&far) == frame(60, 3));
 }
 
-/// Says something on the control queue; the answer.
 #[test]
 fn what_is_sent_before_the_thread_has_the_new_tap_waits_for_it() {
     let (mut driver, slot, _) = start(0);
@@ -302,6 +301,7 @@ fn what_is_sent_before_the_thread_has_the_new_tap_waits_for_it() {
     assert_eq!(driver.take(TX), (0, 0));
 }
 
+/// Says something on the control queue; the answer.
 fn command(driver: &mut Driver, queue: usize, bytes: &[u8]) -> u8 {
     driver.put(0x8000, bytes);
     driver.put(0x9000, &[0xee]);
