@@ -163,6 +163,7 @@ const FRAMES: &[Call] =
 const SOCKET: &[Call] = &[
     any(libc::SYS_accept4),
     when(libc::SYS_ioctl, &[Test::Is(1, libc::FIONBIO)]),
+    any(libc::SYS_readv),
     any(libc::SYS_recvfrom),
     any(libc::SYS_sendto),
     any(libc::SYS_shutdown),
