@@ -5,11 +5,16 @@ use std::time::{Duration, Instant};
 
 use tatami_tests::Tatami;
 
-/// The memory that the VMM of an installation holds, in MiB.
-fn held(tatami: &Tatami) -> u64 {
+/// What `/proc` has in the file `name` about the VMM of an installation.
+fn of_vmm(tatami: &Tatami, name: &str) -> String {
     let vmm =
         tatami.processes().into_iter().find(|process| process.command.starts_with("tatami-vmm")).expect("a VMM runs");
-    let status = fs::read_to_string(format!("/proc/{}/smaps_rollup", vmm.pid)).expect("it has not ended");
+    fs::read_to_string(format!("/proc/{}/{name}", vmm.pid)).expect("it has not ended")
+}
+
+/// The memory that it holds, in MiB.
+fn held(tatami: &Tatami) -> u64 {
+    let status = of_vmm(tatami, "smaps_rollup");
     let line = status.lines().find(|line| line.starts_with("Private_Dirty:")).expect("proc(5)");
     line.split_ascii_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("kilobytes") >> 10
 }
@@ -64,9 +69,7 @@ fn memory_lies_in_a_file_where_that_is_asked_for() {
     let mut stdin = running.take_stdin();
     running.wait_for("up");
     let mapped = || {
-        let processes = tatami.processes();
-        let vmm = processes.into_iter().find(|process| process.command.starts_with("tatami-vmm")).expect("a VMM runs");
-        let maps = fs::read_to_string(format!("/proc/{}/maps", vmm.pid)).expect("it has not ended");
+        let maps = of_vmm(&tatami, "maps");
         maps.lines().filter(|line| line.contains("rw-s") && line.contains("memory/#")).count()
     };
     assert_eq!(mapped(), 1, "one region below the hole");
@@ -76,8 +79,8 @@ fn memory_lies_in_a_file_where_that_is_asked_for() {
         running.wait_for(said);
     }
     running.finish().expect_status(3);
-    let too_much = ["--memory-backing", "file:/proc", "-m", "64m"];
-    tatami.run_with(&too_much, &["true"]).expect_error(125, &["guest memory in a file in /proc"]);
+    let nowhere = ["--memory-backing", "file:/proc", "-m", "64m"];
+    tatami.run_with(&nowhere, &["true"]).expect_error(125, &["guest memory in a file in /proc"]);
     tatami.assert_nothing_left();
 }
 
