@@ -21,8 +21,8 @@ use ttrpc::context::Context;
 
 use super::door::{Door, DoorError};
 
-/// How long the agent may take to answer a call that does not wait for a process: on a host that is overcommitted many times, too.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the agent may take to answer a call that does not wait for a process: on a host that is overcommitted fifty times, too.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Random bytes for the guest: as many as its generator's key has, at most 256, of which there is never a part only.
 const ENTROPY: usize = 32;
