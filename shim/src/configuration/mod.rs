@@ -1,0 +1,384 @@
+//! Kata's `configuration.toml`: what an operator has set for all sandboxes of a runtime.
+//!
+//! A setting that cannot be is an error with file and line. One that has no meaning here is told of, with the reason, and changes
+//! nothing: a node's file need not be rewritten to try Tatami. Knows nothing of any one container.
+
+mod document;
+mod files;
+mod keys;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tatami_vmm::{FsCache, MemoryKind};
+
+use self::document::{Document, Setting, Value};
+pub use self::document::{DocumentError, Place};
+pub use self::files::VARIABLE;
+use self::keys::{Fate, Section};
+
+/// Where Kata installs its own guests. Their agent is Kata's.
+const KATAS_FOLDERS: [&str; 2] = ["/usr/share/kata-containers/", "/opt/kata/"];
+const KATAS_GUEST: &str = "it is Kata's own, whose agent Tatami does not speak to: Tatami's is used";
+/// A hypervisor's section of this name goes before all others.
+const OURS: &str = "tatami";
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigurationError {
+    /// A file.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// The file that somebody named.
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Missing {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A value that cannot be.
+    #[error("{place}: {name} is {found}: expected {wanted}")]
+    Value {
+        /// Where.
+        place: Place,
+        /// Of which setting.
+        name: String,
+        /// What there is.
+        found: String,
+        /// What there should be.
+        wanted: &'static str,
+    },
+    /// Several hypervisors, none of them chosen.
+    #[error("{place}: there are several hypervisors ({names}): `hypervisor_name` in [runtime] says which one is meant")]
+    Hypervisors {
+        /// Where one of them is.
+        place: Place,
+        /// All of them.
+        names: String,
+    },
+    /// Two settings that exclude each other.
+    #[error("{place}: {name} and {other} exclude each other")]
+    Both {
+        /// Where the one is.
+        place: Place,
+        /// The one.
+        name: &'static str,
+        /// The other.
+        other: &'static str,
+    },
+}
+
+/// What is set.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Configuration {
+    /// The guest's kernel.
+    pub kernel: Option<PathBuf>,
+    /// Its user space: an initrd or a disk image.
+    pub user_space: Option<PathBuf>,
+    /// More parameters for the kernel.
+    pub kernel_params: String,
+    /// vCPUs beside those that containers ask for.
+    pub vcpus: Option<u8>,
+    /// The guest's own share of memory, MiB, beside what containers ask for.
+    pub memory_mib: Option<u32>,
+    /// What memory is made of, and the folder of its file if it lies in one.
+    pub memory: Option<(MemoryKind, Option<PathBuf>)>,
+    /// How long a guest believes what it has read.
+    pub cache: Option<FsCache>,
+    /// More is logged.
+    pub debug: bool,
+    /// Seccomp profiles are not applied in the guest.
+    pub no_seccomp: bool,
+    /// How long a sandbox's first container may take to come up.
+    pub patience: Option<Duration>,
+    /// The settings that change nothing, and why not.
+    pub idle: Vec<String>,
+}
+
+impl Configuration {
+    /// Reads the file that a client has `named`, or that [`VARIABLE`] names, or that lies in one of Kata's places, with what is
+    /// dropped in beside it. Where there is none, nothing is set.
+    ///
+    /// # Errors
+    /// [`ConfigurationError`], with file and line.
+    pub fn load(named: Option<&Path>) -> Result<Configuration, ConfigurationError> {
+        let Some(file) = files::find(named, std::env::var_os(VARIABLE)) else { return Ok(Configuration::default()) };
+        let all = files::with_drop_ins(&file);
+        let all = all.map_err(|source| ConfigurationError::Missing { path: file, source })?;
+        let mut document = Document::default();
+        all.iter().try_for_each(|path| document.read(path))?;
+        Configuration::from_document(&document)
+    }
+
+    fn from_document(document: &Document) -> Result<Configuration, ConfigurationError> {
+        let chosen = hypervisor(document)?;
+        let mut settings = Settings { document, hypervisor: chosen, idle: Vec::new() };
+        settings.look_over();
+        let guest = |settings: &mut Settings<'_>, name| settings.guest_file(name);
+        let (kernel, image, initrd) =
+            (guest(&mut settings, "kernel")?, guest(&mut settings, "image")?, guest(&mut settings, "initrd")?);
+        if image.is_some()
+            && initrd.is_some()
+            && let Some(setting) = settings.get(Section::Hypervisor, "image")
+        {
+            return Err(ConfigurationError::Both { place: setting.place.clone(), name: "image", other: "initrd" });
+        }
+        let folder = settings.text(Section::Hypervisor, "file_mem_backend")?.filter(|folder| !folder.is_empty());
+        let memory = match (settings.flag(Section::Hypervisor, "enable_hugepages")?, folder) {
+            (true, Some(_)) => {
+                let place = settings.get(Section::Hypervisor, "enable_hugepages").map(|setting| setting.place.clone());
+                return Err(ConfigurationError::Both {
+                    place: place.expect("it is set"),
+                    name: "enable_hugepages",
+                    other: "file_mem_backend",
+                });
+            }
+            (true, None) => Some((MemoryKind::HugePages, None)),
+            (false, Some(folder)) => Some((MemoryKind::File, Some(folder.into()))),
+            (false, None) => None,
+        };
+        let seconds = match settings.number(Section::Agent, "create_container_timeout", 1..=86_400)? {
+            None => settings.number(Section::Runtime, "create_container_timeout", 1..=86_400)?,
+            seconds => seconds,
+        };
+        Ok(Configuration {
+            kernel,
+            user_space: image.or(initrd),
+            kernel_params: settings.text(Section::Hypervisor, "kernel_params")?.unwrap_or_default().to_owned(),
+            vcpus: settings.vcpus()?,
+            memory_mib: settings
+                .number(Section::Hypervisor, "default_memory", 0..=u32::MAX.into())?
+                .filter(|mib| *mib > 0)
+                .map(|mib| mib as u32),
+            memory,
+            cache: settings.cache()?,
+            debug: settings.flag(Section::Runtime, "enable_debug")?,
+            no_seccomp: settings.flag(Section::Runtime, "disable_guest_seccomp")?,
+            patience: seconds.map(|seconds| Duration::from_secs(seconds as u64)),
+            idle: settings.idle,
+        })
+    }
+}
+
+/// The name of the hypervisor whose section counts.
+fn hypervisor(document: &Document) -> Result<Option<String>, ConfigurationError> {
+    let mut found: Vec<(&str, &Place)> = Vec::new();
+    for ((section, _), setting) in &document.settings {
+        if let Some((Section::Hypervisor, Some(name))) = Section::of(section)
+            && found.last().is_none_or(|(last, _)| *last != name)
+        {
+            found.push((name, &setting.place));
+        }
+    }
+    let chosen = document.settings.get(&("runtime".to_owned(), "hypervisor_name".to_owned()));
+    let chosen = chosen.and_then(|setting| match &setting.value {
+        Value::Text(name) => Some(name.as_str()),
+        _ => None,
+    });
+    let is_there = |wanted: &str| found.iter().any(|(name, _)| *name == wanted);
+    match (&found[..], chosen) {
+        ([], _) => Ok(None),
+        (_, _) if is_there(OURS) => Ok(Some(OURS.to_owned())),
+        ([(only, _)], _) => Ok(Some((*only).to_owned())),
+        (_, Some(chosen)) if is_there(chosen) => Ok(Some(chosen.to_owned())),
+        ([(_, place), ..], _) => {
+            let names: Vec<&str> = found.iter().map(|(name, _)| *name).collect();
+            Err(ConfigurationError::Hypervisors { place: (*place).clone(), names: names.join(", ") })
+        }
+    }
+}
+
+/// A document, as what it means is read out of it.
+struct Settings<'a> {
+    document: &'a Document,
+    hypervisor: Option<String>,
+    idle: Vec<String>,
+}
+
+impl<'a> Settings<'a> {
+    /// Notes what changes nothing.
+    fn look_over(&mut self) {
+        for ((section, name), setting) in &self.document.settings {
+            let why = match Section::of(section) {
+                Some((Section::Hypervisor, of)) if of != self.hypervisor.as_deref() => continue,
+                Some((of, _)) => match keys::fate(of, name) {
+                    Fate::Used => continue,
+                    Fate::Idle(why) if keys::asks(&setting.value) => why,
+                    Fate::Idle(_) => continue,
+                    Fate::Unknown => "nobody knows it",
+                },
+                None => "nobody knows its section",
+            };
+            self.idle.push(format!("{}: {section}.{name} changes nothing: {why}", setting.place));
+        }
+    }
+
+    fn get(&self, section: Section, name: &str) -> Option<&'a Setting> {
+        let mut all = self.document.settings.iter().filter(|((_, other), _)| other == name);
+        let found = all.find(|((text, _), _)| match Section::of(text) {
+            Some((Section::Hypervisor, of)) => section == Section::Hypervisor && of == self.hypervisor.as_deref(),
+            Some((of, _)) => of == section,
+            None => false,
+        });
+        found.map(|(_, setting)| setting)
+    }
+
+    fn text(&self, section: Section, name: &str) -> Result<Option<&'a str>, ConfigurationError> {
+        match self.get(section, name) {
+            None => Ok(None),
+            Some(Setting { value: Value::Text(text), .. }) => Ok(Some(text)),
+            Some(setting) => Err(wrong(setting, name, "text in quotes")),
+        }
+    }
+
+    fn flag(&self, section: Section, name: &str) -> Result<bool, ConfigurationError> {
+        match self.get(section, name) {
+            None => Ok(false),
+            Some(Setting { value: Value::Bool(value), .. }) => Ok(*value),
+            Some(setting) => Err(wrong(setting, name, "true or false")),
+        }
+    }
+
+    fn number(
+        &self,
+        section: Section,
+        name: &str,
+        range: std::ops::RangeInclusive<i64>,
+    ) -> Result<Option<i64>, ConfigurationError> {
+        match self.get(section, name) {
+            None => Ok(None),
+            Some(Setting { value: Value::Integer(number), .. }) if range.contains(number) => Ok(Some(*number)),
+            Some(setting @ Setting { value: Value::Integer(_), .. }) => {
+                Err(wrong(setting, name, "a number that can be"))
+            }
+            Some(setting) => Err(wrong(setting, name, "a number")),
+        }
+    }
+
+    /// vCPUs: none for 0, all of the host's for fewer.
+    fn vcpus(&self) -> Result<Option<u8>, ConfigurationError> {
+        let name = "default_vcpus";
+        let Some(setting) = self.get(Section::Hypervisor, name) else { return Ok(None) };
+        let number = match setting.value {
+            Value::Integer(number) => number as f64,
+            Value::Float(number) if number.is_finite() => number,
+            _ => return Err(wrong(setting, name, "a number")),
+        };
+        let host = std::thread::available_parallelism().map_or(1, |count| count.get()).min(u8::MAX.into()) as u8;
+        Ok(match number {
+            0.0 => None,
+            number if number < 0.0 => Some(host),
+            // Saturates.
+            number => Some((number.ceil() as u8).min(host)),
+        })
+    }
+
+    fn cache(&self) -> Result<Option<FsCache>, ConfigurationError> {
+        let name = "virtio_fs_cache";
+        let cache = match self.text(Section::Hypervisor, name)? {
+            None | Some("") => return Ok(None),
+            Some("never" | "none") => FsCache::Never,
+            Some("auto") => FsCache::Auto,
+            Some("metadata") => FsCache::Metadata,
+            Some("always") => FsCache::Always,
+            Some(_) => {
+                let setting = self.get(Section::Hypervisor, name).expect("it is set");
+                return Err(wrong(setting, name, "never, auto, metadata or always"));
+            }
+        };
+        Ok(Some(cache))
+    }
+
+    /// A file of the guest's, unless it is Kata's.
+    fn guest_file(&mut self, name: &str) -> Result<Option<PathBuf>, ConfigurationError> {
+        let Some(path) = self.text(Section::Hypervisor, name)?.filter(|path| !path.is_empty()) else { return Ok(None) };
+        let setting = self.get(Section::Hypervisor, name).expect("it is set");
+        if KATAS_FOLDERS.iter().any(|folder| path.starts_with(folder)) {
+            self.idle.push(format!("{}: {name} {path} changes nothing: {KATAS_GUEST}", setting.place));
+            return Ok(None);
+        }
+        if !path.starts_with('/') {
+            return Err(wrong(setting, name, "a path from / on"));
+        }
+        Ok(Some(path.into()))
+    }
+}
+
+fn wrong(setting: &Setting, name: &str, wanted: &'static str) -> ConfigurationError {
+    let found = match &setting.value {
+        Value::Bool(value) => value.to_string(),
+        Value::Integer(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
+        Value::Text(text) => format!("{text:?}"),
+        Value::List(_) => "a list".to_owned(),
+        Value::Other(what) => (*what).to_owned(),
+    };
+    ConfigurationError::Value { place: setting.place.clone(), name: name.to_owned(), found, wanted }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(texts: &[&str]) -> Result<Configuration, String> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("config.d")).unwrap();
+        for (number, text) in texts.iter().enumerate() {
+            let name = if number == 0 { "c.toml".to_owned() } else { format!("config.d/{number}.toml") };
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        Configuration::load(Some(&folder.path().join("c.toml"))).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_set_is_read_and_drop_ins_go_before_it() {
+        let main = "[hypervisor.qemu]\nkernel = '/boot/k'\ninitrd = '/boot/i'\nkernel_params = 'a=b'\ndefault_memory = 128\n\
+                    default_vcpus = 0.5\nvirtio_fs_cache = 'always'\n[agent.kata]\ncreate_container_timeout = 7\n";
+        let dropped =
+            "[hypervisor.qemu]\ndefault_memory = 200\nenable_hugepages = true\n[runtime]\nenable_debug = true\n";
+        let configuration = read(&[main, dropped]).unwrap();
+        let expected = Configuration {
+            kernel: Some("/boot/k".into()),
+            user_space: Some("/boot/i".into()),
+            kernel_params: "a=b".to_owned(),
+            vcpus: Some(1),
+            memory_mib: Some(200),
+            memory: Some((MemoryKind::HugePages, None)),
+            cache: Some(FsCache::Always),
+            debug: true,
+            patience: Some(Duration::from_secs(7)),
+            ..Configuration::default()
+        };
+        assert_eq!(configuration, expected);
+    }
+
+    #[test]
+    fn what_changes_nothing_is_named_with_the_reason_if_it_asks_for_something() {
+        let text = "[hypervisor.qemu]\npath = '/usr/bin/qemu'\nfirmware = ''\nenable_iommu = false\nkernel = '/opt/kata/k'\nsuch = 1\n\
+                    [hypervisor.clh]\npath = 'x'\n[runtime]\nhypervisor_name = 'qemu'\n[netmon]\nenable = true\n";
+        let idle = read(&[text]).unwrap().idle;
+        let named = |words: &str| idle.iter().filter(|line| line.contains(words)).count();
+        assert_eq!(idle.len(), 4, "{idle:?}");
+        assert_eq!(named("c.toml:2: hypervisor.qemu.path changes nothing: the VMM is Tatami itself"), 1);
+        assert_eq!((named("c.toml:5: kernel /opt/kata/k"), named("qemu.such"), named("netmon.enable")), (1, 1, 1));
+    }
+
+    #[test]
+    fn what_cannot_be_is_named_with_file_and_line() {
+        let told = |text: &str, words: &str| {
+            let error = read(&[text]).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        };
+        told("[hypervisor.q]\n\ndefault_memory = 'x'", "c.toml:3: default_memory is \"x\": expected a number");
+        told("[hypervisor.q]\ndefault_memory = -1", "c.toml:2: default_memory is -1");
+        told("[hypervisor.q]\ndefault_vcpus = true", "c.toml:2: default_vcpus is true");
+        told("[hypervisor.q]\nkernel = 'k'", "c.toml:2: kernel is \"k\": expected a path from / on");
+        told("[hypervisor.q]\nimage = '/a'\ninitrd = '/b'", "c.toml:2: image and initrd exclude each other");
+        told("[hypervisor.q]\nvirtio_fs_cache = 'much'", "c.toml:2: virtio_fs_cache is \"much\": expected never, auto");
+        told("[hypervisor.a]\npath = 'x'\n[hypervisor.b]\npath = 'y'", "there are several hypervisors (a, b)");
+        told("[hypervisor.q\n", "c.toml:1: ");
+        let missing = Configuration::load(Some(Path::new("/no/such.toml"))).unwrap_err().to_string();
+        assert!(missing.contains("/no/such.toml"), "{missing}");
+    }
+}
