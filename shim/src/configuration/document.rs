@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
@@ -33,7 +33,7 @@ pub enum DocumentError {
 /// A line of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    file: Rc<Path>,
+    file: Arc<Path>,
     /// From 1 on.
     line: usize,
 }
@@ -107,14 +107,14 @@ impl Document {
 
 /// A file's text.
 struct Source<'a> {
-    file: Rc<Path>,
+    file: Arc<Path>,
     text: &'a str,
 }
 
 impl Source<'_> {
     fn place(&self, offset: usize) -> Place {
         let before = self.text.get(..offset).unwrap_or(self.text);
-        Place { file: Rc::clone(&self.file), line: 1 + before.matches('\n').count() }
+        Place { file: Arc::clone(&self.file), line: 1 + before.matches('\n').count() }
     }
 }
 

@@ -298,8 +298,8 @@ impl<'a> Settings<'a> {
             self.idle.push(format!("{}: {name} {path} changes nothing: {KATAS_GUEST}", setting.place));
             return Ok(None);
         }
-        if !path.starts_with('/') {
-            return Err(wrong(setting, name, "a path from / on"));
+        if !path.starts_with('/') || !Path::new(path).is_file() {
+            return Err(wrong(setting, name, "a file that is there, by its path from / on"));
         }
         Ok(Some(path.into()))
     }
@@ -333,14 +333,14 @@ mod tests {
 
     #[test]
     fn what_is_set_is_read_and_drop_ins_go_before_it() {
-        let main = "[hypervisor.qemu]\nkernel = '/boot/k'\ninitrd = '/boot/i'\nkernel_params = 'a=b'\ndefault_memory = 128\n\
+        let main = "[hypervisor.qemu]\nkernel = '/etc/passwd'\ninitrd = '/etc/group'\nkernel_params = 'a=b'\ndefault_memory = 128\n\
                     default_vcpus = 0.5\nvirtio_fs_cache = 'always'\n[agent.kata]\ncreate_container_timeout = 7\n";
         let dropped =
             "[hypervisor.qemu]\ndefault_memory = 200\nenable_hugepages = true\n[runtime]\nenable_debug = true\n";
         let configuration = read(&[main, dropped]).unwrap();
         let expected = Configuration {
-            kernel: Some("/boot/k".into()),
-            user_space: Some("/boot/i".into()),
+            kernel: Some("/etc/passwd".into()),
+            user_space: Some("/etc/group".into()),
             kernel_params: "a=b".to_owned(),
             vcpus: Some(1),
             memory_mib: Some(200),
@@ -373,8 +373,11 @@ mod tests {
         told("[hypervisor.q]\n\ndefault_memory = 'x'", "c.toml:3: default_memory is \"x\": expected a number");
         told("[hypervisor.q]\ndefault_memory = -1", "c.toml:2: default_memory is -1");
         told("[hypervisor.q]\ndefault_vcpus = true", "c.toml:2: default_vcpus is true");
-        told("[hypervisor.q]\nkernel = 'k'", "c.toml:2: kernel is \"k\": expected a path from / on");
-        told("[hypervisor.q]\nimage = '/a'\ninitrd = '/b'", "c.toml:2: image and initrd exclude each other");
+        told("[hypervisor.q]\nkernel = 'k'", "c.toml:2: kernel is \"k\": expected a file that is there");
+        told(
+            "[hypervisor.q]\nimage = '/etc/passwd'\ninitrd = '/etc/group'",
+            "c.toml:2: image and initrd exclude each other",
+        );
         told("[hypervisor.q]\nvirtio_fs_cache = 'much'", "c.toml:2: virtio_fs_cache is \"much\": expected never, auto");
         told("[hypervisor.a]\npath = 'x'\n[hypervisor.b]\npath = 'y'", "there are several hypervisors (a, b)");
         told("[hypervisor.q\n", "c.toml:1: ");

@@ -6,7 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
-use tatami_vmm::VmConfig;
+use tatami_vmm::{FolderConfig, VmConfig};
+
+use crate::configuration::Configuration;
 
 /// The guest's own share of memory, in MiB, beside what its containers may use.
 const OWN_MEMORY_MIB: u32 = 256;
@@ -99,8 +101,9 @@ pub(super) fn network(spec: &Spec) -> Network {
     }
 }
 
-/// A machine for the container of `spec`: what it may use, and the guest's own share. With `sandbox`, for containers that will come.
-pub(super) fn machine(spec: Option<&Spec>, sandbox: bool) -> VmConfig {
+/// A machine for the container of `spec`: what it may use, and the guest's own share, as it is set. With `sandbox`, for containers that
+/// will come.
+pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -> VmConfig {
     let resources = spec.and_then(|spec| spec.linux().as_ref()).and_then(|linux| linux.resources().as_ref());
     let limit = resources.and_then(|resources| resources.memory().as_ref()).and_then(|memory| memory.limit());
     let limit_mib = limit.filter(|limit| *limit > 0).map_or(0, |limit| (limit as u64).div_ceil(1 << 20));
@@ -108,13 +111,19 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool) -> VmConfig {
     let quota = cpu.and_then(|cpu| cpu.quota()).filter(|quota| *quota > 0).unwrap_or(0) as u64;
     let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(100_000);
     let host = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
-    let vcpus = quota.div_ceil(period).clamp(1, host.min(64)) as u8;
+    let own = u64::from(set.vcpus.unwrap_or(0));
+    let vcpus = quota.div_ceil(period).saturating_add(own).clamp(1, host.min(64)) as u8;
+    let own_mib = set.memory_mib.unwrap_or(OWN_MEMORY_MIB);
+    let plain = VmConfig::default();
     VmConfig {
         vcpus,
         max_vcpus: vcpus,
-        memory_mib: OWN_MEMORY_MIB.saturating_add(limit_mib.min(host_memory_mib()) as u32),
+        memory_mib: own_mib.saturating_add(limit_mib.min(host_memory_mib()) as u32),
+        memory_kind: set.memory.as_ref().map_or(plain.memory_kind, |(kind, _)| *kind),
+        command_line_extra: set.kernel_params.clone(),
+        folder: FolderConfig { cache: set.cache.unwrap_or(plain.folder.cache), ..plain.folder },
         disk_slots: if sandbox || spec.is_some_and(is_pod) { POD_DISK_SLOTS } else { 1 },
-        ..VmConfig::default()
+        ..plain
     }
 }
 
@@ -163,6 +172,7 @@ mod tests {
 
     #[test]
     fn a_machine_holds_what_its_container_may_use() {
+        let machine = |spec: Option<&Spec>, sandbox| super::machine(spec, sandbox, &Configuration::default());
         assert_eq!(machine(None, true).memory_mib, 256);
         assert_eq!((machine(None, true).disk_slots, machine(None, false).disk_slots), (POD_DISK_SLOTS, 1));
         let limited = |json: &str| {

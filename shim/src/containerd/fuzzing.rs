@@ -8,6 +8,7 @@ use super::arguments::Invocation;
 use super::bootstrap::Form;
 use super::translate::{Pids, Plan};
 use super::{bundle, disk_rootfs};
+use crate::configuration::Configuration;
 use crate::sandbox::fs_mount::FsMount;
 
 /// What `start` is called with: words, and standard input.
@@ -28,7 +29,8 @@ pub fn config(json: &[u8]) {
     bundle::sandbox_of("c", &spec);
     bundle::network(&spec);
     for sandbox in [false, true] {
-        bundle::machine(Some(&spec), sandbox).validate().expect("a machine that can be");
+        let machine = bundle::machine(Some(&spec), sandbox, &Configuration::default());
+        machine.validate().expect("a machine that can be");
     }
     if let Ok(plan) = Plan::new(spec, Pids { host: 1, guest: None }) {
         plan.console_size();

@@ -52,6 +52,13 @@ pub(super) fn start(bundle: &Path, id: &str, debug: bool) {
     }
 }
 
+/// Logs what else is of use in looking for a fault, unless somebody has said how much is to be logged.
+pub(super) fn say_more() {
+    if log::max_level() < LevelFilter::Debug && std::env::var_os("TATAMI_LOG").is_none() {
+        log::set_max_level(LevelFilter::Debug);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

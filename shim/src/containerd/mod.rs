@@ -27,6 +27,7 @@ mod memory_watch;
 pub(crate) mod process;
 mod pump;
 mod rootfs;
+mod runtime_options;
 mod sandbox_service;
 mod server;
 mod start;

@@ -18,6 +18,7 @@ use super::hooks::HostNamespaces;
 use super::start::Start;
 use super::tasks::{Booted, Tasks};
 use super::{log_file, sandbox_service, task_service};
+use crate::configuration::Configuration;
 use crate::guest_files::GuestFiles;
 use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
@@ -37,6 +38,8 @@ const UNWANTED: Duration = Duration::from_secs(60);
 struct Prepared {
     ground: Ground,
     settings: Settings,
+    /// Containers' seccomp profiles are left out.
+    no_seccomp: bool,
 }
 
 /// Serves until the sandbox is over; the process's exit status.
@@ -72,8 +75,17 @@ fn give_up(start: &Start, reason: &str) -> i32 {
 }
 
 fn prepare(start: &Start) -> anyhow::Result<Prepared> {
-    let files = GuestFiles::find(None, None)?;
-    let machine = bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle));
+    let set = Configuration::load(start.config_path.as_deref())?;
+    if set.debug {
+        log_file::say_more();
+    }
+    if !set.idle.is_empty() {
+        log::warn!("the configuration is Kata's, of which some has no meaning here: {}", set.idle.join("; "));
+    }
+    let no_seccomp = set.no_seccomp;
+    let files = GuestFiles::find(set.kernel.as_deref(), set.user_space.as_deref())?;
+    let machine = bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle), &set);
+    machine.validate()?;
     let settings = Settings {
         vm: VmConfig { root_disk: files.initrd.is_disk(), ..machine },
         beginning: Beginning::Boot {
@@ -81,14 +93,14 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
             initrd: files.initrd,
             templates: Templates::from_environment(&start.places),
         },
-        memory_folder: None,
+        memory_folder: set.memory.and_then(|(_, folder)| folder),
         served: Vec::new(),
         live_console: false,
-        boot_limit: BOOT_LIMIT,
+        boot_limit: set.patience.unwrap_or(BOOT_LIMIT),
     };
     let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
     enter_network(&start.spec.as_ref().map_or(Network::Own, bundle::network))?;
-    Ok(Prepared { ground, settings })
+    Ok(Prepared { ground, settings, no_seccomp })
 }
 
 /// Joins the sandbox's network namespace: who looks for it looks at this process.
@@ -113,13 +125,17 @@ async fn serve(
     host: HostNamespaces,
     timings: Timings,
 ) -> anyhow::Result<()> {
-    let sandbox = prepared.and_then(|Prepared { ground, settings }| {
+    let no_seccomp = prepared.as_ref().is_ok_and(|prepared| prepared.no_seccomp);
+    let sandbox = prepared.and_then(|Prepared { ground, settings, .. }| {
         Sandbox::start(ground, settings, timings).map_err(|error| error.to_string())
     });
     let (booted, guest) = watch::channel::<Booted>(None);
     let shared = sandbox.as_ref().ok().map(Sandbox::shared);
     let events = Events::start(&start.invocation.namespace, &start.form.event_address());
     let tasks = Tasks::new(&start.invocation.namespace, guest, shared, host, events.clone());
+    if no_seccomp {
+        tasks.leave_seccomp_out();
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 

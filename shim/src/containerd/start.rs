@@ -18,7 +18,7 @@ use oci_spec::runtime::Spec;
 use super::address::Address;
 use super::arguments::Invocation;
 use super::bootstrap::{self, Form};
-use super::{bundle, server};
+use super::{bundle, runtime_options, server};
 use crate::sandbox::folder::Places;
 
 /// What the server is started with.
@@ -30,6 +30,8 @@ pub(super) struct Start {
     pub(super) bundle: PathBuf,
     /// None where containerd's Sandbox API starts a sandbox, which has no container of its own.
     pub(super) spec: Option<Spec>,
+    /// The configuration file that the client names.
+    pub(super) config_path: Option<PathBuf>,
     /// How containerd spoke, which says where it takes events.
     pub(super) form: Form,
 }
@@ -50,6 +52,7 @@ pub(super) fn start(invocation: &Invocation) -> anyhow::Result<()> {
     };
     let input = bootstrap::read_input().context("standard input")?;
     let form = Form::shown_by(&input, &bundle, invocation);
+    let config_path = runtime_options::config_path(&input, &form)?;
     let places = Places::from_environment();
     let of = |id: &str| Address::of(&places, &invocation.address, &invocation.namespace, id);
     let sandbox = spec.as_ref().map_or(invocation.id.as_str(), |spec| bundle::sandbox_of(&invocation.id, spec));
@@ -59,7 +62,7 @@ pub(super) fn start(invocation: &Invocation) -> anyhow::Result<()> {
         return announce(&address, &bundle, &form);
     }
     let listener = address.bind()?;
-    let start = Start { listener, address, places, invocation: invocation.clone(), bundle, spec, form };
+    let start = Start { listener, address, places, invocation: invocation.clone(), bundle, spec, config_path, form };
     // SAFETY: this process has one thread, so the child may do whatever the parent could.
     match unsafe { nix::unistd::fork() } {
         Ok(ForkResult::Child) => {

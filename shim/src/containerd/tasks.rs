@@ -51,6 +51,8 @@ pub(crate) struct Tasks {
     serial: AtomicU32,
     /// Somebody asked for a container or for the sandbox itself.
     wanted: AtomicBool,
+    /// Containers' seccomp profiles are left out: the operator has set it so.
+    no_seccomp: AtomicBool,
     /// Somebody asked for the end, and nothing is against it.
     over: Notify,
     /// How the sandbox is saved, or why it cannot be; nothing where its front end does not do so.
@@ -82,6 +84,7 @@ impl Tasks {
             first: Mutex::default(),
             serial: AtomicU32::new(1),
             wanted: AtomicBool::new(false),
+            no_seccomp: AtomicBool::new(false),
             over: Notify::new(),
             saver: OnceLock::new(),
         })
@@ -95,6 +98,11 @@ impl Tasks {
     /// Returns when the sandbox is to end.
     pub(crate) async fn over(&self) {
         self.over.notified().await;
+    }
+
+    /// From now on containers' seccomp profiles are left out.
+    pub(super) fn leave_seccomp_out(&self) {
+        self.no_seccomp.store(true, Ordering::Relaxed);
     }
 
     /// Somebody knows of the sandbox, and will end it.

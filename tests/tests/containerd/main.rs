@@ -10,6 +10,7 @@ mod life;
 mod limits;
 mod roots;
 mod sandboxes;
+mod settings;
 mod stage;
 mod streams;
 mod watches;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         roots::CASES,
         devices::CASES,
         sandboxes::CASES,
+        settings::CASES,
         wrong::CASES,
         watches::CASES,
         kills::CASES,

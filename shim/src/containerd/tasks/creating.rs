@@ -164,9 +164,14 @@ impl Tasks {
         place: &str,
     ) -> Result<LaidOut, TaskError> {
         let bundle_path = Path::new(&request.bundle);
-        let spec = bundle::read(bundle_path).map_err(|error| TaskError::InvalidArgument(error.to_string()))?;
+        let mut spec = bundle::read(bundle_path).map_err(|error| TaskError::InvalidArgument(error.to_string()))?;
         let root = rootfs::root(&request.rootfs, &spec, bundle_path)?;
         let host_ps = asks_the_host(&self.namespace, &spec);
+        if self.no_seccomp.load(std::sync::atomic::Ordering::Relaxed)
+            && let Some(linux) = spec.linux_mut()
+        {
+            linux.set_seccomp(None);
+        }
         let mut plan = Plan::new(spec, self.known_pids())?;
         let stdio = StdioPaths {
             stdin: request.stdin.clone(),
