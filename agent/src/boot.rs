@@ -9,7 +9,7 @@ use crate::sandbox::Sandbox;
 use crate::server::Server;
 use crate::transport::{Listener, announce};
 use crate::zygote::Zygote;
-use crate::{clock, idle, kmsg, loopback, mounts};
+use crate::{clock, depot, idle, kmsg, loopback, mounts};
 
 /// The guest's own name; containers have names of their own.
 const HOST_NAME: &[u8] = b"tatami";
@@ -30,6 +30,7 @@ fn set_up() -> anyhow::Result<()> {
     kmsg::start();
     sethostname(HOST_NAME).context("set the host name")?;
     loopback::up().context("bring the loopback interface up")?;
+    depot::fill().context("put the network interfaces aside")?;
     raise_limits().context("raise the resource limits")?;
     // A kernel of somebody's own may lack one of these; it is only woken more often.
     idle::let_sleep().unwrap_or_else(|cause| log::warn!("the guest will not be idle: {cause}"));

@@ -7,7 +7,7 @@
 //! | `sandbox`, `container`, `process` | what exists: containers, their processes, their states |
 //! | `guest` | what of a specification no guest of this kind can do |
 //! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
-//! | `network`, `netlink` | the guest's network interfaces, which all containers share |
+//! | `network`, `netlink`, `depot` | the guest's network interfaces, which all containers share, and those that wait to be plugged |
 //! | `storage`, `served`, `nodes` | the file systems that are mounted for a container, and the devices it has |
 //! | `volumes` | what of the host's files it sees, and who hears of changes to them |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
@@ -21,6 +21,7 @@ mod cgroup;
 mod clock;
 mod container;
 mod creator;
+mod depot;
 mod devices;
 mod entropy;
 mod error;

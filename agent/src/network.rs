@@ -15,9 +15,12 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use tatami_protocol::agent::{Interface, Neighbour, NetworkRequest, Route};
 
+use crate::depot;
 use crate::error::Error;
 use crate::netlink::Netlink;
 
+/// What is said when they cannot be listed.
+const LIST: &str = "list the network interfaces";
 /// The longest name of an interface, in bytes.
 const MAX_NAME: usize = 15;
 
@@ -41,18 +44,28 @@ pub(crate) fn configure(request: &NetworkRequest) -> Result<(), Error> {
 }
 
 /// A network interface as the kernel lists it.
-struct Link {
-    index: u32,
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) loopback: bool,
     name: String,
     address: Vec<u8>,
     /// Given to the device when it was made.
     permanent: Vec<u8>,
 }
 
-fn links(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
-    let all = netlink
-        .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))
-        .map_err(Error::internal("list the network interfaces"))?;
+impl Link {
+    /// Whether it is that of the device with this permanent hardware address.
+    pub(crate) fn is(&self, device: &[u8]) -> bool {
+        self.permanent == device || self.address == device
+    }
+}
+
+/// All that are where `netlink` leads to.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
+    let all = netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
     let link = |message| match message {
         RouteNetlinkMessage::NewLink(message) => Some(Link::from(message)),
         _ => None,
@@ -63,6 +76,7 @@ fn links(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Link {
         let (mut name, mut address, mut permanent) = (String::new(), Vec::new(), Vec::new());
+        let loopback = message.header.flags.contains(LinkFlags::Loopback);
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name = text,
@@ -71,13 +85,14 @@ impl From<LinkMessage> for Link {
                 _ => {}
             }
         }
-        Link { index: message.header.index, name, address, permanent }
+        Link { index: message.header.index, loopback, name, address, permanent }
     }
 }
 
 /// The index of the interface called `name`.
 fn index_of(netlink: &mut Netlink, name: &str) -> Result<u32, Error> {
-    let found = links(netlink)?.into_iter().find(|link| link.name == name);
+    let all = links(netlink).map_err(Error::internal(LIST))?;
+    let found = all.into_iter().find(|link| link.name == name);
     found.map(|link| link.index).ok_or_else(|| Error::NotFound(format!("the guest has no network interface {name}")))
 }
 
@@ -87,15 +102,19 @@ fn set_up(netlink: &mut Netlink, interface: &Interface) -> Result<(), Error> {
         return Err(Error::InvalidArgument(format!("{name:?} cannot be the name of a network interface")));
     }
     let addresses = addresses.iter().map(|text| prefixed(text)).collect::<Result<Vec<_>, _>>()?;
-    let all = links(netlink)?;
-    let link = all.iter().find(|link| &link.permanent == device || &link.address == device).ok_or_else(|| {
-        Error::NotFound(format!("the guest has no network interface of the device {}", hardware(device)))
-    })?;
     let failed = |what: &str| Error::internal(format!("{what} network interface {name}"));
-    if let Some(other) = all.iter().find(|other| &other.name == name && other.index != link.index) {
+    let all = links(netlink).map_err(Error::internal(LIST))?;
+    if let Some(other) = all.iter().find(|other| &other.name == name && !other.is(device)) {
         let aside = LinkAttribute::IfName(format!("other{}", other.index));
         change(netlink, other.index, vec![aside], false).map_err(failed("make way for"))?;
     }
+    let mut found = all.into_iter().find(|link| link.is(device));
+    if found.is_none() && depot::fetch(device, name).map_err(failed("bring in"))? {
+        found = links(netlink).map_err(Error::internal(LIST))?.into_iter().find(|link| link.is(device));
+    }
+    let link = found.ok_or_else(|| {
+        Error::NotFound(format!("the guest has no network interface of the device {}", hardware(device)))
+    })?;
     let mut attributes = vec![LinkAttribute::IfName(name.clone())];
     if !hardware_address.is_empty() {
         attributes.push(LinkAttribute::Address(hardware_address.clone()));

@@ -41,6 +41,8 @@ const USED: &[(Section, &[&str])] = &[
             "virtio_fs_cache",
         ],
     ),
+    (Hypervisor, &["disable_vhost_net"]),
+    (Runtime, &["internetworking_model"]),
     (Runtime, &["enable_debug", "hypervisor_name", "agent_name", "name", "disable_guest_seccomp"]),
     (Runtime, &["create_container_timeout"]),
     (Agent, &["create_container_timeout"]),
@@ -50,7 +52,9 @@ const VMM: &str = "the VMM is Tatami itself";
 const MACHINE: &str = "the virtual machine has one form, without firmware, buses and bridges";
 const ALWAYS: &str = "it is always so";
 const GROWTH: &str = "a sandbox does not grow yet: its size is that of its containers when it starts";
-const NETWORK: &str = "sandboxes join no network yet";
+const RATES: &str = "a sandbox's network has no limits yet";
+const PAIRS: &str = "a network has as many pairs of queues as the sandbox has vCPUs";
+const NAMESPACE: &str = "a sandbox's network is that of its network namespace";
 const FILES: &str = "the file server is part of Tatami: only virtio_fs_cache is a choice";
 const DISKS: &str = "disks are virtio-blk, by io_uring where the host has it";
 const CONFIDENTIAL: &str = "there are no confidential guests";
@@ -85,8 +89,8 @@ const IDLE: &[(Section, &[&str], &str)] = &[
     ),
     (Hypervisor, &["reclaim_guest_freed_memory", "entropy_source", "valid_entropy_sources"], ALWAYS),
     (Hypervisor, &["default_maxvcpus", "default_maxmemory", "enable_virtio_mem", "enable_mem_prealloc"], GROWTH),
-    (Hypervisor, &["disable_vhost_net", "rx_rate_limiter_max_rate", "tx_rate_limiter_max_rate"], NETWORK),
-    (Hypervisor, &["network_queues"], NETWORK),
+    (Hypervisor, &["rx_rate_limiter_max_rate", "tx_rate_limiter_max_rate"], RATES),
+    (Hypervisor, &["network_queues"], PAIRS),
     (
         Hypervisor,
         &[
@@ -157,7 +161,7 @@ const IDLE: &[(Section, &[&str], &str)] = &[
         "the agent calls by itself",
     ),
     (Agent, &["container_pipe_size"], "streams are as fast as their reader"),
-    (Runtime, &["internetworking_model", "disable_new_netns", "dan_conf"], NETWORK),
+    (Runtime, &["disable_new_netns", "dan_conf"], NAMESPACE),
     (Runtime, &["sandbox_cgroup_only"], "the VMM is in a cgroup of its own below the caller's"),
     (Runtime, &["static_sandbox_resource_mgmt"], GROWTH),
     (Runtime, &["enable_vcpus_pinning"], "vCPUs are not pinned yet"),

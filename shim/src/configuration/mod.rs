@@ -16,6 +16,7 @@ use self::document::{Document, Setting, Value};
 pub use self::document::{DocumentError, Place};
 pub use self::files::VARIABLE;
 use self::keys::{Fate, Section};
+use crate::network::interfaces::Model;
 
 /// Where Kata installs its own guests. Their agent is Kata's.
 const KATAS_FOLDERS: [&str; 2] = ["/usr/share/kata-containers/", "/opt/kata/"];
@@ -90,6 +91,10 @@ pub struct Configuration {
     pub debug: bool,
     /// Seccomp profiles are not applied in the guest.
     pub no_seccomp: bool,
+    /// The host's vhost-net is not used.
+    pub no_vhost: bool,
+    /// How the guest is joined to the network.
+    pub model: Model,
     /// How long a sandbox's first container may take to come up.
     pub patience: Option<Duration>,
     /// The settings that change nothing, and why not.
@@ -155,6 +160,8 @@ impl Configuration {
             cache: settings.cache()?,
             debug: settings.flag(Section::Runtime, "enable_debug")?,
             no_seccomp: settings.flag(Section::Runtime, "disable_guest_seccomp")?,
+            no_vhost: settings.flag(Section::Hypervisor, "disable_vhost_net")?,
+            model: settings.model()?,
             patience: seconds.map(|seconds| Duration::from_secs(seconds as u64)),
             idle: settings.idle,
         })
@@ -237,6 +244,19 @@ impl<'a> Settings<'a> {
             None => Ok(false),
             Some(Setting { value: Value::Bool(value), .. }) => Ok(*value),
             Some(setting) => Err(wrong(setting, name, "true or false")),
+        }
+    }
+
+    fn model(&self) -> Result<Model, ConfigurationError> {
+        const NAME: &str = "internetworking_model";
+        match self.text(Section::Runtime, NAME)? {
+            None | Some("" | "tcfilter") => Ok(Model::TcFilter),
+            Some("macvtap") => Ok(Model::MacVtap),
+            Some("none") => Ok(Model::None),
+            Some(_) => {
+                let setting = self.get(Section::Runtime, NAME).expect("it is set");
+                Err(wrong(setting, NAME, "tcfilter, macvtap or none"))
+            }
         }
     }
 
@@ -334,7 +354,8 @@ mod tests {
     #[test]
     fn what_is_set_is_read_and_drop_ins_go_before_it() {
         let main = "[hypervisor.qemu]\nkernel = '/etc/passwd'\ninitrd = '/etc/group'\nkernel_params = 'a=b'\ndefault_memory = 128\n\
-                    default_vcpus = 0.5\nvirtio_fs_cache = 'always'\n[agent.kata]\ncreate_container_timeout = 7\n";
+                    default_vcpus = 0.5\nvirtio_fs_cache = 'always'\n[agent.kata]\ncreate_container_timeout = 7\n\
+                    [runtime]\ninternetworking_model = 'macvtap'\n";
         let dropped =
             "[hypervisor.qemu]\ndefault_memory = 200\nenable_hugepages = true\n[runtime]\nenable_debug = true\n";
         let configuration = read(&[main, dropped]).unwrap();
@@ -347,6 +368,7 @@ mod tests {
             memory: Some((MemoryKind::HugePages, None)),
             cache: Some(FsCache::Always),
             debug: true,
+            model: Model::MacVtap,
             patience: Some(Duration::from_secs(7)),
             ..Configuration::default()
         };
@@ -379,6 +401,7 @@ mod tests {
             "c.toml:2: image and initrd exclude each other",
         );
         told("[hypervisor.q]\nvirtio_fs_cache = 'much'", "c.toml:2: virtio_fs_cache is \"much\": expected never, auto");
+        told("[runtime]\ninternetworking_model = 'l2'", "c.toml:2: internetworking_model is \"l2\": expected tcfilter");
         told("[hypervisor.a]\npath = 'x'\n[hypervisor.b]\npath = 'y'", "there are several hypervisors (a, b)");
         told("[hypervisor.q\n", "c.toml:1: ");
         let missing = Configuration::load(Some(Path::new("/no/such.toml"))).unwrap_err().to_string();

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::Spec;
 use tatami_vmm::{FolderConfig, VmConfig};
 
 use crate::configuration::Configuration;
@@ -49,17 +49,6 @@ pub(super) enum BundleError {
 /// The folder in which containerd 2.x makes the bundles of its Sandbox API, and nothing else.
 const SANDBOX_BUNDLES: &str = "io.containerd.sandbox.controller.v1.shim";
 
-/// Where a container's server joins a network namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Network {
-    /// The host's.
-    Host,
-    /// One of its own, that nobody has made yet.
-    Own,
-    /// One that somebody has made.
-    Given(PathBuf),
-}
-
 /// Reads `bundle`'s specification.
 ///
 /// # Errors
@@ -88,17 +77,6 @@ pub(super) fn sandbox_of<'a>(id: &'a str, spec: &'a Spec) -> &'a str {
 /// specification, and from a caller that takes an answer in JSON.
 pub(super) fn is_of_sandbox(bundle: &Path) -> bool {
     bundle.components().any(|component| component.as_os_str() == SANDBOX_BUNDLES)
-}
-
-/// The network namespace that a container's sandbox belongs in.
-pub(super) fn network(spec: &Spec) -> Network {
-    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    let network = namespaces.into_iter().flatten().find(|ns| ns.typ() == LinuxNamespaceType::Network);
-    match network.map(|network| network.path()) {
-        None => Network::Host,
-        Some(None) => Network::Own,
-        Some(Some(path)) => Network::Given(path.clone()),
-    }
 }
 
 /// A machine for the container of `spec`: what it may use, and the guest's own share, as it is set. With `sandbox`, for containers that
@@ -158,16 +136,6 @@ mod tests {
             assert_eq!(sandbox_of("pod1", &first), "pod1");
         }
         assert_eq!(sandbox_of("c1", &spec(r#"{"ociVersion":"1.0.2"}"#)), "c1");
-    }
-
-    #[test]
-    fn the_network_namespace_is_the_specifications() {
-        let with = |namespaces: &str| {
-            network(&spec(&format!(r#"{{"ociVersion":"1.0.2","linux":{{"namespaces":[{namespaces}]}}}}"#)))
-        };
-        assert_eq!(with(r#"{"type":"pid"}"#), Network::Host);
-        assert_eq!(with(r#"{"type":"network"}"#), Network::Own);
-        assert_eq!(with(r#"{"type":"network","path":"/run/netns/a"}"#), Network::Given("/run/netns/a".into()));
     }
 
     #[test]

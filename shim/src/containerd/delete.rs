@@ -13,7 +13,9 @@ use protobuf::Message;
 
 use super::address::Address;
 use super::arguments::Invocation;
+use super::bundle;
 use super::lifecycle::KILLED;
+use super::network::{self, Namespace};
 use crate::sandbox::folder::{self, Found, Places};
 
 /// How long a server may take to end in order, and how long what it leaves may take to go by itself: both together, and the
@@ -32,6 +34,13 @@ pub(super) fn delete(invocation: &Invocation) -> anyhow::Result<()> {
     let address = Address::of(&places, &invocation.address, &invocation.namespace, &invocation.id);
     if let Some(found) = folder::find(&places, address.name())? {
         end(&found)?;
+    }
+    if let Some(bundle) = &invocation.bundle
+        && let Ok(spec) = bundle::read(bundle)
+        && bundle::sandbox_of(&invocation.id, &spec) == invocation.id
+        && let Namespace::Given(path) = Namespace::of(&spec)
+    {
+        network::clear(&path)?;
     }
     if !address.answers() {
         address.remove();

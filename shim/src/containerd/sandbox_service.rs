@@ -3,6 +3,7 @@
 //! The sandbox boots when its server starts; here it is waited for, looked at and ended. Knows the wire.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -68,6 +69,9 @@ impl Sandbox for SandboxService {
     ) -> ttrpc::Result<CreateSandboxResponse> {
         self.check(&request.sandbox_id)?;
         self.tasks.want();
+        if !request.netns_path.is_empty() {
+            self.tasks.move_to_network(Path::new(&request.netns_path)).map_err(TaskError::Failed)?;
+        }
         Ok(CreateSandboxResponse::default())
     }
 
@@ -78,6 +82,7 @@ impl Sandbox for SandboxService {
     ) -> ttrpc::Result<StartSandboxResponse> {
         self.check(&request.sandbox_id)?;
         let guest = self.tasks.guest().await?;
+        self.tasks.join_network(&guest).await.map_err(TaskError::Failed)?;
         *self.started.lock().unwrap_or_else(PoisonError::into_inner) = true;
         let (stopped, vm) = (self.stopped.clone(), guest.vm().clone());
         tokio::spawn(async move {

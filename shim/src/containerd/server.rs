@@ -8,18 +8,21 @@ use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tatami_vmm::VmConfig;
+use tatami_vmm::{MAX_QUEUE_PAIRS, VmConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::bundle::{self, Network};
+use super::bundle;
 use super::events::Events;
 use super::hooks::HostNamespaces;
+use super::network::Namespace;
 use super::start::Start;
 use super::tasks::{Booted, Tasks};
 use super::{log_file, sandbox_service, task_service};
 use crate::configuration::Configuration;
 use crate::guest_files::GuestFiles;
+use crate::network::interfaces::{self, How, Model, Network};
+use crate::network::vhost::VhostUse;
 use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
 use crate::sandbox::{Beginning, Ground, Sandbox, Settings};
@@ -40,6 +43,8 @@ struct Prepared {
     settings: Settings,
     /// Containers' seccomp profiles are left out.
     no_seccomp: bool,
+    /// How its guest is joined to the network.
+    how: How,
 }
 
 /// Serves until the sandbox is over; the process's exit status.
@@ -83,8 +88,16 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
         log::warn!("the configuration is Kata's, of which some has no meaning here: {}", set.idle.join("; "));
     }
     let no_seccomp = set.no_seccomp;
+    let how = How { model: set.model, vhost: if set.no_vhost { VhostUse::Off } else { VhostUse::Auto } };
     let files = GuestFiles::find(set.kernel.as_deref(), set.user_space.as_deref())?;
-    let machine = bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle), &set);
+    // The process that cleans up is to hold no namespace, so it comes first.
+    let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
+    let namespace = start.spec.as_ref().map_or(Namespace::Own, Namespace::of);
+    namespace.enter()?;
+    let mut machine = bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle), &set);
+    if how.model != Model::None {
+        machine.nics = interfaces::slots(namespace.slots(), machine.vcpus.min(MAX_QUEUE_PAIRS));
+    }
     machine.validate()?;
     let settings = Settings {
         vm: VmConfig { root_disk: files.initrd.is_disk(), ..machine },
@@ -98,25 +111,7 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
         live_console: false,
         boot_limit: set.patience.unwrap_or(BOOT_LIMIT),
     };
-    let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
-    enter_network(&start.spec.as_ref().map_or(Network::Own, bundle::network))?;
-    Ok(Prepared { ground, settings, no_seccomp })
-}
-
-/// Joins the sandbox's network namespace: who looks for it looks at this process.
-fn enter_network(network: &Network) -> anyhow::Result<()> {
-    use anyhow::Context;
-    use nix::sched::{CloneFlags, setns, unshare};
-    match network {
-        Network::Host => Ok(()),
-        Network::Own => unshare(CloneFlags::CLONE_NEWNET).context("a network namespace"),
-        Network::Given(path) => {
-            let namespace =
-                std::fs::File::open(path).with_context(|| format!("the network namespace {}", path.display()))?;
-            setns(namespace, CloneFlags::CLONE_NEWNET)
-                .with_context(|| format!("the network namespace {}", path.display()))
-        }
-    }
+    Ok(Prepared { ground, settings, no_seccomp, how })
 }
 
 async fn serve(
@@ -126,7 +121,9 @@ async fn serve(
     timings: Timings,
 ) -> anyhow::Result<()> {
     let no_seccomp = prepared.as_ref().is_ok_and(|prepared| prepared.no_seccomp);
-    let sandbox = prepared.and_then(|Prepared { ground, settings, .. }| {
+    let mut network = None;
+    let sandbox = prepared.and_then(|Prepared { ground, settings, how, .. }| {
+        network = Network::for_guest(&settings.vm, how).map_err(|error| format!("the network namespace: {error}"))?;
         Sandbox::start(ground, settings, timings).map_err(|error| error.to_string())
     });
     let (booted, guest) = watch::channel::<Booted>(None);
@@ -135,6 +132,9 @@ async fn serve(
     let tasks = Tasks::new(&start.invocation.namespace, guest, shared, host, events.clone());
     if no_seccomp {
         tasks.leave_seccomp_out();
+    }
+    if let Some(network) = network {
+        tasks.offer_network(network);
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -163,6 +163,7 @@ async fn serve(
     }
     // Nobody new finds the way from here on.
     start.address.remove();
+    tasks.leave_network().await;
     if let Some(sandbox) = sandbox {
         sandbox.end().await?;
     }
@@ -181,11 +182,14 @@ async fn boot(mut sandbox: Sandbox, booted: &watch::Sender<Booted>, tasks: &Arc<
         }
     };
     sandbox.timings().pass(Mark::ContainerPrepared);
-    if let Err(reason) = &result {
+    let guest = result.and_then(|()| sandbox.guest().ok_or_else(|| "the agent is gone".to_owned()));
+    let guest = match guest {
+        Ok(guest) => tasks.join_network(&guest).await.map(|()| (guest, sandbox.disks().clone())),
+        Err(reason) => Err(reason),
+    };
+    if let Err(reason) = &guest {
         log::error!("{reason}");
     }
-    let guest = result.and_then(|()| sandbox.guest().ok_or_else(|| "the agent is gone".to_owned()));
-    let guest = guest.map(|guest| (guest, sandbox.disks().clone()));
     booted.send_replace(Some(guest));
     Some(sandbox)
 }

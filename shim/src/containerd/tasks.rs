@@ -24,10 +24,12 @@ use super::error::TaskError;
 use super::events::{Events, Topic};
 use super::hooks::{self, HostNamespaces};
 use super::lifecycle::{Exit, KILLED, Phase};
+use super::network as namespace;
 use super::process::Process;
 use super::pump::Io;
 use super::stdio::StdioPaths;
 use super::translate::translate_process;
+use crate::network::interfaces::{Network, News};
 use crate::sandbox;
 use crate::sandbox::disks::Disks;
 use crate::sandbox::guest::Guest;
@@ -57,6 +59,14 @@ pub(crate) struct Tasks {
     over: Notify,
     /// How the sandbox is saved, or why it cannot be; nothing where its front end does not do so.
     saver: OnceLock<Result<Saver, String>>,
+    /// What the sandbox's network namespace has, for the guest.
+    network: Mutex<Option<SandboxNetwork>>,
+}
+
+/// A network, and news of it as long as nobody follows them.
+struct SandboxNetwork {
+    network: Arc<Network>,
+    news: Option<News>,
 }
 
 enum Slot {
@@ -87,6 +97,7 @@ impl Tasks {
             no_seccomp: AtomicBool::new(false),
             over: Notify::new(),
             saver: OnceLock::new(),
+            network: Mutex::default(),
         })
     }
 
@@ -173,6 +184,8 @@ impl Tasks {
         let process = container.init();
         let starting = process.starting().await;
         process.life().may_start()?;
+        // Docker lays the network out between the container's creation and its start.
+        self.join_network(&guest).await.map_err(TaskError::Failed)?;
         guest.call(guest.agent().start(id, "")).await.map_err(|error| oci_failure("start", error))?;
         process.life().started();
         if let Some(shared) = &self.shared {
@@ -289,6 +302,50 @@ impl Tasks {
             }
         }
         saver.save(folder).await.map_err(|error| TaskError::Failed(error.to_string()))
+    }
+
+    /// From now on this is the sandbox's network.
+    pub(super) fn offer_network(&self, (network, news): (Network, News)) {
+        let network = SandboxNetwork { network: Arc::new(network), news: Some(news) };
+        *self.network.lock().unwrap_or_else(PoisonError::into_inner) = Some(network);
+    }
+
+    /// From now on the sandbox's network is what the namespace at `path` has. This thread moves there: whoever looks for the sandbox's
+    /// namespace looks at it.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub(super) fn move_to_network(&self, path: &Path) -> Result<(), String> {
+        namespace::enter(path).map_err(|error| super::explain(&error))?;
+        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(former) = &*network {
+            let opened = former.network.here().map_err(|error| format!("the network namespace: {error}"))?;
+            *network = Some(SandboxNetwork { network: Arc::new(opened.0), news: Some(opened.1) });
+        }
+        Ok(())
+    }
+
+    /// Joins the guest to the network as far as it is there, and to what will come.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub(super) async fn join_network(&self, guest: &Guest) -> Result<(), String> {
+        let (network, news) = match &mut *self.network.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(SandboxNetwork { network, news }) => (network.clone(), news.take()),
+            None => return Ok(()),
+        };
+        if let Some(news) = news {
+            network.keep_following(news, guest.clone());
+        }
+        network.follow(guest).await.map_err(|error| error.to_string())
+    }
+
+    /// Leaves the network as it was found.
+    pub(super) async fn leave_network(&self) {
+        let network = self.network.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(SandboxNetwork { network, .. }) = network {
+            network.end().await;
+        }
     }
 
     /// Sends a signal to a process, or with `all` to all of a container.

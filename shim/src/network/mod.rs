@@ -1,8 +1,11 @@
-//! What the host has for a guest's network interfaces to be joined to: taps, and user-mode networks.
+//! What the host has for a guest's network interfaces to be joined to: network namespaces, taps, user-mode networks.
 //!
-//! Opens and starts; what the guest is told of addresses and routes is decided by the front ends.
+//! Opens, starts and joins. What a person asks for is read by the front end that they use.
 
+pub mod interfaces;
+pub mod namespace;
 pub mod passt;
+pub mod redirect;
 pub mod resolv_conf;
 pub mod tap;
 pub mod vhost;

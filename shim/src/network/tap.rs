@@ -1,6 +1,6 @@
-//! A tap that somebody has made, opened for a VMM: with virtio's header before each frame, one descriptor a queue.
+//! A tap, opened for a VMM: with virtio's header before each frame, one descriptor a queue.
 //!
-//! Makes none and changes none: addresses, bridges and whether it is up are its owner's business.
+//! One that somebody has made is not changed: addresses, bridges and whether it is up are its owner's business.
 #![allow(unsafe_code, reason = "taps and interfaces are asked and told by ioctl, which has no safe wrapper")]
 
 use std::fs::OpenOptions;
@@ -13,6 +13,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tatami_vmm::{MAX_QUEUE_PAIRS, NicConfig, NicKind, NicLimits};
 
 const DEVICE: &str = "/dev/net/tun";
+
+/// The interface must not be there yet.
+const EXCLUSIVE: libc::c_int = 0x8000;
 
 // The macros differ between architectures, so the numbers are computed.
 const SET_INTERFACE: Opcode = opcode::write::<libc::c_int>(b'T', 202);
@@ -86,22 +89,67 @@ impl Tap {
             Some(libc::ENODEV) => TapError::Missing(name.to_owned()),
             _ => failed("look at")(error),
         })?;
-        let (first, several) = match join(name, true) {
-            Err(TapError::Kind(_)) => (join(name, false)?, false),
+        let (first, several) = match join(name, true, 0) {
+            Err(TapError::Kind(_)) => (join(name, false, 0)?, false),
             joined => (joined?, true),
         };
         let mut descriptors = vec![first];
         while several && descriptors.len() < usize::from(queues.clamp(1, MAX_QUEUE_PAIRS)) {
-            descriptors.push(join(name, true)?);
+            descriptors.push(join(name, true, 0)?);
         }
-        for queue in &descriptors {
+        Tap::set_up(name, descriptors, mtu, flags & libc::IFF_UP as libc::c_short != 0)
+    }
+
+    /// Makes a tap of `queues` queues in the caller's network namespace, which is gone when nobody has it open any more.
+    ///
+    /// # Errors
+    /// [`TapError`]; [`TapError::InUse`] when there is an interface of that name.
+    pub fn create(name: &str, queues: u8) -> Result<Tap, TapError> {
+        let failed = |action| move |source| TapError::System { action, name: name.to_owned(), source };
+        let first = join(name, true, EXCLUSIVE)?;
+        let mut queues_of_it = vec![first];
+        while queues_of_it.len() < usize::from(queues.clamp(1, MAX_QUEUE_PAIRS)) {
+            queues_of_it.push(join(name, true, 0)?);
+        }
+        let (mtu, _) = ask(name).map_err(failed("look at"))?;
+        Tap::set_up(name, queues_of_it, mtu, false)
+    }
+
+    /// Opens the macvtap called `name`, which was made in the caller's network namespace, with `queues` queues.
+    ///
+    /// # Errors
+    /// [`TapError`].
+    pub fn of_macvtap(name: &str, queues: u8) -> Result<Tap, TapError> {
+        let device = format!("/dev/tap{}", index_of(name)?);
+        let open = || {
+            let options = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open(&device);
+            let queue = OwnedFd::from(options?);
+            let mut request = request("");
+            request.ifr_ifru.ifru_flags = flags(true) as libc::c_short;
+            // SAFETY: the kernel reads and writes one ifreq, which lives across the call.
+            checked(unsafe { libc::ioctl(queue.as_raw_fd(), SET_INTERFACE as _, &raw mut request) })?;
+            Ok(queue)
+        };
+        let failed = |action| move |source| TapError::System { action, name: name.to_owned(), source };
+        let all: io::Result<Vec<OwnedFd>> = (0..queues.clamp(1, MAX_QUEUE_PAIRS)).map(|_| open()).collect();
+        let (mtu, _) = ask(name).map_err(failed("look at"))?;
+        Tap::set_up(name, all.map_err(failed("open"))?, mtu, true)
+    }
+
+    fn set_up(name: &str, queues: Vec<OwnedFd>, mtu: u32, up: bool) -> Result<Tap, TapError> {
+        let failed = |action| move |source| TapError::System { action, name: name.to_owned(), source };
+        for queue in &queues {
             number(queue.as_fd(), SET_HEADER_SIZE, HEADER_BYTES).map_err(failed("set up the header of"))?;
             number(queue.as_fd(), SET_LITTLE_ENDIAN, 1).map_err(failed("set up the header of"))?;
         }
         // Only to know: what it is to do, the VMM says when the guest has said what it takes.
-        let cuts_udp = offload(descriptors[0].as_fd(), OFFLOADS | UDP_OFFLOADS).is_ok();
-        offload(descriptors[0].as_fd(), 0).map_err(failed("set up the offloads of"))?;
-        Ok(Tap { queues: descriptors, cuts_udp, mtu, up: flags & libc::IFF_UP as libc::c_short != 0 })
+        let cuts_udp = offload(queues[0].as_fd(), OFFLOADS | UDP_OFFLOADS).is_ok();
+        offload(queues[0].as_fd(), 0).map_err(failed("set up the offloads of"))?;
+        Ok(Tap { queues, cuts_udp, mtu, up })
     }
 
     /// The slot that it fits into.
@@ -116,17 +164,29 @@ impl Tap {
     }
 }
 
-/// One more descriptor of the tap, of `several` queues or of one.
-fn join(name: &str, several: bool) -> Result<OwnedFd, TapError> {
+/// Whether the host's taps take UDP in large pieces: since Linux 6.2. A slot says so before there is a tap that could be asked.
+pub fn host_cuts_udp() -> bool {
+    let system = rustix::system::uname();
+    let mut numbers = system.release().to_str().unwrap_or_default().split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok()).unwrap_or(0);
+    (next(), next()) >= (6, 2)
+}
+
+/// The number of the interface called `name` in the caller's network namespace.
+///
+/// # Errors
+/// [`TapError::Missing`].
+pub fn index_of(name: &str) -> Result<u32, TapError> {
+    nix::net::if_::if_nametoindex(name).map_err(|_| TapError::Missing(name.to_owned()))
+}
+
+/// One more descriptor of the tap, of `several` queues or of one, with `more` flags.
+fn join(name: &str, several: bool, more: libc::c_int) -> Result<OwnedFd, TapError> {
     let device =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(DEVICE);
     let device = device.map_err(TapError::Device)?;
-    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    if several {
-        flags |= libc::IFF_MULTI_QUEUE;
-    }
     let mut request = request(name);
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    request.ifr_ifru.ifru_flags = (flags(several) | more) as libc::c_short;
     // SAFETY: the kernel reads and writes one ifreq, which lives across the call.
     let joined = checked(unsafe { libc::ioctl(device.as_raw_fd(), SET_INTERFACE as _, &raw mut request) });
     match joined.map_err(|error| (error.raw_os_error(), error)) {
@@ -135,6 +195,12 @@ fn join(name: &str, several: bool) -> Result<OwnedFd, TapError> {
         Err((Some(libc::EBUSY), _)) => Err(TapError::InUse(name.to_owned())),
         Err((_, source)) => Err(TapError::System { action: "open", name: name.to_owned(), source }),
     }
+}
+
+/// What every descriptor of a tap, of `several` queues or of one, is opened with.
+fn flags(several: bool) -> libc::c_int {
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if several { flags | libc::IFF_MULTI_QUEUE } else { flags }
 }
 
 /// An interface's MTU and flags.

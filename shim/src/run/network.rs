@@ -271,7 +271,7 @@ impl Network {
                 interface.hardware_address = random_address()?.to_vec();
             }
         }
-        sandbox.plug(0, ends).await?;
+        sandbox.vm().plug(0, ends).await.map_err(sandbox::Error::from)?;
         Ok(sandbox.configure_network(request).await?)
     }
 

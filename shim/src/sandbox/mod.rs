@@ -403,15 +403,6 @@ impl Sandbox {
         self.agent.clone().map(|agent| Guest::new(agent, self.vm.watch().clone()))
     }
 
-    /// Plugs the queues of a tap, with vhost-net or without, or a stream socket into one of the VM's network slots: the guest sees its
-    /// link come up.
-    ///
-    /// # Errors
-    /// [`Error::Vm`].
-    pub async fn plug(&self, slot: u8, ends: Vec<OwnedFd>) -> Result<(), Error> {
-        Ok(self.vm.watch().order(VmOrder::Plug(slot, ends)).await?)
-    }
-
     /// Has the guest's network interfaces set up.
     ///
     /// # Errors

@@ -187,6 +187,15 @@ impl VmWatch {
         self.progress.borrow().clone()
     }
 
+    /// Plugs the queues of a tap, with vhost-net or without, or a stream socket into one of the VM's network slots: the guest sees its
+    /// link come up.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub async fn plug(&self, slot: u8, ends: Vec<OwnedFd>) -> Result<(), VmError> {
+        self.order(VmOrder::Plug(slot, ends)).await
+    }
+
     /// Returns when the agent listens.
     ///
     /// # Errors
