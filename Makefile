@@ -46,8 +46,9 @@ distribution: build ## the same over a Debian suite (root; SUITE=bookworm)
 
 guest: kernel initrd
 
-image: deps ## build the sample OCI image
+image: deps ## build the sample OCI image, and one whose container only waits
 	rootfs/build-sample-image --output $(IMAGE)
+	rootfs/build-sample-image --output target/pause-image.tar --name localhost/tatami-pause:latest --command "exec sleep 2147483647"
 
 standalone: build guest ## one file that is the whole installation: target/release/tatami-standalone has kernel and initrd within
 	TATAMI_EMBED=$(CURDIR)/$(GUEST) $(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami

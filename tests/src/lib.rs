@@ -45,6 +45,11 @@ pub fn image() -> PathBuf {
     built("target/sample-image.tar", "make image")
 }
 
+/// The image of a pod's first container that `make image` builds: it waits.
+pub fn pause_image() -> PathBuf {
+    built("target/pause-image.tar", "make image")
+}
+
 /// The guest kernel that `make kernel` builds.
 pub fn kernel() -> PathBuf {
     built("target/guest/x86_64/vmlinux", "make kernel")

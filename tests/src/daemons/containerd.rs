@@ -9,17 +9,25 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::thin_pool::ThinPool;
-use super::{CLEARANCE, Daemon, Home};
+use super::{CLEARANCE, Daemon, Home, Release};
 use crate::{Finished, Running};
 
 /// The sample image's name.
 pub const IMAGE: &str = "localhost/tatami-sample:latest";
 
+/// The image whose container holds a pod together where a runtime needs one.
+const PAUSE: &str = "localhost/tatami-pause:latest";
+
 /// How long a single command of `ctr` or `docker` may take.
 pub(crate) const COMMAND_PATIENCE: Duration = Duration::from_secs(120);
 
+/// Where CRI keeps what is Kubernetes'.
+const KUBERNETES: &str = "k8s.io";
+
 /// A containerd that runs, with the sample image in its store.
 pub struct Containerd {
+    /// Its namespace, in which the containers are.
+    namespace: String,
     // Before the home, so that they end before their folder goes.
     daemon: Daemon,
     events: Child,
@@ -35,8 +43,34 @@ impl Containerd {
     pub fn start(home: Home) -> Self {
         // CRI and NRI are other tests'; without them it starts in half the time. What CRI consists of stays, for without it
         // there is no service of sandboxes.
-        let disabled = ["grpc.v1.cri", "nri.v1.nri"];
-        let disabled = disabled.map(|name| format!("\"io.containerd.{name}\"")).join(", ");
+        let namespace = home.containers_cgroup();
+        Self::start_with(home, namespace, &["grpc.v1.cri", "nri.v1.nri"], "", &[crate::image()])
+    }
+
+    /// Starts one in `home` that serves CRI, with runc and with ours as the runtimes `runc` and `kata`, and for ours with containerd's
+    /// Sandbox API too, as `kata-sandbox`. Its pods' networks are what lies in the folder `cni` of the home.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_for_pods(home: Home) -> Self {
+        fs::create_dir(home.path("cni")).expect("a folder");
+        let table = "plugins.\"io.containerd.grpc.v1.cri\"";
+        let runtime = |name: &str, kind: &str, more: &str| {
+            format!("[{table}.containerd.runtimes.{name}]\nruntime_type = \"io.containerd.{kind}.v2\"\n{more}\n")
+        };
+        let more = [
+            format!("[{table}]\nsandbox_image = \"{PAUSE}\"\n"),
+            format!("[{table}.cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{}\"\n", home.path("cni").display()),
+            runtime("runc", "runc", ""),
+            runtime("kata", "kata", ""),
+            runtime("kata-sandbox", "kata", if home.release() == Release::Newer { "sandboxer = \"shim\"" } else { "" }),
+        ];
+        let images = [crate::image(), crate::pause_image()];
+        Self::start_with(home, KUBERNETES.to_owned(), &["nri.v1.nri"], &more.concat(), &images)
+    }
+
+    fn start_with(home: Home, namespace: String, disabled: &[&str], more: &str, images: &[PathBuf]) -> Self {
+        let disabled = disabled.iter().map(|name| format!("\"io.containerd.{name}\"")).collect::<Vec<_>>().join(", ");
         // What its blockfile snapshotter copies for each image's first layer.
         let scratch = home.path("scratch.ext4");
         let made = Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&scratch).arg("32m").status();
@@ -46,7 +80,7 @@ impl Containerd {
             "version = 2\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [{disabled}]\n[grpc]\naddress = \"{}\"\n\
              [plugins.\"io.containerd.snapshotter.v1.blockfile\"]\nscratch_file = \"{}\"\n\
              [plugins.\"io.containerd.snapshotter.v1.devmapper\"]\nroot_path = \"{}\"\npool_name = \"{}\"\n\
-             base_image_size = \"64MB\"\n",
+             base_image_size = \"64MB\"\n{more}",
             home.path("root").display(),
             home.path("state").display(),
             home.path("containerd.sock").display(),
@@ -56,11 +90,12 @@ impl Containerd {
         );
         fs::write(home.path("config.toml"), config).expect("a file");
         let daemon = start_daemon(&home);
-        let mut started = Self { daemon, events: start_events(&home), pool, home };
+        let mut started = Self { events: start_events(&home, &namespace), namespace, daemon, pool, home };
         started.wait_ready();
-        let image = crate::image();
-        let imported = started.ctr(&["image", "import", &image.display().to_string()]);
-        assert_eq!(imported.status, 0, "importing the sample image: {}", imported.err());
+        for image in images {
+            let imported = started.ctr(&["image", "import", &image.display().to_string()]);
+            assert_eq!(imported.status, 0, "importing {}: {}", image.display(), imported.err());
+        }
         started
     }
 
@@ -81,7 +116,7 @@ impl Containerd {
 
     /// `ctr ARGUMENTS…`, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        ctr(&self.home, arguments)
+        ctr(&self.home, &self.namespace, arguments)
     }
 
     /// `ctr ARGUMENTS…`, to its end.
@@ -99,7 +134,7 @@ impl Containerd {
         // Through a shell, for the shim is looked up on the path that containerd has.
         let mut command = self.home.command("/bin/sh");
         command.args(["-c", "exec \"$0\" \"$@\"", &format!("containerd-shim-{name}")]);
-        command.args(["-namespace", &self.home.containers_cgroup(), "-address", &socket]);
+        command.args(["-namespace", &self.namespace, "-address", &socket]);
         command.args(["-publish-binary", "/usr/bin/true", "-id", id, "-bundle"]).arg(bundle).arg(what);
         command.env("TTRPC_ADDRESS", format!("{socket}.ttrpc")).env("MAX_SHIM_VERSION", "2").current_dir(bundle);
         command
@@ -135,8 +170,7 @@ impl Containerd {
 
     /// The same, when what ends by itself may take so long.
     pub fn remains_within(&self, patience: Duration) -> Vec<String> {
-        let sandboxes =
-            self.home.path("state/io.containerd.sandbox.controller.v1.shim").join(self.home.containers_cgroup());
+        let sandboxes = self.home.path("state/io.containerd.sandbox.controller.v1.shim").join(&self.namespace);
         self.home.remains(&[self.daemon.pid()], &[self.bundles(), sandboxes], patience)
     }
 
@@ -151,23 +185,24 @@ impl Containerd {
     }
 
     fn bundles(&self) -> PathBuf {
-        self.home.path("state/io.containerd.runtime.v2.task").join(self.home.containers_cgroup())
+        self.home.path("state/io.containerd.runtime.v2.task").join(&self.namespace)
     }
 
     fn wait_ready(&mut self) {
-        let home = &self.home;
-        self.daemon.wait_until(|| ctr(home, &["version"]).output().is_ok_and(|output| output.status.success()));
+        let (home, namespace) = (&self.home, &self.namespace);
+        self.daemon
+            .wait_until(|| ctr(home, namespace, &["version"]).output().is_ok_and(|output| output.status.success()));
         let _ = self.events.kill();
         let _ = self.events.wait();
-        self.events = start_events(home);
+        self.events = start_events(home, namespace);
         // A subscriber is silent until something happens: make something happen until it speaks.
         let deadline = Instant::now() + Duration::from_secs(30);
         let size = || fs::metadata(home.path("events")).map_or(0, |metadata| metadata.len());
         let before = size();
         for round in 0.. {
             let label = format!("round={round}");
-            let _ = ctr(home, &["namespaces", "label", &home.containers_cgroup(), &label]).output();
-            let _ = ctr(home, &["namespaces", "create", &home.containers_cgroup()]).output();
+            let _ = ctr(home, namespace, &["namespaces", "label", namespace, &label]).output();
+            let _ = ctr(home, namespace, &["namespaces", "create", namespace]).output();
             thread::sleep(Duration::from_millis(200));
             if size() > before {
                 return;
@@ -228,10 +263,10 @@ fn time_of_day(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(hours.mul_add(3600.0, minutes.mul_add(60.0, seconds))).ok()
 }
 
-fn ctr(home: &Home, arguments: &[&str]) -> Command {
+fn ctr(home: &Home, namespace: &str, arguments: &[&str]) -> Command {
     let mut command = home.command(&program(home, "ctr"));
     command.env("CONTAINERD_ADDRESS", home.path("containerd.sock"));
-    command.env("CONTAINERD_NAMESPACE", home.containers_cgroup());
+    command.env("CONTAINERD_NAMESPACE", namespace);
     command.args(arguments);
     command
 }
@@ -246,10 +281,10 @@ fn start_daemon(home: &Home) -> Daemon {
     home.start("containerd", &["--config", &config])
 }
 
-fn start_events(home: &Home) -> Child {
+fn start_events(home: &Home, namespace: &str) -> Child {
     let path = home.path("events");
     let file = File::options().create(true).append(true).open(path).expect("a file of events");
-    let mut command = ctr(home, &["events"]);
+    let mut command = ctr(home, namespace, &["events"]);
     command.stdout(file).stderr(Stdio::null()).spawn().expect("ctr starts")
 }
 

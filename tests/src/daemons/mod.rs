@@ -5,6 +5,8 @@
 //! daemons are asked to do.
 
 mod containerd;
+#[cfg(feature = "clients")]
+mod cri;
 mod docker;
 #[cfg(feature = "clients")]
 mod grpc;
@@ -21,6 +23,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use containerd::{Containerd, Event, IMAGE};
+#[cfg(feature = "clients")]
+pub use cri::{Cri, api};
 pub use docker::Docker;
 #[cfg(feature = "clients")]
 pub use grpc::{Grpc, field, text};

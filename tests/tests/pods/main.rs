@@ -1,0 +1,48 @@
+//! Pods as the kubelet has them, through containerd's CRI, 1.7 and 2.1: the same stories with runc and with Tatami.
+//!
+//! Run by `make test-clients`; arguments are parts of the names of the cases to tell. It takes a host with containerd, the CNI
+//! plug-ins and KVM (`tests/with-kvm`), and root.
+
+mod life;
+mod networks;
+mod stage;
+
+use std::cell::RefCell;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use tatami_tests::compare::{Case, Selection, compare};
+use tatami_tests::daemons::{Containerd, Home, Release};
+
+use stage::{Kubelet, Networks};
+
+/// The cases that the other release of containerd is asked too, unless everything is asked for.
+const BOTH: &[&str] = &["two containers of a pod"];
+
+fn main() -> ExitCode {
+    let cases: Vec<&Case<Kubelet>> = [life::CASES, networks::CASES].into_iter().flatten().collect();
+    Release::tell_on_each(BOTH, |release, selection| {
+        // The Sandbox API, where containerd has it, drives the same pods.
+        let ours: &[&'static str] = if release == Release::Newer { &["kata", "kata-sandbox"] } else { &["kata"] };
+        ours.iter().map(|ours| tell_all(release, ours, &cases, selection)).sum()
+    })
+}
+
+fn tell_all(release: Release, handler: &'static str, cases: &[&Case<Kubelet>], selection: &Selection) -> usize {
+    let home = Home::new(release);
+    let networks = Networks::lay_out(&home);
+    let containerd = Rc::new(RefCell::new(Containerd::start_for_pods(home)));
+    networks.describe(&containerd.borrow());
+    let mut reference = Kubelet::new(Rc::clone(&containerd), "runc");
+    let mut ours = Kubelet::new(Rc::clone(&containerd), handler);
+    let title = format!("{}, runtime handler {handler}", release.version_of("containerd"));
+    let mut failures = compare(&title, cases, selection, &mut reference, &mut ours);
+    let left = containerd.borrow().remains();
+    if !left.is_empty() {
+        println!("left behind in the end:\n  {}", left.join("\n  "));
+        failures += 1;
+    }
+    drop((reference, ours));
+    Rc::into_inner(containerd).expect("the stages are gone").into_inner().stop();
+    failures
+}

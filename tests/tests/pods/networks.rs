@@ -1,0 +1,90 @@
+//! What a pod's network is like from within and from without.
+
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tatami_tests::compare::{Case, Notes};
+use tatami_tests::daemons::api;
+
+use crate::stage::{HOST, HOST_6, Kubelet, MTU, SOON, host};
+
+pub(crate) const CASES: &[Case<Kubelet>] = &[
+    Case::new("addresses and routes of a pod", addresses),
+    Case::new("pods talk to each other", between),
+    Case::new("a port of the host", host_port),
+];
+
+fn addresses(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let pod = kubelet.run("pod");
+    let (v4, v6) = kubelet.addresses(&pod);
+    let inside = kubelet.start(&pod, "c", &["sleep", "100000"]);
+    let text = kubelet.shell(&inside, "ip -o addr show dev eth0 scope global | awk '{print $4}' | sort");
+    let mut wanted = vec![format!("{v4}/16"), format!("{v6}/64")];
+    wanted.sort();
+    notes.want("its addresses are those that CRI tells", text == wanted.join("\n"), true);
+    notes.want("its interfaces", kubelet.shell(&inside, "ls /sys/class/net | sort | tr '\\n' ' '"), "eth0 lo");
+    notes.want("its largest packet", kubelet.shell(&inside, "cat /sys/class/net/eth0/mtu"), MTU);
+    // The kernel's own routes are written differently by every kernel.
+    let routes = "ip route | grep via | sed 's/ *$//; s/ src .*//' | sort";
+    notes.want(
+        "its routes",
+        kubelet.shell(&inside, routes),
+        "10.99.0.0/16 via 10.88.0.1 dev eth0\ndefault via 10.88.0.1 dev eth0",
+    );
+    notes.want("of version 6", kubelet.shell(&inside, "ip -6 route | grep -c '^default via fd00:88::1'"), "1");
+    notes.want(
+        "the host by version 6",
+        kubelet.shell(&inside, &format!("ping -6 -c 1 -W 20 {HOST_6} >/dev/null && echo ok")),
+        "ok",
+    );
+    notes.want(
+        "from the host by version 6",
+        host(&["busybox", "ping", "-6", "-c", "1", "-W", "20", &v6]).contains("1 packets received"),
+        true,
+    );
+    let whole = format!("ping -c 1 -W 20 -s {} {HOST} >/dev/null && echo ok", MTU - 28);
+    notes.want("a whole packet", kubelet.shell(&inside, &whole), "ok");
+}
+
+fn between(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let (one, other) = (kubelet.run("one"), kubelet.run("other"));
+    let server = kubelet.start(&one, "server", &["sh", "-c", "nc -l -p 7 -e cat"]);
+    let client = kubelet.start(&other, "client", &["sleep", "100000"]);
+    let to = kubelet.addresses(&one).0;
+    // More than what fits into any window, there and back.
+    let script = format!("head -c 3000000 /dev/urandom >/d; nc {to} 7 </d | head -c 3000000 | cmp - /d && echo same");
+    notes.want("three megabytes there and back", kubelet.shell(&client, &script), "same");
+    notes.want(
+        "the server",
+        kubelet.state(&server).starts_with("running") || kubelet.end_of(&server) == "exited 0",
+        true,
+    );
+}
+
+fn host_port(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let mut config = kubelet.described("pod");
+    config.port_mappings = vec![api::PortMapping { container_port: 80, host_port: 18080, ..Default::default() }];
+    let pod = kubelet.run_described(config).expect("a pod with a port");
+    kubelet.start(&pod, "server", &["sh", "-c", "mkdir /www; echo page >/www/x; exec httpd -f -p 80 -h /www"]);
+    // From outside, as a client has it: a namespace of its own behind a veth.
+    let deadline = Instant::now() + SOON;
+    let mut seen = String::new();
+    while seen != "page" && Instant::now() < deadline {
+        seen = fetch(&format!("{HOST}:18080"));
+        thread::sleep(Duration::from_millis(300));
+    }
+    notes.want("the page by the host's port", seen, "page");
+}
+
+/// The page `x` at `address`, from the host.
+fn fetch(address: &str) -> String {
+    let url = format!("http://{address}/x");
+    let child: Result<Child, _> = Command::new("busybox")
+        .args(["wget", "-T", "5", "-qO-", &url])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let output = child.and_then(Child::wait_with_output).expect("busybox");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}

@@ -1,0 +1,306 @@
+//! The kubelet as the stories use it: pods and containers by short names, answers in words that are the same for every run.
+
+use std::cell::{Ref, RefCell};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tatami_tests::compare::Stage;
+use tatami_tests::daemons::{Containerd, Cri, Home, IMAGE, api};
+
+/// How long what must come may take, on an emulated host.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// The host's bridges that pods are on, and the addresses that it has there.
+pub(crate) struct Networks {
+    bridge: String,
+}
+
+/// The host's addresses on the pods' bridge.
+pub(crate) const HOST: &str = "10.88.0.1";
+pub(crate) const HOST_6: &str = "fd00:88::1";
+/// The largest packet there.
+pub(crate) const MTU: u32 = 1400;
+
+impl Networks {
+    /// For the pods of `home`, nothing done yet.
+    pub(crate) fn lay_out(home: &Home) -> Self {
+        let number = home.name().rsplit('-').nth(1).unwrap_or_default().to_owned();
+        Self { bridge: format!("ttb{number}") }
+    }
+
+    /// Tells containerd of them: a bridge with both versions of IP, and ports of the host.
+    pub(crate) fn describe(&self, containerd: &Containerd) {
+        let store = containerd.home().path("cni-addresses").display().to_string();
+        let text = format!(
+            r#"{{"cniVersion":"1.0.0","name":"pods","plugins":[
+            {{"type":"bridge","bridge":"{}","isGateway":true,"mtu":{MTU},"hairpinMode":true,
+            "ipam":{{"type":"host-local","dataDir":"{store}","ranges":[[{{"subnet":"10.88.0.0/16"}}],[{{"subnet":"fd00:88::/64"}}]],
+            "routes":[{{"dst":"0.0.0.0/0"}},{{"dst":"::/0"}},{{"dst":"10.99.0.0/16","gw":"10.88.0.1"}}]}}}},
+            {{"type":"portmap","capabilities":{{"portMappings":true}},"snat":true}}]}}"#,
+            self.bridge
+        );
+        fs::write(containerd.home().path("cni/10-pods.conflist"), text).expect("a file");
+    }
+}
+
+impl Drop for Networks {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.bridge]).output();
+    }
+}
+
+/// A containerd's CRI and the runtime handler that stories are told with.
+pub(crate) struct Kubelet {
+    containerd: Rc<RefCell<Containerd>>,
+    cri: Cri,
+    handler: &'static str,
+    story: u32,
+}
+
+/// A pod.
+#[derive(Clone)]
+pub(crate) struct Pod {
+    pub(crate) id: String,
+    config: api::PodSandboxConfig,
+}
+
+impl Kubelet {
+    /// Of `containerd`, with the runtime that it has as `handler`.
+    pub(crate) fn new(containerd: Rc<RefCell<Containerd>>, handler: &'static str) -> Self {
+        let cri = Cri::new(&containerd.borrow().socket());
+        Self { containerd, cri, handler, story: 0 }
+    }
+
+    /// The daemon.
+    pub(crate) fn containerd(&self) -> Ref<'_, Containerd> {
+        self.containerd.borrow()
+    }
+
+    /// A folder for this story's files.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        let path = self.containerd().home().path(&format!("scratch-{}-{}", self.handler, self.story));
+        fs::create_dir_all(&path).expect("a folder");
+        path
+    }
+
+    /// How a pod `name` of this story is described, before a story adds to it.
+    pub(crate) fn described(&self, name: &str) -> api::PodSandboxConfig {
+        let unique = format!("{}-{}-{name}", self.handler, self.story);
+        api::PodSandboxConfig {
+            metadata: Some(api::PodSandboxMetadata {
+                name: unique.clone(),
+                uid: unique,
+                namespace: "stories".to_owned(),
+                attempt: 0,
+            }),
+            hostname: name.to_owned(),
+            log_directory: self.scratch().join(name).display().to_string(),
+            linux: Some(api::LinuxPodSandboxConfig {
+                security_context: Some(api::LinuxSandboxSecurityContext {
+                    namespace_options: Some(of_kubernetes()),
+                    ..Default::default()
+                }),
+                cgroup_parent: format!("/{}", self.containerd().home().containers_cgroup()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    /// Runs a pod.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub(crate) fn run_described(&self, config: api::PodSandboxConfig) -> Result<Pod, String> {
+        fs::create_dir_all(&config.log_directory).expect("a folder");
+        let request =
+            api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: self.handler.to_owned() };
+        let answer = self.cri.call(async |mut client| client.run_pod_sandbox(request).await)?;
+        Ok(Pod { id: answer.pod_sandbox_id, config })
+    }
+
+    /// The same with nothing added.
+    ///
+    /// # Panics
+    /// When it does not run: the story cannot go on.
+    pub(crate) fn run(&self, name: &str) -> Pod {
+        self.run_described(self.described(name)).unwrap_or_else(|error| panic!("the pod {name} does not run: {error}"))
+    }
+
+    /// How a container is described, before a story adds to it.
+    pub(crate) fn container(name: &str, command: &[&str]) -> api::ContainerConfig {
+        api::ContainerConfig {
+            metadata: Some(api::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+            image: Some(api::ImageSpec { image: IMAGE.to_owned(), ..Default::default() }),
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            log_path: format!("{name}.log"),
+            linux: Some(api::LinuxContainerConfig {
+                security_context: Some(api::LinuxContainerSecurityContext {
+                    namespace_options: Some(of_kubernetes()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    /// Creates a container and starts it; its id.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub(crate) fn start_described(&self, pod: &Pod, config: api::ContainerConfig) -> Result<String, String> {
+        let request = api::CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let created = self.cri.call(async |mut client| client.create_container(request).await)?;
+        let request = api::StartContainerRequest { container_id: created.container_id.clone() };
+        self.cri.call(async |mut client| client.start_container(request).await)?;
+        Ok(created.container_id)
+    }
+
+    /// The same with nothing added.
+    ///
+    /// # Panics
+    /// When it does not start: the story cannot go on.
+    pub(crate) fn start(&self, pod: &Pod, name: &str, command: &[&str]) -> String {
+        let started = self.start_described(pod, Self::container(name, command));
+        started.unwrap_or_else(|error| panic!("the container {name} does not start: {error}"))
+    }
+
+    /// What `command` says in a container, without the blanks around it, and its status unless that is 0.
+    pub(crate) fn exec(&self, container: &str, command: &[&str]) -> String {
+        let request = api::ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: command.iter().map(|&word| word.to_owned()).collect(),
+            timeout: 0,
+        };
+        match self.cri.call(async |mut client| client.exec_sync(request).await) {
+            Err(error) => error,
+            Ok(answer) => {
+                let mut text = String::from_utf8_lossy(&answer.stdout).trim().to_owned();
+                if answer.exit_code != 0 {
+                    let error = String::from_utf8_lossy(&answer.stderr);
+                    text += &format!("[{}] {}", answer.exit_code, error.trim());
+                }
+                text
+            }
+        }
+    }
+
+    /// The same through a shell.
+    pub(crate) fn shell(&self, container: &str, script: &str) -> String {
+        self.exec(container, &["sh", "-c", script])
+    }
+
+    /// How a container is: `running`, `exited 3`.
+    pub(crate) fn state(&self, container: &str) -> String {
+        let request = api::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
+        match self.cri.call(async |mut client| client.container_status(request).await) {
+            Err(error) => error,
+            Ok(answer) => {
+                let status = answer.status.unwrap_or_default();
+                match status.state() {
+                    api::ContainerState::ContainerRunning => "running".to_owned(),
+                    api::ContainerState::ContainerExited => format!("exited {}", status.exit_code),
+                    other => format!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    /// The same when it has ended, or is late.
+    pub(crate) fn end_of(&self, container: &str) -> String {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let state = self.state(container);
+            if state != "running" || Instant::now() > deadline {
+                return state;
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// A pod's status.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub(crate) fn status(&self, pod: &Pod) -> api::PodSandboxStatus {
+        let request = api::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
+        let answer = self.cri.call(async |mut client| client.pod_sandbox_status(request).await);
+        answer.expect("a pod's status").status.unwrap_or_default()
+    }
+
+    /// A pod's addresses: of version 4 and of version 6.
+    pub(crate) fn addresses(&self, pod: &Pod) -> (String, String) {
+        let network = self.status(pod).network.unwrap_or_default();
+        (network.ip, network.additional_ips.into_iter().next().unwrap_or_default().ip)
+    }
+
+    /// What a container has written, without the times.
+    pub(crate) fn log(&self, pod: &Pod, name: &str) -> String {
+        let text = fs::read_to_string(PathBuf::from(&pod.config.log_directory).join(format!("{name}.log")));
+        let text = text.unwrap_or_else(|error| error.to_string());
+        text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Stops a container, with a moment's notice, and removes it: `ok`, or what went wrong.
+    pub(crate) fn remove_container(&self, id: &str) -> String {
+        let stop = api::StopContainerRequest { container_id: id.to_owned(), timeout: 1 };
+        let remove = api::RemoveContainerRequest { container_id: id.to_owned() };
+        let stopped = self.cri.call(async |mut client| client.stop_container(stop).await).map(drop);
+        told(stopped.and_then(|()| self.cri.call(async |mut client| client.remove_container(remove).await).map(drop)))
+    }
+
+    /// Stops a pod and removes it: `ok`, or what went wrong.
+    pub(crate) fn remove(&self, id: &str) -> String {
+        let stop = api::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let remove = api::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let stopped = self.cri.call(async |mut client| client.stop_pod_sandbox(stop).await).map(drop);
+        told(stopped.and_then(|()| self.cri.call(async |mut client| client.remove_pod_sandbox(remove).await).map(drop)))
+    }
+}
+
+/// The namespaces that Kubernetes gives a pod unless it is told otherwise: containers share all but the processes.
+fn of_kubernetes() -> api::NamespaceOption {
+    api::NamespaceOption { pid: api::NamespaceMode::Container.into(), ..Default::default() }
+}
+
+/// `ok`, or the error.
+pub(crate) fn told(result: Result<(), String>) -> String {
+    result.err().unwrap_or_else(|| "ok".to_owned())
+}
+
+/// What a command of the host's says, with its status unless that is 0.
+pub(crate) fn host(words: &[&str]) -> String {
+    let output = Command::new(words[0]).args(&words[1..]).output().expect("a program of the host's");
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if output.status.success() { text } else { format!("{text}[{}]", output.status) }
+}
+
+impl Stage for Kubelet {
+    fn is_ours(&self) -> bool {
+        self.handler != "runc"
+    }
+
+    fn clear(&mut self) -> String {
+        let all =
+            self.cri.call(async |mut client| client.list_pod_sandbox(api::ListPodSandboxRequest::default()).await);
+        let mut words: Vec<String> = Vec::new();
+        for pod in all.map(|answer| answer.items).unwrap_or_default() {
+            let removed = self.remove(&pod.id);
+            if removed != "ok" {
+                words.push(removed);
+            }
+        }
+        words.extend(self.containerd().remains());
+        self.story += 1;
+        words.join("\n")
+    }
+}
