@@ -9,7 +9,7 @@ use crate::sandbox::Sandbox;
 use crate::server::Server;
 use crate::transport::{Listener, announce};
 use crate::zygote::Zygote;
-use crate::{clock, depot, idle, kmsg, loopback, mounts};
+use crate::{clock, depot, hold, idle, kmsg, loopback, mounts};
 
 /// The guest's own name; containers have names of their own.
 const HOST_NAME: &[u8] = b"tatami";
@@ -28,6 +28,7 @@ pub fn boot() {
 fn set_up() -> anyhow::Result<()> {
     mounts::set_up()?;
     kmsg::start();
+    hold::offer().context("have containers find this program")?;
     sethostname(HOST_NAME).context("set the host name")?;
     loopback::up().context("bring the loopback interface up")?;
     depot::fill().context("put the network interfaces aside")?;

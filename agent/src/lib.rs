@@ -11,6 +11,7 @@
 //! | `storage`, `served`, `nodes` | the file systems that are mounted for a container, and the devices it has |
 //! | `volumes` | what of the host's files it sees, and who hears of changes to them |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
+//! | `hold` | the process that holds a pod's namespaces |
 //! | `launch`, `wire`, `zygote`, `creator`, `join`, `priority`, `rights`, `executor` | making one: libcontainer in a forked, single-threaded child |
 //!
 //! It does not know images, registries or anything of the host: paths in specifications are guest paths.
@@ -30,6 +31,7 @@ mod executor;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod guest;
+mod hold;
 mod idle;
 mod join;
 mod kmsg;
@@ -62,6 +64,7 @@ mod zygote;
 
 pub use boot::boot;
 pub use cgroup::enable_controllers;
+pub use hold::hold;
 pub use sandbox::Sandbox;
 pub use server::{Server, Shutdown};
 pub use transport::Listener;

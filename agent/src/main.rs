@@ -1,8 +1,11 @@
-//! The guest's PID 1. What it does stands in the library.
+//! The guest's PID 1, or that of a pod's namespaces. What it does stands in the library.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|word| word == "hold") {
+        tatami_agent::hold();
+    }
     if std::process::id() != 1 {
         eprintln!("tatami-agent: runs only as PID 1 of a Tatami guest; start a sandbox with `tatami run` instead");
         return ExitCode::FAILURE;

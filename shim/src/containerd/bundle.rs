@@ -82,15 +82,11 @@ pub(super) fn is_of_sandbox(bundle: &Path) -> bool {
 /// A machine for the container of `spec`: what it may use, and the guest's own share, as it is set. With `sandbox`, for containers that
 /// will come.
 pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -> VmConfig {
-    let resources = spec.and_then(|spec| spec.linux().as_ref()).and_then(|linux| linux.resources().as_ref());
-    let limit = resources.and_then(|resources| resources.memory().as_ref()).and_then(|memory| memory.limit());
-    let limit_mib = limit.filter(|limit| *limit > 0).map_or(0, |limit| (limit as u64).div_ceil(1 << 20));
-    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-    let quota = cpu.and_then(|cpu| cpu.quota()).filter(|quota| *quota > 0).unwrap_or(0) as u64;
-    let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(100_000);
+    let Wanted { memory, quota, period } = spec.map(wanted).unwrap_or_default();
+    let limit_mib = memory.div_ceil(1 << 20);
     let host = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let own = u64::from(set.vcpus.unwrap_or(0));
-    let vcpus = quota.div_ceil(period).saturating_add(own).clamp(1, host.min(64)) as u8;
+    let vcpus = quota.div_ceil(period.max(1)).saturating_add(own).clamp(1, host.min(64)) as u8;
     let own_mib = set.memory_mib.unwrap_or(OWN_MEMORY_MIB);
     let plain = VmConfig::default();
     VmConfig {
@@ -102,6 +98,33 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -
         folder: FolderConfig { cache: set.cache.unwrap_or(plain.folder.cache), ..plain.folder },
         disk_slots: if sandbox || spec.is_some_and(is_pod) { POD_DISK_SLOTS } else { 1 },
         ..plain
+    }
+}
+
+/// What a machine's containers may use: bytes, and microseconds of processor time in each period of so many. 0: nobody says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    memory: u64,
+    quota: u64,
+    period: u64,
+}
+
+/// What `spec` allows its container or, where it is a pod's first, what CRI says that all of them together may use.
+fn wanted(spec: &Spec) -> Wanted {
+    let positive =
+        |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).filter(|number| *number > 0);
+    let said = |name: &str| {
+        positive(spec.annotations().as_ref()?.get(&format!("io.kubernetes.cri.sandbox-{name}"))?.parse().ok())
+    };
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let memory = resources.and_then(|resources| resources.memory().as_ref()).and_then(|memory| memory.limit());
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let of_pod = said("cpu-quota");
+    let period = if of_pod.is_some() { said("cpu-period") } else { cpu.and_then(|cpu| cpu.period()) };
+    Wanted {
+        memory: said("memory").or(positive(memory)).unwrap_or(0),
+        quota: of_pod.or(positive(cpu.and_then(|cpu| cpu.quota()))).unwrap_or(0),
+        period: period.filter(|period| *period > 0).unwrap_or(100_000),
     }
 }
 
@@ -154,6 +177,21 @@ mod tests {
         let huge = limited(r#"{"memory":{"limit":9223372036854771712}}"#);
         assert!(u64::from(huge.memory_mib) <= 256 + host_memory_mib());
         huge.validate().unwrap();
+    }
+
+    #[test]
+    fn a_pods_machine_holds_what_all_its_containers_may_use() {
+        let pod = |memory: &str| {
+            let text = format!(
+                r#"{{"ociVersion":"1.0.2","annotations":{{"io.kubernetes.cri.container-type":"sandbox",
+                "io.kubernetes.cri.sandbox-memory":"{memory}","io.kubernetes.cri.sandbox-cpu-quota":"150000",
+                "io.kubernetes.cri.sandbox-cpu-period":"50000"}},"linux":{{"resources":{{"cpu":{{"shares":2}}}}}}}}"#
+            );
+            wanted(&spec(&text))
+        };
+        assert_eq!(pod("134217728"), Wanted { memory: 134_217_728, quota: 150_000, period: 50_000 });
+        // Kubernetes says 0 where it does not limit, and a word that is no number says nothing.
+        assert_eq!((pod("0").memory, pod("x").memory), (0, 0));
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod log_file;
 mod logger;
 mod memory_watch;
 mod network;
+mod pod;
 pub(crate) mod process;
 mod pump;
 mod rootfs;

@@ -17,6 +17,7 @@ use ttrpc::r#async::{Service, TtrpcContext};
 
 use super::error::TaskError;
 use super::lifecycle::{Exit, KILLED};
+use super::pod::Pod;
 use super::stats;
 use super::tasks::Tasks;
 
@@ -26,6 +27,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 struct SandboxService {
     id: String,
     tasks: Arc<Tasks>,
+    pod: Mutex<Pod>,
     created_at: SystemTime,
     started: Mutex<bool>,
     stopped: watch::Sender<Option<Exit>>,
@@ -36,6 +38,7 @@ pub(super) fn services(tasks: &Arc<Tasks>, id: &str) -> HashMap<String, Service>
     create_sandbox(Arc::new(SandboxService {
         id: id.to_owned(),
         tasks: tasks.clone(),
+        pod: Mutex::default(),
         created_at: SystemTime::now(),
         started: Mutex::new(false),
         stopped: watch::Sender::new(None),
@@ -72,6 +75,12 @@ impl Sandbox for SandboxService {
         if !request.netns_path.is_empty() {
             self.tasks.move_to_network(Path::new(&request.netns_path)).map_err(TaskError::Failed)?;
         }
+        if let Some(options) = request.options.as_ref() {
+            let pod = Pod::of(options);
+            let pod =
+                pod.map_err(|error| TaskError::InvalidArgument(format!("malformed options of the pod: {error}")))?;
+            *self.pod.lock().unwrap_or_else(PoisonError::into_inner) = pod;
+        }
         Ok(CreateSandboxResponse::default())
     }
 
@@ -83,6 +92,8 @@ impl Sandbox for SandboxService {
         self.check(&request.sandbox_id)?;
         let guest = self.tasks.guest().await?;
         self.tasks.join_network(&guest).await.map_err(TaskError::Failed)?;
+        let pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.tasks.hold(&guest, &pod).await?;
         *self.started.lock().unwrap_or_else(PoisonError::into_inner) = true;
         let (stopped, vm) = (self.stopped.clone(), guest.vm().clone());
         tokio::spawn(async move {

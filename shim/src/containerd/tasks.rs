@@ -25,6 +25,7 @@ use super::events::{Events, Topic};
 use super::hooks::{self, HostNamespaces};
 use super::lifecycle::{Exit, KILLED, Phase};
 use super::network as namespace;
+use super::pod::{self, Pod};
 use super::process::Process;
 use super::pump::Io;
 use super::stdio::StdioPaths;
@@ -338,6 +339,20 @@ impl Tasks {
             network.keep_following(news, guest.clone());
         }
         network.follow(guest).await.map_err(|error| error.to_string())
+    }
+
+    /// Has the guest hold the pod together, whose containers come later: their namespaces are those of this one's first process.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(super) async fn hold(&self, guest: &Guest, pod: &Pod) -> Result<(), TaskError> {
+        if self.first.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(());
+        }
+        let pid = guest.call(guest.agent().create_container(pod.holder())).await?;
+        guest.call(guest.agent().start(pod::ID, "")).await?;
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(pid);
+        Ok(())
     }
 
     /// Leaves the network as it was found.
