@@ -74,9 +74,9 @@ test-kvm: build guest image root-disk distribution ## the tests that boot guests
 	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-devices -p tatami-vmm -p tatami-tests -p tatami-hostile
 	$(RUNNER) $(CARGO) test --locked -p tatami-agent --test containers
 
-test-clients: build guest image ## containerd and Docker, with runc and with Tatami, compared (FULL=1: all cases on all releases)
+test-clients: build guest image ## containerd, Docker and CRI, with runc and with Tatami, compared (FULL=1: all cases on all releases)
 	TATAMI_CLIENTS=$(if $(FULL),full,$(TATAMI_CLIENTS)) $(RUNNER) $(CARGO) test --locked --no-fail-fast -p tatami-tests --features clients \
-		--test containerd --test docker
+		--test containerd --test docker --test pods
 
 fuzz: deps ## each fuzz target for FUZZ_SECONDS (60): executions, coverage, findings
 	@fuzz/run

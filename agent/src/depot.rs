@@ -18,6 +18,8 @@ use crate::network::links;
 static DEPOT: OnceLock<Depot> = OnceLock::new();
 
 struct Depot {
+    /// The namespace.
+    namespace: OwnedFd,
     /// A connection to its configuration.
     netlink: Mutex<Netlink>,
     /// The namespace where the containers are.
@@ -45,7 +47,7 @@ pub(crate) fn fill() -> io::Result<()> {
         send(&mut netlink, index, &depot, None)?;
     }
     // It is filled once.
-    let _ = DEPOT.set(Depot { netlink: Mutex::new(depots), containers });
+    let _ = DEPOT.set(Depot { namespace: depot.into(), netlink: Mutex::new(depots), containers });
     Ok(())
 }
 
@@ -60,6 +62,19 @@ pub(crate) fn fetch(device: &[u8], name: &str) -> io::Result<bool> {
     let Some(link) = links(&mut netlink)?.into_iter().find(|link| link.is(device)) else { return Ok(false) };
     send(&mut netlink, link.index, &depot.containers, Some(name))?;
     Ok(true)
+}
+
+/// Brings the interface of this device from where `netlink` leads to, if it is there, back into the depot, where it has no addresses.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn put(netlink: &mut Netlink, device: &[u8]) -> io::Result<()> {
+    let Some(depot) = DEPOT.get() else { return Ok(()) };
+    match links(netlink)?.into_iter().find(|link| link.is(device)) {
+        // A name that no other has: the depot has seen none of this number.
+        Some(link) => send(netlink, link.index, &depot.namespace, Some(&format!("slot{}", link.index))),
+        None => Ok(()),
+    }
 }
 
 fn send(netlink: &mut Netlink, index: u32, namespace: &impl AsRawFd, name: Option<&str>) -> io::Result<()> {

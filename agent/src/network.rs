@@ -31,6 +31,10 @@ const MAX_NAME: usize = 15;
 /// each naming what it is about.
 pub(crate) fn configure(request: &NetworkRequest) -> Result<(), Error> {
     let mut netlink = Netlink::connect().map_err(Error::internal("reach the kernel's network configuration"))?;
+    for device in &request.gone {
+        depot::put(&mut netlink, device)
+            .map_err(Error::internal(format!("put the network interface of the device {} aside", hardware(device))))?;
+    }
     for interface in &request.interfaces {
         set_up(&mut netlink, interface)?;
     }

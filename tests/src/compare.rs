@@ -149,7 +149,8 @@ impl Selection {
         Self { full: false, alone: self.alone, names }
     }
 
-    fn takes<S>(&self, case: &Case<S>) -> bool {
+    /// Whether a case is to be told.
+    pub fn takes<S>(&self, case: &Case<S>) -> bool {
         let part = |part: &String| case.name == part || (self.full || !case.full) && case.name.contains(part.as_str());
         if self.names.is_empty() { self.full || !case.full } else { self.names.iter().any(part) }
     }

@@ -6,6 +6,7 @@ use oci_spec::runtime::Spec;
 
 use super::arguments::Invocation;
 use super::bootstrap::Form;
+use super::network::Namespace;
 use super::translate::{Pids, Plan};
 use super::{bundle, disk_rootfs};
 use crate::configuration::Configuration;
@@ -27,7 +28,7 @@ pub fn call(words: &[String], input: &[u8]) {
 pub fn config(json: &[u8]) {
     let Ok(spec) = serde_json::from_slice::<Spec>(json) else { return };
     bundle::sandbox_of("c", &spec);
-    bundle::network(&spec);
+    Namespace::of(&spec);
     for sandbox in [false, true] {
         let machine = bundle::machine(Some(&spec), sandbox, &Configuration::default());
         machine.validate().expect("a machine that can be");

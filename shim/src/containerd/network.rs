@@ -58,7 +58,7 @@ impl Namespace {
             Namespace::Given(_) => {
                 // One is loopback, in whose place another may come.
                 let present = nix::net::if_::if_nameindex().map_or(LATE, |all| all.iter().count());
-                present.max(LATE).min(MAX_NICS)
+                present.clamp(LATE, MAX_NICS)
             }
         }
     }

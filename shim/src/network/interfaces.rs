@@ -103,6 +103,8 @@ struct Joined {
     slots: Vec<Option<u32>>,
     /// What the guest was told.
     told: View,
+    /// Taps made so far: one whose interface is gone keeps its name until another takes its slot.
+    taps: u32,
 }
 
 /// News of the namespace.
@@ -137,7 +139,7 @@ impl Network {
         let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
         let (connection, netlink, news) = rtnetlink::new_multicast_connection(&groups)?;
         tokio::spawn(connection);
-        let joined = Mutex::new(Joined { slots: vec![None; slots], told: View::default() });
+        let joined = Mutex::new(Joined { slots: vec![None; slots], told: View::default(), taps: 0 });
         Ok((Network { netlink, slots, queues, how, joined }, News(news)))
     }
 
@@ -156,10 +158,14 @@ impl Network {
             neighbours: added(&view.neighbours, &joined.told.neighbours),
             ..Default::default()
         };
-        for slot in &mut joined.slots {
-            // An interface that is gone has taken its addresses along, and leaves room.
+        for (number, slot) in joined.slots.iter_mut().enumerate() {
             if slot.is_some_and(|index| view.interfaces.iter().all(|found| found.index != index)) {
-                *slot = None;
+                if let Some(index) = slot.take()
+                    && let Err(error) = redirect::part(&self.netlink, index).await
+                {
+                    log::debug!("the network interface {index}, which is gone: {error}");
+                }
+                request.gone.push(nic_address(number as u8).to_vec());
             }
         }
         for found in &view.interfaces {
@@ -180,13 +186,15 @@ impl Network {
     async fn join(&self, joined: &mut Joined, found: &Found, guest: &Guest) -> Result<usize, NetworkError> {
         let full = || NetworkError::Full { name: found.name.clone(), slots: self.slots };
         let slot = joined.slots.iter().position(Option::is_none).ok_or_else(full)?;
+        let name = format!("tatami{}", joined.taps);
         let tap = match found.kind {
             Kind::Physical => return Err(NetworkError::Physical(found.name.clone())),
             Kind::NotEthernet => return Err(NetworkError::NotEthernet(found.name.clone())),
             Kind::Tap => Tap::open(&found.name, self.queues)?,
-            Kind::Virtual if self.how.model == Model::MacVtap => self.tap_upon(found, slot).await?,
-            Kind::Virtual => self.tap_beside(found, slot).await?,
+            Kind::Virtual if self.how.model == Model::MacVtap => self.tap_upon(found, name).await?,
+            Kind::Virtual => self.tap_beside(found, name).await?,
         };
+        joined.taps += 1;
         let mut ends = tap.queues;
         if self.how.vhost != VhostUse::Off {
             let opened: Result<Vec<_>, _> = ends.iter().map(|_| vhost::open()).collect();
@@ -200,8 +208,7 @@ impl Network {
         Ok(slot)
     }
 
-    async fn tap_beside(&self, found: &Found, slot: usize) -> Result<Tap, NetworkError> {
-        let name = format!("tatami{slot}");
+    async fn tap_beside(&self, found: &Found, name: String) -> Result<Tap, NetworkError> {
         let tap = Tap::create(&name, self.queues).map_err(|error| match error {
             TapError::InUse(name) => NetworkError::Shared(name),
             other => other.into(),
@@ -215,8 +222,7 @@ impl Network {
     }
 
     /// A macvtap, which has the interface's hardware address; the interface gets another, and receives what is broadcast only.
-    async fn tap_upon(&self, found: &Found, slot: usize) -> Result<Tap, NetworkError> {
-        let name = format!("tatami{slot}");
+    async fn tap_upon(&self, found: &Found, name: String) -> Result<Tap, NetworkError> {
         let mut aside = found.hardware_address.clone();
         // Locally administered, and so none that a device was made with.
         if let Some(first) = aside.first_mut() {

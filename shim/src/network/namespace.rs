@@ -81,10 +81,10 @@ pub async fn view(netlink: &Handle) -> Result<View, rtnetlink::Error> {
         let mut question = RouteMessage::default();
         question.header.address_family = family;
         let all: Vec<RouteMessage> = netlink.route().get(question).execute().try_collect().await?;
-        routes.extend(all.iter().filter_map(|message| route(message, &name)));
+        routes.extend(all.iter().filter_map(|message| route(message, name)));
         let all = netlink.neighbours().get().set_family(version).execute();
         let all: Vec<NeighbourMessage> = all.try_collect().await?;
-        neighbours.extend(all.iter().filter_map(|message| neighbour(message, &name)));
+        neighbours.extend(all.iter().filter_map(|message| neighbour(message, name)));
     }
     // A gateway must be reachable when a route through it is added.
     routes.sort_by_key(|route| !route.gateway.is_empty());

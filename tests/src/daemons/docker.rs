@@ -17,6 +17,7 @@ pub struct Docker {
     // Before its containerd, so that it ends first.
     daemon: Daemon,
     containerd: Containerd,
+    networks: &'static [&'static str],
 }
 
 impl Docker {
@@ -25,9 +26,22 @@ impl Docker {
     /// # Panics
     /// When it does not come up.
     pub fn start(home: Home) -> Self {
+        // Networks are other tests'.
+        Self::start_with(home, &["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"])
+    }
+
+    /// Starts one with Docker's own networks.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_networked(home: Home) -> Self {
+        Self::start_with(home, &["--bip=172.29.0.1/24"])
+    }
+
+    fn start_with(home: Home, networks: &'static [&'static str]) -> Self {
         let containerd = Containerd::start(home);
-        let daemon = start_daemon(&containerd);
-        let mut started = Self { daemon, containerd };
+        let daemon = start_daemon(&containerd, networks);
+        let mut started = Self { daemon, containerd, networks };
         started.wait_ready();
         let loaded = started.docker(&["load", "--quiet", "--input", &crate::image().display().to_string()]);
         assert_eq!(loaded.status, 0, "loading the sample image: {}", loaded.err());
@@ -57,7 +71,7 @@ impl Docker {
     pub fn restart(&mut self, signal: Signal, meanwhile: impl FnOnce()) {
         self.daemon.end(signal);
         meanwhile();
-        self.daemon = start_daemon(&self.containerd);
+        self.daemon = start_daemon(&self.containerd, self.networks);
         self.wait_ready();
     }
 
@@ -83,6 +97,10 @@ impl Docker {
     /// Ends both in order.
     pub fn stop(mut self) {
         self.daemon.end(Signal::SIGTERM);
+        if !self.networks.contains(&"--bridge=none") {
+            // It leaves its bridge behind.
+            let _ = Command::new("ip").args(["link", "del", "docker0"]).output();
+        }
         self.containerd.stop();
     }
 
@@ -104,7 +122,7 @@ fn docker(home: &Home, arguments: &[&str]) -> Command {
     command
 }
 
-fn start_daemon(containerd: &Containerd) -> Daemon {
+fn start_daemon(containerd: &Containerd, networks: &[&str]) -> Daemon {
     let home = containerd.home();
     let text = |path: PathBuf| path.display().to_string();
     let parent = format!("/{}", home.containers_cgroup());
@@ -121,9 +139,6 @@ fn start_daemon(containerd: &Containerd) -> Daemon {
         ["--containerd", &beneath],
         ["--cgroup-parent", &parent],
         ["--config-file", &config],
-        // Networks are other tests'.
-        ["--bridge=none", "--iptables=false"],
-        ["--ip6tables=false", "--ip-forward=false"],
     ];
-    home.start("dockerd", words.as_flattened())
+    home.start("dockerd", &[words.as_flattened(), networks].concat())
 }

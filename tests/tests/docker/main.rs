@@ -1,4 +1,4 @@
-//! Docker, 26 and 28, through `docker`: the same stories with runc and with Tatami. Without networks, which are other tests'.
+//! Docker, 26 and 28, through `docker`: the same stories with runc and with Tatami, without networks first, and then those of networks.
 //!
 //! Run by `make test-clients`; arguments are parts of the names of the cases to tell. It takes a host with Docker and KVM
 //! (`tests/with-kvm`), and root.
@@ -6,6 +6,7 @@
 mod deaths;
 mod life;
 mod limits;
+mod networks;
 mod settings;
 mod stage;
 
@@ -19,16 +20,23 @@ use tatami_tests::daemons::{Docker, Home, Release};
 use stage::Cli;
 
 /// The cases that the other release of Docker is asked too, unless everything is asked for.
-const BOTH: &[&str] = &["docker: hello"];
+const BOTH: &[&str] = &["docker: hello", "docker: its bridge and a port of the host"];
 
 fn main() -> ExitCode {
     let cases: Vec<&Case<Cli>> =
         [life::CASES, settings::CASES, limits::CASES, deaths::CASES].into_iter().flatten().collect();
-    Release::tell_on_each(BOTH, |release, selection| tell_all(release, &cases, selection))
+    let networked: Vec<&Case<Cli>> = networks::CASES.iter().collect();
+    Release::tell_on_each(BOTH, |release, selection| {
+        tell_all(release, &cases, selection, Docker::start)
+            + tell_all(release, &networked, selection, Docker::start_networked)
+    })
 }
 
-fn tell_all(release: Release, cases: &[&Case<Cli>], selection: &Selection) -> usize {
-    let docker = Rc::new(RefCell::new(Docker::start(Home::new(release))));
+fn tell_all(release: Release, cases: &[&Case<Cli>], selection: &Selection, start: fn(Home) -> Docker) -> usize {
+    if !cases.iter().any(|case| selection.takes(case)) {
+        return 0;
+    }
+    let docker = Rc::new(RefCell::new(start(Home::new(release))));
     let mut reference = Cli::new(Rc::clone(&docker), REFERENCE);
     let mut ours = Cli::new(Rc::clone(&docker), OURS);
     let mut failures = compare(&release.version_of("dockerd"), cases, selection, &mut reference, &mut ours);

@@ -58,7 +58,9 @@ impl Cli {
     /// `docker run --name NAME OPTIONS… IMAGE COMMAND…`, not started.
     pub(crate) fn run_command(&self, name: &str, options: &[&str], command: &[&str]) -> Command {
         let id = self.id(name);
-        let first = ["run", "--runtime", self.runtime, "--network", "none", "--name", id.as_str()];
+        // Of equal options the last counts, except of this one.
+        let none: &[&str] = if options.contains(&"--network") { &[] } else { &["--network", "none"] };
+        let first = [&["run", "--runtime", self.runtime, "--name", id.as_str()], none].concat();
         let words: Vec<&str> =
             first.into_iter().chain(options.iter().copied()).chain([IMAGE]).chain(command.iter().copied()).collect();
         self.daemon().command(&words)

@@ -20,7 +20,7 @@ fn addresses(kubelet: &mut Kubelet, notes: &mut Notes) {
     let (v4, v6) = kubelet.addresses(&pod);
     let inside = kubelet.start(&pod, "c", &["sleep", "100000"]);
     let text = kubelet.shell(&inside, "ip -o addr show dev eth0 scope global | awk '{print $4}' | sort");
-    let mut wanted = vec![format!("{v4}/16"), format!("{v6}/64")];
+    let mut wanted = [format!("{v4}/16"), format!("{v6}/64")];
     wanted.sort();
     notes.want("its addresses are those that CRI tells", text == wanted.join("\n"), true);
     notes.want("its interfaces", kubelet.shell(&inside, "ls /sys/class/net | sort | tr '\\n' ' '"), "eth0 lo");

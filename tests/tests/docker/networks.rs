@@ -1,0 +1,79 @@
+//! Docker's own networks: the bridge, ports of the host, networks that a container joins and leaves while it runs.
+
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tatami_tests::compare::{Case, Notes};
+
+use crate::stage::{Cli, SOON};
+
+pub(crate) const CASES: &[Case<Cli>] = &[
+    Case::new("docker: its bridge and a port of the host", bridge),
+    Case::new("docker: a network joined and left", joined_and_left),
+];
+
+/// What Docker gives a container that is told nothing else.
+const BRIDGE: [&str; 2] = ["--network", "bridge"];
+
+fn bridge(cli: &mut Cli, notes: &mut Notes) {
+    let serve = "mkdir /www; echo page >/www/x; exec httpd -f -p 80 -h /www";
+    cli.detached("web", &[BRIDGE[0], BRIDGE[1], "--publish", "127.0.0.1:18081:80"], &["sh", "-c", serve]);
+    notes.want("its interfaces", interfaces(cli, "web"), "eth0 lo");
+    let address = cli.exec("web", &[], &["sh", "-c", "ip -o addr show dev eth0 scope global | awk '{print $4}'"]).out();
+    let told = cli.inspect("web", "{{.NetworkSettings.Networks.bridge.IPAddress}}");
+    notes.want("its address is the one that Docker tells", address.trim() == format!("{told}/24"), true);
+    let way_out = cli.exec("web", &[], &["sh", "-c", "ip route | grep ^default | sed 's/ *$//'"]).out();
+    notes.want("its way out", way_out.trim(), "default via 172.29.0.1 dev eth0");
+    notes.want("the page by the host's port", page("127.0.0.1:18081"), "page");
+    notes.want("restarted", cli.on("web", &["restart", "--time", "1"]), "ok");
+    notes.want("the page by the host's port then", page("127.0.0.1:18081"), "page");
+}
+
+fn joined_and_left(cli: &mut Cli, notes: &mut Notes) {
+    let network = cli.id("net");
+    notes.want("a network", cli.docker(&["network", "create", "--subnet", "172.28.7.0/24", &network]).status, 0);
+    cli.detached("c", &BRIDGE, &["sleep", "100000"]);
+    notes.want("before", interfaces(cli, "c"), "eth0 lo");
+    notes.want("joined", cli.on("c", &["network", "connect", &network]), "ok");
+    notes.want("its interfaces then", interfaces_until(cli, "c", "eth0 eth1 lo"), "eth0 eth1 lo");
+    let ping = ["sh", "-c", "ping -c 1 -W 20 172.28.7.1 >/dev/null && echo ok"];
+    notes.want("its gateway answers", cli.exec("c", &[], &ping).out().trim(), "ok");
+    notes.want("left", cli.on("c", &["network", "disconnect", &network]), "ok");
+    notes.want("its interfaces after that", interfaces_until(cli, "c", "eth0 lo"), "eth0 lo");
+    notes.want("joined again", cli.on("c", &["network", "connect", &network]), "ok");
+    notes.want("its interfaces at last", interfaces_until(cli, "c", "eth0 eth1 lo"), "eth0 eth1 lo");
+    notes.want("its gateway answers again", cli.exec("c", &[], &ping).out().trim(), "ok");
+    notes.want("removed", cli.on("c", &["rm", "--force"]), "ok");
+    notes.want("the network too", cli.docker(&["network", "rm", &network]).status, 0);
+}
+
+fn interfaces(cli: &Cli, name: &str) -> String {
+    cli.exec(name, &[], &["sh", "-c", "echo $(ls /sys/class/net | sort)"]).out().trim().to_owned()
+}
+
+/// The same, once they are `wanted`, or after a while whatever they are.
+fn interfaces_until(cli: &Cli, name: &str, wanted: &str) -> String {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let seen = interfaces(cli, name);
+        if seen == wanted || Instant::now() > deadline {
+            return seen;
+        }
+        thread::sleep(Duration::from_millis(300));
+    }
+}
+
+/// The page `x` at `address`, from the host, once there is one.
+fn page(address: &str) -> String {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let words = ["wget", "-T", "5", "-qO-", &format!("http://{address}/x")];
+        let output = Command::new("busybox").args(words).output().expect("busybox");
+        let seen = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if !seen.is_empty() || Instant::now() > deadline {
+            return seen;
+        }
+        thread::sleep(Duration::from_millis(300));
+    }
+}
