@@ -32,6 +32,8 @@ fn configuration(ctr: &mut Ctr, notes: &mut Notes) {
     );
     fs::write(folder.join("config.d/50-memory.toml"), "[hypervisor.qemu]\ndefault_memory = 160\n").expect("a file");
     run("a", notes, "set", &["set.by=file", "MemTotal:         1", "Seccomp:\t0"]);
+    // What is dropped in would go before it.
+    fs::remove_dir_all(folder.join("config.d")).expect("it was there");
     set("[hypervisor.qemu]\n\ndefault_memory = 'much'\n");
     run("b", notes, "a wrong value", &["configuration.toml:3: default_memory is \"much\": expected a number"]);
     set("[hypervisor.qemu]\nkernel = '/no/such/kernel'\n");
