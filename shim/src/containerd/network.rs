@@ -84,7 +84,10 @@ pub(super) fn clear(path: &Path) -> anyhow::Result<()> {
     // A thread of its own: nobody else is to move to the namespace.
     let path = path.to_owned();
     let cleared = std::thread::spawn(move || {
-        enter(&path)?;
+        if enter(&path).is_err() {
+            // CNI unmounts a namespace before it removes the file, and a restart of the host leaves such files: nothing is in them.
+            return Ok(());
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(runtime.block_on(interfaces::clear())?)
     });
@@ -111,5 +114,8 @@ mod tests {
         let path = Path::new("/run/netns/no-such");
         assert!(enter(path).unwrap_err().to_string().contains("/run/netns/no-such"));
         clear(path).unwrap();
+        let unmounted = tempfile::NamedTempFile::new().unwrap();
+        assert!(enter(unmounted.path()).is_err());
+        clear(unmounted.path()).unwrap();
     }
 }
