@@ -19,8 +19,6 @@ use crate::depot;
 use crate::error::Error;
 use crate::netlink::Netlink;
 
-/// What is said when they cannot be listed.
-const LIST: &str = "list the network interfaces";
 /// The longest name of an interface, in bytes.
 const MAX_NAME: usize = 15;
 
@@ -77,6 +75,11 @@ pub(crate) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
     Ok(all.into_iter().filter_map(link).collect())
 }
 
+/// The same, for who is asked to change them.
+fn listed(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
+    links(netlink).map_err(Error::internal("list the network interfaces"))
+}
+
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Link {
         let (mut name, mut address, mut permanent) = (String::new(), Vec::new(), Vec::new());
@@ -95,8 +98,7 @@ impl From<LinkMessage> for Link {
 
 /// The index of the interface called `name`.
 fn index_of(netlink: &mut Netlink, name: &str) -> Result<u32, Error> {
-    let all = links(netlink).map_err(Error::internal(LIST))?;
-    let found = all.into_iter().find(|link| link.name == name);
+    let found = listed(netlink)?.into_iter().find(|link| link.name == name);
     found.map(|link| link.index).ok_or_else(|| Error::NotFound(format!("the guest has no network interface {name}")))
 }
 
@@ -107,14 +109,14 @@ fn set_up(netlink: &mut Netlink, interface: &Interface) -> Result<(), Error> {
     }
     let addresses = addresses.iter().map(|text| prefixed(text)).collect::<Result<Vec<_>, _>>()?;
     let failed = |what: &str| Error::internal(format!("{what} network interface {name}"));
-    let all = links(netlink).map_err(Error::internal(LIST))?;
+    let all = listed(netlink)?;
     if let Some(other) = all.iter().find(|other| &other.name == name && !other.is(device)) {
         let aside = LinkAttribute::IfName(format!("other{}", other.index));
         change(netlink, other.index, vec![aside], false).map_err(failed("make way for"))?;
     }
     let mut found = all.into_iter().find(|link| link.is(device));
     if found.is_none() && depot::fetch(device, name).map_err(failed("bring in"))? {
-        found = links(netlink).map_err(Error::internal(LIST))?.into_iter().find(|link| link.is(device));
+        found = listed(netlink)?.into_iter().find(|link| link.is(device));
     }
     let link = found.ok_or_else(|| {
         Error::NotFound(format!("the guest has no network interface of the device {}", hardware(device)))

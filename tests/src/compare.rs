@@ -156,6 +156,15 @@ impl Selection {
     }
 }
 
+/// Prints what is left when all is told, and returns how many failures that is.
+pub fn show_remains(left: &[String]) -> usize {
+    if left.is_empty() {
+        return 0;
+    }
+    println!("left behind in the end:\n  {}", left.join("\n  "));
+    1
+}
+
 /// Tells every selected case with `reference` and with `ours`, prints the table, and returns the number of cases that fail.
 pub fn compare<S: Stage>(
     title: &str,

@@ -24,6 +24,7 @@ pub(crate) mod lifecycle;
 mod log_file;
 mod logger;
 mod memory_watch;
+mod message;
 mod network;
 mod pod;
 pub(crate) mod process;

@@ -6,12 +6,12 @@
 
 use std::collections::HashMap;
 
-use protobuf::CodedInputStream;
-use protobuf::rt::WireType;
 use protobuf::well_known_types::any::Any;
 use serde_json::json;
 use tatami_protocol::agent::storage::Kind;
 use tatami_protocol::agent::{CreateContainerRequest, Stdio, Storage, TmpfsStorage};
+
+use super::message::fields;
 
 /// What the container is called in the guest: no client may use a name that begins with `_`.
 pub(super) const ID: &str = "_pod";
@@ -97,19 +97,6 @@ impl Pod {
             ..Default::default()
         }
     }
-}
-
-/// Shows every field of a message that has a length: texts and messages.
-fn fields(message: &[u8], mut take: impl FnMut(u32, &[u8]) -> protobuf::Result<()>) -> protobuf::Result<()> {
-    let mut stream = CodedInputStream::from_bytes(message);
-    while let Some(tag) = stream.read_raw_tag_or_eof()? {
-        match WireType::new(tag & 7) {
-            Some(WireType::LengthDelimited) => take(tag >> 3, &stream.read_bytes()?)?,
-            Some(kind) => stream.skip_field(kind)?,
-            None => return Err(std::io::Error::other(format!("{tag:#x} begins no field")).into()),
-        }
-    }
-    Ok(())
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -6,11 +6,11 @@
 use std::path::PathBuf;
 
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
-use protobuf::rt::WireType;
+use protobuf::Message;
 use protobuf::well_known_types::any::Any;
-use protobuf::{CodedInputStream, Message};
 
 use super::bootstrap::Form;
+use super::message::fields;
 
 /// How the message's type is called, whatever stands before it.
 const TYPE: &str = "runtimeoptions.v1.Options";
@@ -48,15 +48,13 @@ fn named_in(options: &Any) -> Result<Option<PathBuf>, OptionsError> {
 
 /// The last value of a field of text.
 fn text_field(message: &[u8], number: u32) -> protobuf::Result<Option<String>> {
-    let mut stream = CodedInputStream::from_bytes(message);
     let mut found = None;
-    while let Some(tag) = stream.read_raw_tag_or_eof()? {
-        match (tag >> 3, WireType::new(tag & 7)) {
-            (field, Some(WireType::LengthDelimited)) if field == number => found = Some(stream.read_string()?),
-            (_, Some(kind)) => stream.skip_field(kind)?,
-            (_, None) => return Err(std::io::Error::other(format!("{tag:#x} begins no field")).into()),
+    fields(message, |field, value| {
+        if field == number {
+            found = Some(String::from_utf8(value.to_vec()).map_err(std::io::Error::other)?);
         }
-    }
+        Ok(())
+    })?;
     Ok(found)
 }
 

@@ -84,10 +84,9 @@ impl Tap {
         if !(1..libc::IFNAMSIZ).contains(&name.len()) || name.contains('\0') {
             return Err(TapError::Name(name.to_owned()));
         }
-        let failed = |action| move |source| TapError::System { action, name: name.to_owned(), source };
         let (mtu, flags) = ask(name).map_err(|error| match error.raw_os_error() {
             Some(libc::ENODEV) => TapError::Missing(name.to_owned()),
-            _ => failed("look at")(error),
+            _ => failed(name, "look at")(error),
         })?;
         let (first, several) = match join(name, true, 0) {
             Err(TapError::Kind(_)) => (join(name, false, 0)?, false),
@@ -105,13 +104,12 @@ impl Tap {
     /// # Errors
     /// [`TapError`]; [`TapError::InUse`] when there is an interface of that name.
     pub fn create(name: &str, queues: u8) -> Result<Tap, TapError> {
-        let failed = |action| move |source| TapError::System { action, name: name.to_owned(), source };
         let first = join(name, true, EXCLUSIVE)?;
         let mut queues_of_it = vec![first];
         while queues_of_it.len() < usize::from(queues.clamp(1, MAX_QUEUE_PAIRS)) {
             queues_of_it.push(join(name, true, 0)?);
         }
-        let (mtu, _) = ask(name).map_err(failed("look at"))?;
+        let (mtu, _) = ask(name).map_err(failed(name, "look at"))?;
         Tap::set_up(name, queues_of_it, mtu, false)
     }
 
@@ -134,21 +132,19 @@ impl Tap {
             checked(unsafe { libc::ioctl(queue.as_raw_fd(), SET_INTERFACE as _, &raw mut request) })?;
             Ok(queue)
         };
-        let failed = |action| move |source| TapError::System { action, name: name.to_owned(), source };
         let all: io::Result<Vec<OwnedFd>> = (0..queues.clamp(1, MAX_QUEUE_PAIRS)).map(|_| open()).collect();
-        let (mtu, _) = ask(name).map_err(failed("look at"))?;
-        Tap::set_up(name, all.map_err(failed("open"))?, mtu, true)
+        let (mtu, _) = ask(name).map_err(failed(name, "look at"))?;
+        Tap::set_up(name, all.map_err(failed(name, "open"))?, mtu, true)
     }
 
     fn set_up(name: &str, queues: Vec<OwnedFd>, mtu: u32, up: bool) -> Result<Tap, TapError> {
-        let failed = |action| move |source| TapError::System { action, name: name.to_owned(), source };
         for queue in &queues {
-            number(queue.as_fd(), SET_HEADER_SIZE, HEADER_BYTES).map_err(failed("set up the header of"))?;
-            number(queue.as_fd(), SET_LITTLE_ENDIAN, 1).map_err(failed("set up the header of"))?;
+            number(queue.as_fd(), SET_HEADER_SIZE, HEADER_BYTES).map_err(failed(name, "set up the header of"))?;
+            number(queue.as_fd(), SET_LITTLE_ENDIAN, 1).map_err(failed(name, "set up the header of"))?;
         }
         // Only to know: what it is to do, the VMM says when the guest has said what it takes.
         let cuts_udp = offload(queues[0].as_fd(), OFFLOADS | UDP_OFFLOADS).is_ok();
-        offload(queues[0].as_fd(), 0).map_err(failed("set up the offloads of"))?;
+        offload(queues[0].as_fd(), 0).map_err(failed(name, "set up the offloads of"))?;
         Ok(Tap { queues, cuts_udp, mtu, up })
     }
 
@@ -162,6 +158,11 @@ impl Tap {
             limits: NicLimits::default(),
         }
     }
+}
+
+/// Of the tap called `name`, what was attempted.
+fn failed(name: &str, action: &'static str) -> impl FnOnce(io::Error) -> TapError {
+    move |source| TapError::System { action, name: name.to_owned(), source }
 }
 
 /// Whether the host's taps take UDP in large pieces: since Linux 6.2. A slot says so before there is a tap that could be asked.

@@ -20,7 +20,7 @@ use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use tatami_tests::compare::{Case, OURS, REFERENCE, Selection, compare};
+use tatami_tests::compare::{Case, OURS, REFERENCE, Selection, compare, show_remains};
 use tatami_tests::daemons::{Containerd, Home, Release};
 
 use stage::Ctr;
@@ -54,11 +54,7 @@ fn tell_all(release: Release, cases: &[&Case<Ctr>], selection: &Selection) -> us
     let mut reference = Ctr::new(Rc::clone(&containerd), REFERENCE);
     let mut ours = Ctr::new(Rc::clone(&containerd), OURS);
     let mut failures = compare(&release.version_of("containerd"), cases, selection, &mut reference, &mut ours);
-    let left = containerd.borrow().remains();
-    if !left.is_empty() {
-        println!("left behind in the end:\n  {}", left.join("\n  "));
-        failures += 1;
-    }
+    failures += show_remains(&containerd.borrow().remains());
     drop((reference, ours));
     Rc::into_inner(containerd).expect("the stages are gone").into_inner().stop();
     failures

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use tatami_tests::compare::{Case, OURS, REFERENCE, Selection, compare};
+use tatami_tests::compare::{Case, OURS, REFERENCE, Selection, compare, show_remains};
 use tatami_tests::daemons::{Docker, Home, Release};
 
 use stage::Cli;
@@ -40,11 +40,7 @@ fn tell_all(release: Release, cases: &[&Case<Cli>], selection: &Selection, start
     let mut reference = Cli::new(Rc::clone(&docker), REFERENCE);
     let mut ours = Cli::new(Rc::clone(&docker), OURS);
     let mut failures = compare(&release.version_of("dockerd"), cases, selection, &mut reference, &mut ours);
-    let left = docker.borrow().remains();
-    if !left.is_empty() {
-        println!("left behind in the end:\n  {}", left.join("\n  "));
-        failures += 1;
-    }
+    failures += show_remains(&docker.borrow().remains());
     drop((reference, ours));
     Rc::into_inner(docker).expect("the stages are gone").into_inner().stop();
     failures

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use tatami_tests::compare::{Case, Selection, compare};
+use tatami_tests::compare::{Case, Selection, compare, show_remains};
 use tatami_tests::daemons::{Containerd, Home, Release};
 
 use stage::{Kubelet, Networks};
@@ -42,11 +42,7 @@ fn tell_all(release: Release, handler: &'static str, cases: &[&Case<Kubelet>], s
     let mut ours = Kubelet::new(Rc::clone(&containerd), handler);
     let title = format!("{}, runtime handler {handler}", release.version_of("containerd"));
     let mut failures = compare(&title, cases, selection, &mut reference, &mut ours);
-    let left = containerd.borrow().remains();
-    if !left.is_empty() {
-        println!("left behind in the end:\n  {}", left.join("\n  "));
-        failures += 1;
-    }
+    failures += show_remains(&containerd.borrow().remains());
     drop((reference, ours));
     Rc::into_inner(containerd).expect("the stages are gone").into_inner().stop();
     failures
