@@ -8,6 +8,7 @@
 //! | `guest` | what of a specification no guest of this kind can do |
 //! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
 //! | `network`, `netlink`, `depot` | the guest's network interfaces, which all containers share, and those that wait to be plugged |
+//! | `forward`, `names` | streams that are no process's: connections to ports, questions to a resolver on the host |
 //! | `storage`, `served`, `nodes` | the file systems that are mounted for a container, and the devices it has |
 //! | `volumes` | what of the host's files it sees, and who hears of changes to them |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
@@ -28,6 +29,7 @@ mod entropy;
 mod error;
 mod events;
 mod executor;
+mod forward;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod guest;
@@ -39,6 +41,7 @@ mod launch;
 mod limits;
 mod loopback;
 mod mounts;
+mod names;
 mod netlink;
 mod network;
 mod nodes;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use tatami_protocol::agent_ttrpc::create_agent;
-use tatami_protocol::stream::{self, StreamHeader};
+use tatami_protocol::stream::{self, Kind, StreamHeader};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use ttrpc::r#async::transport::Listener as ControlListener;
 
@@ -12,6 +12,7 @@ use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::{BootTimes, Service};
 use crate::transport::{Incoming, Listener, Stream};
+use crate::{forward, names};
 
 /// What happens once the containers are ended and the server has its answer.
 pub type Shutdown = Box<dyn Fn() + Send + Sync>;
@@ -69,6 +70,11 @@ impl Server {
 async fn attach(sandbox: Arc<Sandbox>, mut stream: Stream) {
     let result = async {
         let header = read_header(&mut stream).await?;
+        match header.kind.enum_value() {
+            Ok(Kind::FORWARD) => return forward::serve(stream, header.port).await,
+            Ok(Kind::NAMES) => return names::serve(stream).await,
+            _ => {}
+        }
         let Some((process, kind)) = sandbox.awaiting(&header) else {
             log::debug!("refused a stream for {}/{}", header.container_id, header.exec_id);
             return stream.write_all(&[stream::REFUSED]).await;
@@ -78,7 +84,7 @@ async fn attach(sandbox: Arc<Sandbox>, mut stream: Stream) {
         Ok(())
     };
     if let Err(cause) = result.await {
-        log::warn!("a stdio stream did not start: {cause}");
+        log::warn!("a stream did not start, or broke off: {cause}");
     }
 }
 

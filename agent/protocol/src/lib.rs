@@ -10,6 +10,7 @@
 //!
 //! It knows neither how the agent runs containers nor who asks for them.
 
+pub mod names;
 pub mod stream;
 
 #[allow(missing_docs, unreachable_pub, reason = "generated")]

@@ -23,6 +23,7 @@ mod info;
 pub(crate) mod lifecycle;
 mod log_file;
 mod logger;
+mod loopback;
 mod memory_watch;
 mod message;
 mod network;

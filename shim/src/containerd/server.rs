@@ -94,6 +94,9 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
     let namespace = start.spec.as_ref().map_or(Namespace::Own, Namespace::of);
     namespace.enter()?;
+    if namespace == Namespace::Host {
+        log::warn!("the container asks for the host's own network, which no guest can be given: it has none");
+    }
     let mut machine = bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle), &set);
     if how.model != Model::None {
         machine.nics = interfaces::slots(namespace.slots(), machine.vcpus.min(MAX_QUEUE_PAIRS));
@@ -130,6 +133,9 @@ async fn serve(
     let shared = sandbox.as_ref().ok().map(Sandbox::shared);
     let events = Events::start(&start.invocation.namespace, &start.form.event_address());
     let tasks = Tasks::new(&start.invocation.namespace, guest, shared, host, events.clone());
+    if matches!(start.spec.as_ref().map(Namespace::of), Some(Namespace::Given(_))) {
+        tasks.forward_ports();
+    }
     if no_seccomp {
         tasks.leave_seccomp_out();
     }

@@ -24,6 +24,7 @@ use super::error::TaskError;
 use super::events::{Events, Topic};
 use super::hooks::{self, HostNamespaces};
 use super::lifecycle::{Exit, KILLED, Phase};
+use super::loopback;
 use super::network as namespace;
 use super::pod::{self, Pod};
 use super::process::Process;
@@ -56,6 +57,10 @@ pub(crate) struct Tasks {
     wanted: AtomicBool,
     /// Containers' seccomp profiles are left out: the operator has set it so.
     no_seccomp: AtomicBool,
+    /// Its network namespace is one in which somebody may look for the containers' ports.
+    is_pod: AtomicBool,
+    /// The guest's questions to Docker's resolver are answered.
+    names: AtomicBool,
     /// Somebody asked for the end, and nothing is against it.
     over: Notify,
     /// How the sandbox is saved, or why it cannot be; nothing where its front end does not do so.
@@ -96,6 +101,8 @@ impl Tasks {
             serial: AtomicU32::new(1),
             wanted: AtomicBool::new(false),
             no_seccomp: AtomicBool::new(false),
+            is_pod: AtomicBool::new(false),
+            names: AtomicBool::new(false),
             over: Notify::new(),
             saver: OnceLock::new(),
             network: Mutex::default(),
@@ -110,6 +117,11 @@ impl Tasks {
     /// Returns when the sandbox is to end.
     pub(crate) async fn over(&self) {
         self.over.notified().await;
+    }
+
+    /// From now on whoever connects to loopback in the sandbox's network namespace reaches the guest's.
+    pub(super) fn forward_ports(&self) {
+        self.is_pod.store(true, Ordering::Relaxed);
     }
 
     /// From now on containers' seccomp profiles are left out.
@@ -318,6 +330,7 @@ impl Tasks {
     /// Why it cannot be.
     pub(super) fn move_to_network(&self, path: &Path) -> Result<(), String> {
         namespace::enter(path).map_err(|error| super::explain(&error))?;
+        self.forward_ports();
         let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(former) = &*network {
             let opened = former.network.here().map_err(|error| format!("the network namespace: {error}"))?;
@@ -337,6 +350,11 @@ impl Tasks {
         };
         if let Some(news) = news {
             network.keep_following(news, guest.clone());
+            if self.is_pod.load(Ordering::Relaxed)
+                && let Err(error) = loopback::forward(guest.clone())
+            {
+                log::warn!("no ports are forwarded to the pod: {error}");
+            }
         }
         network.follow(guest).await.map_err(|error| error.to_string())
     }

@@ -40,6 +40,9 @@ pub enum Model {
     None,
 }
 
+/// Interfaces of ours that are looked for after a server that died: so many may have come and gone.
+const MAX_LEFT: u32 = 64;
+
 /// Why the guest does not have the network of its namespace.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -99,12 +102,22 @@ pub struct Network {
 
 /// What was done so far.
 struct Joined {
-    /// The number of the interface that each slot is joined to.
-    slots: Vec<Option<u32>>,
+    /// What each slot is joined to.
+    slots: Vec<Option<End>>,
     /// What the guest was told.
     told: View,
     /// Taps made so far: one whose interface is gone keeps its name until another takes its slot.
     taps: u32,
+}
+
+/// The host's end of a slot.
+struct End {
+    /// The interface's number.
+    index: u32,
+    /// Its hardware address before it was joined: the guest's.
+    hardware_address: Vec<u8>,
+    /// The name of the macvtap that lies on it, if one does.
+    macvtap: Option<String>,
 }
 
 /// News of the namespace.
@@ -139,7 +152,7 @@ impl Network {
         let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
         let (connection, netlink, news) = rtnetlink::new_multicast_connection(&groups)?;
         tokio::spawn(connection);
-        let joined = Mutex::new(Joined { slots: vec![None; slots], told: View::default(), taps: 0 });
+        let joined = Mutex::new(Joined { slots: (0..slots).map(|_| None).collect(), told: View::default(), taps: 0 });
         Ok((Network { netlink, slots, queues, how, joined }, News(news)))
     }
 
@@ -159,23 +172,20 @@ impl Network {
             ..Default::default()
         };
         for (number, slot) in joined.slots.iter_mut().enumerate() {
-            if slot.is_some_and(|index| view.interfaces.iter().all(|found| found.index != index)) {
-                if let Some(index) = slot.take()
-                    && let Err(error) = redirect::part(&self.netlink, index).await
-                {
-                    log::debug!("the network interface {index}, which is gone: {error}");
-                }
+            if let Some(end) = slot.take_if(|end| view.interfaces.iter().all(|found| found.index != end.index)) {
+                self.part(end).await;
                 request.gone.push(nic_address(number as u8).to_vec());
             }
         }
         for found in &view.interfaces {
-            let known = joined.slots.iter().position(|slot| *slot == Some(found.index));
-            let slot = match known {
+            let is_its = |slot: &Option<End>| slot.as_ref().is_some_and(|end| end.index == found.index);
+            let slot = match joined.slots.iter().position(is_its) {
                 Some(_) if joined.told.interfaces.contains(found) => continue,
                 Some(slot) => slot,
                 None => self.join(&mut joined, found, guest).await?,
             };
-            request.interfaces.push(described(found, slot as u8));
+            let end = joined.slots[slot].as_ref().expect("it is joined");
+            request.interfaces.push(described(found, end, slot as u8));
         }
         guest.call(guest.agent().configure_network(request)).await?;
         joined.told = view;
@@ -186,15 +196,16 @@ impl Network {
     async fn join(&self, joined: &mut Joined, found: &Found, guest: &Guest) -> Result<usize, NetworkError> {
         let full = || NetworkError::Full { name: found.name.clone(), slots: self.slots };
         let slot = joined.slots.iter().position(Option::is_none).ok_or_else(full)?;
-        let name = format!("tatami{}", joined.taps);
+        let name = name_of(joined.taps);
         let tap = match found.kind {
             Kind::Physical => return Err(NetworkError::Physical(found.name.clone())),
             Kind::NotEthernet => return Err(NetworkError::NotEthernet(found.name.clone())),
             Kind::Tap => Tap::open(&found.name, self.queues)?,
-            Kind::Virtual if self.how.model == Model::MacVtap => self.tap_upon(found, name).await?,
-            Kind::Virtual => self.tap_beside(found, name).await?,
+            Kind::Virtual if self.how.model == Model::MacVtap => self.tap_upon(found, &name).await?,
+            Kind::Virtual => self.tap_beside(found, &name).await?,
         };
         joined.taps += 1;
+        let macvtap = (found.kind == Kind::Virtual && self.how.model == Model::MacVtap).then_some(name);
         let mut ends = tap.queues;
         if self.how.vhost != VhostUse::Off {
             let opened: Result<Vec<_>, _> = ends.iter().map(|_| vhost::open()).collect();
@@ -204,16 +215,17 @@ impl Network {
             }
         }
         guest.vm().plug(slot as u8, ends).await.map_err(sandbox::Error::from)?;
-        joined.slots[slot] = Some(found.index);
+        let hardware_address = found.hardware_address.clone();
+        joined.slots[slot] = Some(End { index: found.index, hardware_address, macvtap });
         Ok(slot)
     }
 
-    async fn tap_beside(&self, found: &Found, name: String) -> Result<Tap, NetworkError> {
-        let tap = Tap::create(&name, self.queues).map_err(|error| match error {
+    async fn tap_beside(&self, found: &Found, name: &str) -> Result<Tap, NetworkError> {
+        let tap = Tap::create(name, self.queues).map_err(|error| match error {
             TapError::InUse(name) => NetworkError::Shared(name),
             other => other.into(),
         })?;
-        let index = tap::index_of(&name)?;
+        let index = tap::index_of(name)?;
         let up = LinkUnspec::new_with_index(index).mtu(found.mtu).up().build();
         self.netlink.link().set(up).execute().await.map_err(failed(format!("bring up the tap {name}")))?;
         let joined = redirect::join(&self.netlink, found.index, index).await;
@@ -222,7 +234,7 @@ impl Network {
     }
 
     /// A macvtap, which has the interface's hardware address; the interface gets another, and receives what is broadcast only.
-    async fn tap_upon(&self, found: &Found, name: String) -> Result<Tap, NetworkError> {
+    async fn tap_upon(&self, found: &Found, name: &str) -> Result<Tap, NetworkError> {
         let mut aside = found.hardware_address.clone();
         // Locally administered, and so none that a device was made with.
         if let Some(first) = aside.first_mut() {
@@ -231,11 +243,11 @@ impl Network {
         let change = |index, address: Vec<u8>| LinkUnspec::new_with_index(index).address(address).build();
         let moved = self.netlink.link().set(change(found.index, aside)).execute().await;
         moved.map_err(failed(format!("change the hardware address of the network interface {}", found.name)))?;
-        let macvtap = LinkMacVtap::new(&name, found.index, MacVtapMode::Bridge).mtu(found.mtu).up();
+        let macvtap = LinkMacVtap::new(name, found.index, MacVtapMode::Bridge).mtu(found.mtu).up();
         let macvtap = macvtap.address(found.hardware_address.clone()).build();
         let made = self.netlink.link().add(macvtap).execute().await;
         made.map_err(failed(format!("put a macvtap on the network interface {}", found.name)))?;
-        Ok(Tap::of_macvtap(&name, self.queues)?)
+        Ok(Tap::of_macvtap(name, self.queues)?)
     }
 
     /// Follows the namespace as long as the guest lives.
@@ -256,11 +268,26 @@ impl Network {
 
     /// Leaves the namespace's interfaces as they were found.
     pub async fn end(&self) {
-        for index in self.joined.lock().await.slots.iter_mut().filter_map(Option::take) {
-            // It may be gone.
-            if let Err(error) = redirect::part(&self.netlink, index).await {
-                log::debug!("the network interface {index}: {error}");
+        let mut joined = self.joined.lock().await;
+        for end in joined.slots.iter_mut().filter_map(Option::take) {
+            self.part(end).await;
+        }
+    }
+
+    /// Leaves one as it was found. It may be gone.
+    async fn part(&self, end: End) {
+        let parted = async {
+            if let Some(name) = &end.macvtap {
+                if let Ok(index) = tap::index_of(name) {
+                    self.netlink.link().del(index).execute().await?;
+                }
+                let back = LinkUnspec::new_with_index(end.index).address(end.hardware_address.clone()).build();
+                return self.netlink.link().set(back).execute().await;
             }
+            redirect::part(&self.netlink, end.index).await
+        };
+        if let Err(error) = parted.await {
+            log::debug!("the network interface {}: {error}", end.index);
         }
     }
 }
@@ -277,11 +304,23 @@ pub async fn clear() -> Result<(), NetworkError> {
     })?;
     tokio::spawn(connection);
     let view = namespace::view(&netlink).await.map_err(failed("look at the network namespace"))?;
+    // A macvtap stays when its VMM has gone, unlike a tap.
+    for slot in 0..MAX_LEFT {
+        if let Ok(index) = tap::index_of(&name_of(slot)) {
+            let removed = netlink.link().del(index).execute().await;
+            removed.map_err(failed(format!("remove the interface {}", name_of(slot))))?;
+        }
+    }
     for found in view.interfaces {
         let parted = redirect::part(&netlink, found.index).await;
         parted.map_err(failed(format!("part the network interface {} from its tap", found.name)))?;
     }
     Ok(())
+}
+
+/// What the tap or macvtap made as this one in a namespace is called.
+fn name_of(number: u32) -> String {
+    format!("tatami{number}")
 }
 
 fn failed(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
@@ -294,11 +333,11 @@ fn added<T: Clone + PartialEq>(now: &[T], before: &[T]) -> Vec<T> {
 }
 
 /// An interface as the guest is to have it.
-fn described(found: &Found, slot: u8) -> Interface {
+fn described(found: &Found, end: &End, slot: u8) -> Interface {
     Interface {
         device: nic_address(slot).to_vec(),
         name: found.name.clone(),
-        hardware_address: found.hardware_address.clone(),
+        hardware_address: end.hardware_address.clone(),
         mtu: found.mtu,
         addresses: found.addresses.clone(),
         ..Default::default()

@@ -2,7 +2,9 @@
 //!
 //! Opens, starts and joins. What a person asks for is read by the front end that they use.
 
+pub mod catcher;
 pub mod interfaces;
+pub mod names;
 pub mod namespace;
 pub mod passt;
 pub mod redirect;

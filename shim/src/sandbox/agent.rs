@@ -158,6 +158,26 @@ impl Agent {
         Ok(limited("attach", self.door.stream(&header)).await??)
     }
 
+    /// Connects to a port of the guest's loopback.
+    ///
+    /// # Errors
+    /// [`AgentError::Door`] when nobody listens there.
+    pub async fn forward(&self, port: u16) -> Result<UnixStream, AgentError> {
+        let header = StreamHeader { kind: Kind::FORWARD.into(), port: port.into(), ..Default::default() };
+        Ok(limited("attach", self.door.stream(&header)).await??)
+    }
+
+    /// Has the agent take containers' questions at 127.0.0.11, which come over the stream as [`names`] has them.
+    ///
+    /// [`names`]: tatami_protocol::names
+    ///
+    /// # Errors
+    /// [`AgentError::Door`] when it does so already.
+    pub async fn names(&self) -> Result<UnixStream, AgentError> {
+        let header = StreamHeader { kind: Kind::NAMES.into(), ..Default::default() };
+        Ok(limited("attach", self.door.stream(&header)).await??)
+    }
+
     /// Starts a process that was created.
     ///
     /// # Errors

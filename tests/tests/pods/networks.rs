@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("addresses and routes of a pod", addresses),
     Case::new("pods talk to each other", between),
     Case::new("a port of the host", host_port),
+    Case::new("a port is forwarded", forwarded),
 ];
 
 fn addresses(kubelet: &mut Kubelet, notes: &mut Notes) {
@@ -75,6 +76,20 @@ fn host_port(kubelet: &mut Kubelet, notes: &mut Notes) {
         thread::sleep(Duration::from_millis(300));
     }
     notes.want("the page by the host's port", seen, "page");
+}
+
+/// As `kubectl port-forward` does, to what listens on the pod's loopback only.
+fn forwarded(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let pod = kubelet.run("pod");
+    let serve =
+        "mkdir /www; echo page >/www/x; head -c 2000000 /dev/zero >/www/large; exec httpd -f -p 127.0.0.1:80 -h /www";
+    let server = kubelet.start(&pod, "server", &["sh", "-c", serve]);
+    kubelet.shell(&server, "until wget -qO- 127.0.0.1/x; do sleep 0.2; done");
+    let get = |path: &str| kubelet.over_port(&pod, 80, format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+    notes.want("a page", get("/x").ends_with(b"page\n"), true);
+    notes.want("a large one", get("/large").len() > 2_000_000, true);
+    notes.want("a port where nobody listens", kubelet.over_port(&pod, 81, b"hello").len(), 0);
+    notes.want("the server runs", kubelet.state(&server), "running");
 }
 
 /// The page `x` at `address`, from the host.

@@ -2,14 +2,18 @@
 
 use std::cell::{Ref, RefCell};
 use std::fs;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
 use tatami_tests::compare::Stage;
 use tatami_tests::daemons::{Containerd, Cri, Home, IMAGE, api};
+use tungstenite::Message;
+use tungstenite::client::IntoClientRequest;
 
 /// How long what must come may take, on an emulated host.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -241,6 +245,38 @@ impl Kubelet {
     pub(crate) fn addresses(&self, pod: &Pod) -> (String, String) {
         let network = self.status(pod).network.unwrap_or_default();
         (network.ip, network.additional_ips.into_iter().next().unwrap_or_default().ip)
+    }
+
+    /// What comes back from a pod's port when `bytes` are sent there, through the CRI server's port-forward.
+    ///
+    /// # Panics
+    /// When the server does not forward.
+    pub(crate) fn over_port(&self, pod: &Pod, port: u16, bytes: &[u8]) -> Vec<u8> {
+        /// The channel of the port's bytes; the next one is that of its errors.
+        const DATA: u8 = 0;
+        let request = api::PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![port.into()] };
+        let answer = self.cri.call(async |mut client| client.port_forward(request).await).expect("a port is forwarded");
+        let address = answer.url.trim_start_matches("http://").split('/').next().unwrap_or_default().to_owned();
+        let url = format!("{}?port={port}", answer.url.replace("http://", "ws://"));
+        let mut call = url.into_client_request().expect("an address");
+        call.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static("v4.channel.k8s.io"));
+        let stream = TcpStream::connect(address).expect("the server of streams");
+        stream.set_read_timeout(Some(SOON)).expect("a limit");
+        let (mut socket, _) = tungstenite::client(call, stream).expect("a WebSocket");
+        let message = [&[DATA], bytes].concat();
+        socket.send(Message::binary(message)).expect("the bytes are sent");
+        let (mut seen, mut frames) = (Vec::new(), 0);
+        while let Ok(message) = socket.read() {
+            let Message::Binary(frame) = message else { continue };
+            // The first of each channel says which port it is.
+            match frame.first() {
+                Some(&DATA) if frames > 0 => seen.extend(&frame[1..]),
+                Some(&DATA) => frames += 1,
+                Some(_) if frame.len() > 3 => break,
+                _ => {}
+            }
+        }
+        seen
     }
 
     /// What a container has written, without the times.
