@@ -30,17 +30,26 @@ pub enum DocumentError {
     },
 }
 
-/// A line of a file.
+/// Where something is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    file: Arc<Path>,
-    /// From 1 on.
-    line: usize,
+pub enum Place {
+    /// A line of a file.
+    Line {
+        /// The file.
+        file: Arc<Path>,
+        /// From 1 on.
+        line: usize,
+    },
+    /// The annotation of this name.
+    Annotation(String),
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        match self {
+            Place::Line { file, line } => write!(f, "{}:{line}", file.display()),
+            Place::Annotation(name) => write!(f, "the annotation {name}"),
+        }
     }
 }
 
@@ -52,6 +61,8 @@ pub(super) enum Value {
     Float(f64),
     Text(String),
     List(Vec<Value>),
+    /// As an annotation has it: whatever its text can be read as.
+    Loose(String),
     /// Something that no setting is: a date, a table in braces, a number beyond 64 bits. As it is called.
     Other(&'static str),
 }
@@ -114,7 +125,7 @@ struct Source<'a> {
 impl Source<'_> {
     fn place(&self, offset: usize) -> Place {
         let before = self.text.get(..offset).unwrap_or(self.text);
-        Place { file: Arc::clone(&self.file), line: 1 + before.matches('\n').count() }
+        Place::Line { file: Arc::clone(&self.file), line: 1 + before.matches('\n').count() }
     }
 }
 

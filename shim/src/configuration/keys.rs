@@ -41,7 +41,7 @@ const USED: &[(Section, &[&str])] = &[
             "virtio_fs_cache",
         ],
     ),
-    (Hypervisor, &["disable_vhost_net"]),
+    (Hypervisor, &["disable_vhost_net", "enable_annotations", "valid_file_mem_backends"]),
     (Runtime, &["internetworking_model"]),
     (Runtime, &["enable_debug", "hypervisor_name", "agent_name", "name", "disable_guest_seccomp"]),
     (Runtime, &["create_container_timeout"]),
@@ -59,7 +59,6 @@ const FILES: &str = "the file server is part of Tatami: only virtio_fs_cache is 
 const DISKS: &str = "disks are virtio-blk, by io_uring where the host has it";
 const CONFIDENTIAL: &str = "there are no confidential guests";
 const PASSTHROUGH: &str = "host devices are not passed through";
-const ANNOTATIONS: &str = "annotations are not taken yet";
 const TRACING: &str = "there are no traces: `tatami inspect` and the log say what there is";
 const KERNEL: &str = "the guest kernel has all that it knows built in";
 
@@ -139,7 +138,6 @@ const IDLE: &[(Section, &[&str], &str)] = &[
         &["hotplug_vfio_on_root_bus", "hot_plug_vfio", "cold_plug_vfio", "pcie_root_port", "pcie_switch_port"],
         PASSTHROUGH,
     ),
-    (Hypervisor, &["enable_annotations", "valid_file_mem_backends"], ANNOTATIONS),
     (Hypervisor, &["guest_hook_path"], "the guest image has no hooks: give them in the OCI specification"),
     (Hypervisor, &["guest_memory_dump_path", "guest_memory_dump_paging"], "the memory of a guest is not dumped"),
     (Hypervisor, &["enable_guest_swap"], "guests do not swap"),
@@ -210,6 +208,7 @@ pub(super) fn asks(value: &Value) -> bool {
         Value::Integer(number) => *number != 0,
         Value::Float(number) => *number != 0.0,
         Value::Text(text) => !text.is_empty(),
+        Value::Loose(text) => !["", "0", "false"].contains(&text.as_str()),
         Value::List(values) => !values.is_empty(),
         Value::Other(_) => true,
     }

@@ -3,10 +3,12 @@
 //! A setting that cannot be is an error with file and line. One that has no meaning here is told of, with the reason, and changes
 //! nothing: a node's file need not be rewritten to try Tatami. Knows nothing of any one container.
 
+mod annotations;
 mod document;
 mod files;
 mod keys;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -58,6 +60,14 @@ pub enum ConfigurationError {
         /// All of them.
         names: String,
     },
+    /// An annotation that may not be.
+    #[error("the annotation {name} is refused: {reason}")]
+    Annotation {
+        /// Which.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// Two settings that exclude each other.
     #[error("{place}: {name} and {other} exclude each other")]
     Both {
@@ -103,16 +113,22 @@ pub struct Configuration {
 
 impl Configuration {
     /// Reads the file that a client has `named`, or that [`VARIABLE`] names, or that lies in one of Kata's places, with what is
-    /// dropped in beside it. Where there is none, nothing is set.
+    /// dropped in beside it, and of a pod's `annotations` those that are Kata's and that the file allows. Where there is none, nothing is
+    /// set.
     ///
     /// # Errors
     /// [`ConfigurationError`], with file and line.
-    pub fn load(named: Option<&Path>) -> Result<Configuration, ConfigurationError> {
-        let Some(file) = files::find(named, std::env::var_os(VARIABLE)) else { return Ok(Configuration::default()) };
-        let all = files::with_drop_ins(&file);
-        let all = all.map_err(|source| ConfigurationError::Missing { path: file, source })?;
+    pub fn load(
+        named: Option<&Path>,
+        annotations: &HashMap<String, String>,
+    ) -> Result<Configuration, ConfigurationError> {
         let mut document = Document::default();
-        all.iter().try_for_each(|path| document.read(path))?;
+        if let Some(file) = files::find(named, std::env::var_os(VARIABLE)) {
+            let all = files::with_drop_ins(&file);
+            let all = all.map_err(|source| ConfigurationError::Missing { path: file, source })?;
+            all.iter().try_for_each(|path| document.read(path))?;
+        }
+        annotations::take(&mut document, annotations)?;
         Configuration::from_document(&document)
     }
 
@@ -234,7 +250,7 @@ impl<'a> Settings<'a> {
     fn text(&self, section: Section, name: &str) -> Result<Option<&'a str>, ConfigurationError> {
         match self.get(section, name) {
             None => Ok(None),
-            Some(Setting { value: Value::Text(text), .. }) => Ok(Some(text)),
+            Some(Setting { value: Value::Text(text) | Value::Loose(text), .. }) => Ok(Some(text)),
             Some(setting) => Err(wrong(setting, name, "text in quotes")),
         }
     }
@@ -243,6 +259,9 @@ impl<'a> Settings<'a> {
         match self.get(section, name) {
             None => Ok(false),
             Some(Setting { value: Value::Bool(value), .. }) => Ok(*value),
+            Some(setting @ Setting { value: Value::Loose(text), .. }) => {
+                text.parse().map_err(|_| wrong(setting, name, "true or false"))
+            }
             Some(setting) => Err(wrong(setting, name, "true or false")),
         }
     }
@@ -266,23 +285,26 @@ impl<'a> Settings<'a> {
         name: &str,
         range: std::ops::RangeInclusive<i64>,
     ) -> Result<Option<i64>, ConfigurationError> {
-        match self.get(section, name) {
-            None => Ok(None),
-            Some(Setting { value: Value::Integer(number), .. }) if range.contains(number) => Ok(Some(*number)),
-            Some(setting @ Setting { value: Value::Integer(_), .. }) => {
-                Err(wrong(setting, name, "a number that can be"))
-            }
-            Some(setting) => Err(wrong(setting, name, "a number")),
-        }
+        let Some(setting) = self.get(section, name) else { return Ok(None) };
+        let number = match &setting.value {
+            Value::Integer(number) => *number,
+            Value::Loose(text) => text.trim().parse().map_err(|_| wrong(setting, name, "a number"))?,
+            _ => return Err(wrong(setting, name, "a number")),
+        };
+        if range.contains(&number) { Ok(Some(number)) } else { Err(wrong(setting, name, "a number that can be")) }
     }
 
     /// vCPUs: none for 0, all of the host's for fewer.
     fn vcpus(&self) -> Result<Option<u8>, ConfigurationError> {
         let name = "default_vcpus";
         let Some(setting) = self.get(Section::Hypervisor, name) else { return Ok(None) };
-        let number = match setting.value {
-            Value::Integer(number) => number as f64,
-            Value::Float(number) if number.is_finite() => number,
+        let number = match &setting.value {
+            Value::Integer(number) => *number as f64,
+            Value::Float(number) if number.is_finite() => *number,
+            Value::Loose(text) => {
+                let number = text.trim().parse().ok().filter(|number: &f64| number.is_finite());
+                number.ok_or_else(|| wrong(setting, name, "a number"))?
+            }
             _ => return Err(wrong(setting, name, "a number")),
         };
         let host = std::thread::available_parallelism().map_or(1, |count| count.get()).min(u8::MAX.into()) as u8;
@@ -330,7 +352,7 @@ fn wrong(setting: &Setting, name: &str, wanted: &'static str) -> ConfigurationEr
         Value::Bool(value) => value.to_string(),
         Value::Integer(number) => number.to_string(),
         Value::Float(number) => number.to_string(),
-        Value::Text(text) => format!("{text:?}"),
+        Value::Text(text) | Value::Loose(text) => format!("{text:?}"),
         Value::List(_) => "a list".to_owned(),
         Value::Other(what) => (*what).to_owned(),
     };
@@ -348,7 +370,7 @@ mod tests {
             let name = if number == 0 { "c.toml".to_owned() } else { format!("config.d/{number}.toml") };
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        Configuration::load(Some(&folder.path().join("c.toml"))).map_err(|error| error.to_string())
+        Configuration::load(Some(&folder.path().join("c.toml")), &HashMap::new()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -404,7 +426,7 @@ mod tests {
         told("[runtime]\ninternetworking_model = 'l2'", "c.toml:2: internetworking_model is \"l2\": expected tcfilter");
         told("[hypervisor.a]\npath = 'x'\n[hypervisor.b]\npath = 'y'", "there are several hypervisors (a, b)");
         told("[hypervisor.q\n", "c.toml:1: ");
-        let missing = Configuration::load(Some(Path::new("/no/such.toml"))).unwrap_err().to_string();
+        let missing = Configuration::load(Some(Path::new("/no/such.toml")), &HashMap::new()).unwrap_err().to_string();
         assert!(missing.contains("/no/such.toml"), "{missing}");
     }
 }

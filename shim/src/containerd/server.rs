@@ -80,7 +80,8 @@ fn give_up(start: &Start, reason: &str) -> i32 {
 }
 
 fn prepare(start: &Start) -> anyhow::Result<Prepared> {
-    let set = Configuration::load(start.config_path.as_deref())?;
+    let annotations = start.spec.as_ref().and_then(|spec| spec.annotations().clone()).unwrap_or_default();
+    let set = Configuration::load(start.config_path.as_deref(), &annotations)?;
     if set.debug {
         log_file::say_more();
     }

@@ -40,6 +40,8 @@ pub enum Model {
     None,
 }
 
+/// The number of every namespace's loopback interface.
+const LOOPBACK: u32 = 1;
 /// Interfaces of ours that are looked for after a server that died: so many may have come and gone.
 const MAX_LEFT: u32 = 64;
 
@@ -108,6 +110,8 @@ struct Joined {
     told: View,
     /// Taps made so far: one whose interface is gone keeps its name until another takes its slot.
     taps: u32,
+    /// The namespace's loopback interface is up.
+    loopback: bool,
 }
 
 /// The host's end of a slot.
@@ -152,7 +156,12 @@ impl Network {
         let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
         let (connection, netlink, news) = rtnetlink::new_multicast_connection(&groups)?;
         tokio::spawn(connection);
-        let joined = Mutex::new(Joined { slots: (0..slots).map(|_| None).collect(), told: View::default(), taps: 0 });
+        let joined = Mutex::new(Joined {
+            slots: (0..slots).map(|_| None).collect(),
+            told: View::default(),
+            taps: 0,
+            loopback: false,
+        });
         Ok((Network { netlink, slots, queues, how, joined }, News(news)))
     }
 
@@ -162,6 +171,12 @@ impl Network {
     /// [`NetworkError`] names the interface; those before it are joined.
     pub async fn follow(&self, guest: &Guest) -> Result<(), NetworkError> {
         let mut joined = self.joined.lock().await;
+        if !joined.loopback {
+            // A runtime that makes a namespace does so, and Docker's resolver listens there.
+            let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
+            self.netlink.link().set(up).execute().await.map_err(failed("bring the loopback interface up"))?;
+            joined.loopback = true;
+        }
         let view = namespace::view(&self.netlink).await.map_err(failed("look at the network namespace"))?;
         if view == joined.told {
             return Ok(());

@@ -48,7 +48,7 @@ impl Containerd {
     }
 
     /// Starts one in `home` that serves CRI, with runc and with ours as the runtimes `runc` and `kata`, and for ours with containerd's
-    /// Sandbox API too, as `kata-sandbox`. Its pods' networks are what lies in the folder `cni` of the home.
+    /// Sandbox API too, as `kata-sandbox`, and with macvtaps, as `kata-macvtap`. Its pods' networks are what lies in the folder `cni` of the home.
     ///
     /// # Panics
     /// When it does not come up.
@@ -58,11 +58,18 @@ impl Containerd {
         let runtime = |name: &str, kind: &str, more: &str| {
             format!("[{table}.containerd.runtimes.{name}]\nruntime_type = \"io.containerd.{kind}.v2\"\n{more}\n")
         };
+        let macvtap = home.path("macvtap.toml");
+        fs::write(&macvtap, "[runtime]\ninternetworking_model = \"macvtap\"\n").expect("a file");
+        let named = format!(
+            "[{table}.containerd.runtimes.kata-macvtap.options]\nTypeUrl = \"runtimeoptions.v1.Options\"\nConfigPath = \"{}\"",
+            macvtap.display()
+        );
         let more = [
             format!("[{table}]\nsandbox_image = \"{PAUSE}\"\n"),
             format!("[{table}.cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{}\"\n", home.path("cni").display()),
             runtime("runc", "runc", ""),
             runtime("kata", "kata", ""),
+            runtime("kata-macvtap", "kata", &named),
             runtime("kata-sandbox", "kata", if home.release() == Release::Newer { "sandboxer = \"shim\"" } else { "" }),
         ];
         let images = [crate::image(), crate::pause_image()];

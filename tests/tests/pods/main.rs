@@ -3,9 +3,12 @@
 //! Run by `make test-clients`; arguments are parts of the names of the cases to tell. It takes a host with containerd, the CNI
 //! plug-ins and KVM (`tests/with-kvm`), and root.
 
+mod deaths;
 mod life;
 mod networks;
+mod resources;
 mod stage;
+mod volumes;
 
 use std::cell::RefCell;
 use std::process::ExitCode;
@@ -20,7 +23,8 @@ use stage::{Kubelet, Networks};
 const BOTH: &[&str] = &["two containers of a pod"];
 
 fn main() -> ExitCode {
-    let cases: Vec<&Case<Kubelet>> = [life::CASES, networks::CASES].into_iter().flatten().collect();
+    let cases: Vec<&Case<Kubelet>> =
+        [life::CASES, deaths::CASES, networks::CASES, resources::CASES, volumes::CASES].into_iter().flatten().collect();
     Release::tell_on_each(BOTH, |release, selection| {
         let mut failures = tell_all(release, "kata", &cases, selection);
         if release == Release::Newer {
@@ -28,6 +32,10 @@ fn main() -> ExitCode {
             let fewer = selection.narrowed_to(BOTH);
             let asked = if selection.full || !selection.names.is_empty() { selection } else { &fewer };
             failures += tell_all(release, "kata-sandbox", &cases, asked);
+        }
+        if selection.full && release == Release::Newer {
+            let networked: Vec<&Case<Kubelet>> = networks::CASES.iter().collect();
+            failures += tell_all(release, "kata-macvtap", &networked, selection);
         }
         failures
     })

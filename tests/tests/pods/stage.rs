@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
+use nix::sys::signal::Signal;
 use tatami_tests::compare::Stage;
 use tatami_tests::daemons::{Containerd, Cri, Home, IMAGE, api};
 use tungstenite::Message;
@@ -84,6 +85,11 @@ impl Kubelet {
         self.containerd.borrow()
     }
 
+    /// The calls.
+    pub(crate) fn cri(&self) -> &Cri {
+        &self.cri
+    }
+
     /// A folder for this story's files.
     pub(crate) fn scratch(&self) -> PathBuf {
         let path = self.containerd().home().path(&format!("scratch-{}-{}", self.handler, self.story));
@@ -125,6 +131,61 @@ impl Kubelet {
             api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: self.handler.to_owned() };
         let answer = self.cri.call(async |mut client| client.run_pod_sandbox(request).await)?;
         Ok(Pod { id: answer.pod_sandbox_id, config })
+    }
+
+    /// Runs several pods at once.
+    pub(crate) fn run_at_once(&self, configs: Vec<api::PodSandboxConfig>) -> Vec<Result<Pod, String>> {
+        let socket = self.containerd().socket();
+        let run = |config: api::PodSandboxConfig| {
+            fs::create_dir_all(&config.log_directory).expect("a folder");
+            let (cri, handler) = (Cri::new(&socket), self.handler.to_owned());
+            thread::spawn(move || {
+                let request = api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler };
+                let answer = cri.call(async |mut client| client.run_pod_sandbox(request).await)?;
+                Ok(Pod { id: answer.pod_sandbox_id, config })
+            })
+        };
+        let running: Vec<_> = configs.into_iter().map(run).collect();
+        running
+            .into_iter()
+            .map(|pod| pod.join().unwrap_or_else(|_| Err("the client has panicked".to_owned())))
+            .collect()
+    }
+
+    /// Ends the daemon with `signal` and starts it again.
+    pub(crate) fn restart(&self, signal: Signal) {
+        self.containerd.borrow_mut().restart(signal);
+    }
+
+    /// What the only pod's processes live in: with ours the VMM, with the reference what holds the pod together.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub(crate) fn ground(&self) -> i32 {
+        if self.is_ours() { self.process("tatami-vmm") } else { self.process("sleep 2147483647") }
+    }
+
+    /// The shim of the only pod.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub(crate) fn server(&self) -> i32 {
+        self.process("containerd-shim-")
+    }
+
+    fn process(&self, words: &str) -> i32 {
+        let processes = self.containerd().home().processes();
+        // The VMM's and the cleaner's command lines are the server's; their names are their own.
+        let named = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let found = processes.iter().find(|process| match words {
+            "tatami-vmm" => named(process.pid).trim() == words,
+            "containerd-shim-" => {
+                let name = named(process.pid);
+                name.trim() == "tatami-shim" || name.starts_with(words)
+            }
+            _ => process.command.contains(words) && !process.command.contains("exec "),
+        });
+        found.unwrap_or_else(|| panic!("no {words}: {processes:?}")).pid
     }
 
     /// The same with nothing added.

@@ -1,0 +1,80 @@
+//! What dies under a pod, and what comes back.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tatami_tests::compare::{Case, Notes};
+
+use crate::stage::{Kubelet, Pod, SOON};
+
+pub(crate) const CASES: &[Case<Kubelet>] = &[
+    Case::new("containerd restarts under a pod", restart),
+    Case::new("what a pod runs in is killed", ground),
+    Case::new("a pod's server is killed", server),
+    Case::new("ten pods at once", ten).long(),
+];
+
+fn restart(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let pod = kubelet.run("pod");
+    let id = kubelet.start(&pod, "c", &["sleep", "100000"]);
+    kubelet.restart(Signal::SIGKILL);
+    notes.want("the pod is ready", kubelet.status(&pod).state, 0);
+    notes.want("the container runs", kubelet.state(&id), "running");
+    notes.want("a command in it", kubelet.exec(&id, &["echo", "here"]), "here");
+    let other = kubelet.start(&pod, "other", &["sleep", "100000"]);
+    notes.want("another one", kubelet.state(&other), "running");
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+    notes.want("nothing left", kubelet.containerd().remains().join("\n"), "");
+}
+
+/// Waits until a pod is not ready any more.
+fn end_of(kubelet: &Kubelet, pod: &Pod) -> i32 {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let state = kubelet.status(pod).state;
+        if state != 0 || Instant::now() > deadline {
+            return state;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn ground(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let pod = kubelet.run("pod");
+    let id = kubelet.start(&pod, "c", &["sleep", "100000"]);
+    kill(Pid::from_raw(kubelet.ground()), Signal::SIGKILL).expect("it is there");
+    notes.want("the pod is ready no more", end_of(kubelet, &pod), 1);
+    // With runc it is the pause container, and others live on without it.
+    notes.see("the container", kubelet.end_of(&id));
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+    notes.want("nothing left", kubelet.containerd().remains().join("\n"), "");
+}
+
+fn server(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let pod = kubelet.run("pod");
+    let id = kubelet.start(&pod, "c", &["sleep", "100000"]);
+    kill(Pid::from_raw(kubelet.server()), Signal::SIGKILL).expect("it is there");
+    notes.want("the pod is ready no more", end_of(kubelet, &pod), 1);
+    notes.want("the container has ended", kubelet.end_of(&id).starts_with("exited"), true);
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+    notes.want("nothing left", kubelet.containerd().remains().join("\n"), "");
+}
+
+fn ten(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let names: Vec<String> = (0..10).map(|number| format!("p{number}")).collect();
+    let descriptions: Vec<_> = names.iter().map(|name| kubelet.described(name)).collect();
+    let pods = kubelet.run_at_once(descriptions);
+    let ready = pods.iter().filter(|pod| pod.as_ref().is_ok_and(|pod| kubelet.status(pod).state == 0)).count();
+    notes.want("ready", ready, 10);
+    let pods: Vec<Pod> = pods.into_iter().flatten().collect();
+    let mut addresses: Vec<String> = pods.iter().map(|pod| kubelet.addresses(pod).0).collect();
+    addresses.sort();
+    addresses.dedup();
+    notes.want("each with an address of its own", addresses.len(), 10);
+    let ids: Vec<String> = pods.iter().map(|pod| kubelet.start(pod, "c", &["sleep", "100000"])).collect();
+    notes.want("each with a container", ids.iter().filter(|id| kubelet.state(id) == "running").count(), 10);
+    notes.want("removed", pods.iter().filter(|pod| kubelet.remove(&pod.id) == "ok").count(), 10);
+    notes.want("nothing left", kubelet.containerd().remains().join("\n"), "");
+}

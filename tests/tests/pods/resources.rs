@@ -1,0 +1,85 @@
+//! What a pod's containers may use, and what they are said to use.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tatami_tests::compare::{Case, Notes};
+use tatami_tests::daemons::api;
+
+use crate::stage::{Kubelet, SOON, told};
+
+pub(crate) const CASES: &[Case<Kubelet>] =
+    &[Case::new("limits of a container, and changes of them", limits), Case::new("what a container uses", usage)];
+
+const MIB: i64 = 1 << 20;
+
+fn limited(memory: i64, quota: i64) -> api::LinuxContainerResources {
+    api::LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: quota,
+        memory_limit_in_bytes: memory,
+        ..Default::default()
+    }
+}
+
+/// A container's description with limits.
+fn with(name: &str, command: &[&str], resources: api::LinuxContainerResources) -> api::ContainerConfig {
+    let mut config = Kubelet::container(name, command);
+    if let Some(linux) = &mut config.linux {
+        linux.resources = Some(resources);
+    }
+    config
+}
+
+fn limits(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let mut described = kubelet.described("pod");
+    if let Some(linux) = &mut described.linux {
+        linux.resources = Some(limited(128 * MIB, 100_000));
+    }
+    let pod = kubelet.run_described(described).expect("a pod with a size");
+    let id =
+        kubelet.start_described(&pod, with("c", &["sleep", "100000"], limited(64 * MIB, 50_000))).expect("it starts");
+    let seen = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
+    notes.want("its limits", kubelet.shell(&id, seen), "67108864\n50000 100000");
+    let update = |resources| {
+        let request = api::UpdateContainerResourcesRequest {
+            container_id: id.clone(),
+            linux: Some(resources),
+            ..Default::default()
+        };
+        told(kubelet.cri().call(async |mut client| client.update_container_resources(request).await).map(drop))
+    };
+    notes.want("more", update(limited(96 * MIB, 80_000)), "ok");
+    notes.want("its limits then", kubelet.shell(&id, seen), "100663296\n80000 100000");
+    notes.want("less", update(limited(32 * MIB, 20_000)), "ok");
+    notes.want("its limits at last", kubelet.shell(&id, seen), "33554432\n20000 100000");
+    let hungry = "head -c 60000000 /dev/zero | tail >/dev/null; echo $?";
+    notes.want("what takes more is killed", kubelet.shell(&id, hungry), "137");
+    notes.want("it lives", kubelet.state(&id), "running");
+}
+
+fn usage(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let pod = kubelet.run("pod");
+    let id = kubelet.start(&pod, "c", &["sh", "-c", "head -c 20000000 /dev/zero >/dev/shm/x; while :; do :; done"]);
+    let stats = || {
+        let request = api::ContainerStatsRequest { container_id: id.clone() };
+        kubelet
+            .cri()
+            .call(async |mut client| client.container_stats(request).await)
+            .map(|answer| answer.stats.unwrap_or_default())
+    };
+    let deadline = Instant::now() + SOON;
+    let mut seen = (false, false);
+    while seen != (true, true) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(500));
+        let Ok(stats) = stats() else { continue };
+        let busy = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).is_some_and(|usage| usage.value > 1_000_000);
+        let bytes = stats.memory.and_then(|memory| memory.working_set_bytes).map_or(0, |bytes| bytes.value);
+        seen = (busy, (20_000_000..60_000_000).contains(&bytes));
+    }
+    notes.want("its processor time and memory", format!("{seen:?}"), "(true, true)");
+    let all = kubelet
+        .cri()
+        .call(async |mut client| client.list_container_stats(api::ListContainerStatsRequest::default()).await);
+    notes.want("it is in the list", all.is_ok_and(|all| all.stats.len() == 1), true);
+}
