@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// A client of CRI.
 pub struct Cri {
     runtime: tokio::runtime::Runtime,
-    client: RuntimeServiceClient<Channel>,
+    socket: PathBuf,
 }
 
 impl Cri {
@@ -29,18 +29,10 @@ impl Cri {
     /// When the system has no runtime to give.
     pub fn new(socket: &Path) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let socket: PathBuf = socket.to_owned();
-        let connect = tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        let endpoint = Endpoint::from_static("http://localhost").timeout(PATIENCE);
-        let client =
-            runtime.block_on(async { RuntimeServiceClient::new(endpoint.connect_with_connector_lazy(connect)) });
-        Self { runtime, client }
+        Self { runtime, socket: socket.to_owned() }
     }
 
-    /// Does what `call` says with the client.
+    /// Does what `call` says with a client. Each has a connection of its own: between two of them the server may be another.
     ///
     /// # Errors
     /// What the server says: its code and its words.
@@ -48,7 +40,15 @@ impl Cri {
         &self,
         call: impl AsyncFnOnce(RuntimeServiceClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, String> {
-        let answer = self.runtime.block_on(call(self.client.clone()));
+        let socket = self.socket.clone();
+        let connect = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost").timeout(PATIENCE);
+        let answer = self.runtime.block_on(async {
+            call(RuntimeServiceClient::new(endpoint.connect_with_connector_lazy(connect))).await
+        });
         answer.map(tonic::Response::into_inner).map_err(|status| format!("{:?}: {}", status.code(), status.message()))
     }
 }

@@ -158,7 +158,8 @@ impl Home {
 
     /// All processes that were started here and still run.
     pub fn processes(&self) -> Vec<Process> {
-        leaks::processes(&self.cgroup)
+        let theirs = Path::new("/sys/fs/cgroup").join(self.containers_cgroup());
+        [leaks::processes(&self.cgroup), leaks::processes(&theirs)].concat()
     }
 
     /// Starts a daemon whose words go to the file `name.log`.

@@ -153,8 +153,18 @@ impl Kubelet {
     }
 
     /// Ends the daemon with `signal` and starts it again.
+    ///
+    /// # Panics
+    /// When it has no CRI then.
     pub(crate) fn restart(&self, signal: Signal) {
         self.containerd.borrow_mut().restart(signal);
+        let deadline = Instant::now() + SOON;
+        // Its sockets come before its plug-ins.
+        let version = || self.cri.call(async |mut client| client.version(api::VersionRequest::default()).await);
+        while let Err(error) = version() {
+            assert!(Instant::now() < deadline, "containerd's CRI does not come back: {error}");
+            thread::sleep(Duration::from_millis(200));
+        }
     }
 
     /// What the only pod's processes live in: with ours the VMM, with the reference what holds the pod together.
@@ -170,7 +180,7 @@ impl Kubelet {
     /// # Panics
     /// When it is not there.
     pub(crate) fn server(&self) -> i32 {
-        self.process("containerd-shim-")
+        self.process("containerd-shim")
     }
 
     fn process(&self, words: &str) -> i32 {
@@ -179,9 +189,10 @@ impl Kubelet {
         let named = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let found = processes.iter().find(|process| match words {
             "tatami-vmm" => named(process.pid).trim() == words,
-            "containerd-shim-" => {
+            // As much of it as the kernel keeps.
+            "containerd-shim" => {
                 let name = named(process.pid);
-                name.trim() == "tatami-shim" || name.starts_with(words)
+                name.trim() == "tatami-shim" || name.trim() == words
             }
             _ => process.command.contains(words) && !process.command.contains("exec "),
         });
@@ -397,6 +408,9 @@ impl Stage for Kubelet {
             }
         }
         words.extend(self.containerd().remains());
+        if !words.is_empty() {
+            words.push(format!("containerd's last words:\n{}", self.containerd().last_words()));
+        }
         self.story += 1;
         words.join("\n")
     }
