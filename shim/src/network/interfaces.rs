@@ -42,8 +42,6 @@ pub enum Model {
 
 /// The number of every namespace's loopback interface.
 const LOOPBACK: u32 = 1;
-/// Interfaces of ours that are looked for after a server that died: so many may have come and gone.
-const MAX_LEFT: u32 = 64;
 
 /// Why the guest does not have the network of its namespace.
 #[derive(Debug, thiserror::Error)]
@@ -319,11 +317,20 @@ pub async fn clear() -> Result<(), NetworkError> {
     })?;
     tokio::spawn(connection);
     let view = namespace::view(&netlink).await.map_err(failed("look at the network namespace"))?;
-    // A macvtap stays when its VMM has gone, unlike a tap.
-    for slot in 0..MAX_LEFT {
-        if let Ok(index) = tap::index_of(&name_of(slot)) {
-            let removed = netlink.link().del(index).execute().await;
-            removed.map_err(failed(format!("remove the interface {}", name_of(slot))))?;
+    // A macvtap stays when its VMM has gone, unlike a tap. They are listed: for a name that is not there, the kernel looks for a
+    // module, by a program that it starts.
+    let listed = nix::net::if_::if_nameindex().map_err(|errno| NetworkError::Kernel {
+        action: "list the network interfaces".to_owned(),
+        source: rtnetlink::Error::NamespaceError(errno.to_string()),
+    })?;
+    for interface in &listed {
+        let name = interface.name().to_string_lossy();
+        if is_ours(&name) {
+            match netlink.link().del(interface.index()).execute().await {
+                // A tap goes by itself.
+                Err(rtnetlink::Error::NetlinkError(refusal)) if refusal.raw_code() == -libc::ENODEV => {}
+                removed => removed.map_err(failed(format!("remove the interface {name}")))?,
+            }
         }
     }
     for found in view.interfaces {
@@ -336,6 +343,11 @@ pub async fn clear() -> Result<(), NetworkError> {
 /// What the tap or macvtap made as this one in a namespace is called.
 fn name_of(number: u32) -> String {
     format!("tatami{number}")
+}
+
+/// Whether one is called so.
+fn is_ours(name: &str) -> bool {
+    name.strip_prefix("tatami").is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 fn failed(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
