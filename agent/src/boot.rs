@@ -9,7 +9,7 @@ use crate::sandbox::Sandbox;
 use crate::server::Server;
 use crate::transport::{Listener, announce};
 use crate::zygote::Zygote;
-use crate::{clock, depot, hold, idle, kmsg, loopback, mounts};
+use crate::{clock, depot, hold, idle, kmsg, loopback, memory, mounts};
 
 /// The guest's own name; containers have names of their own.
 const HOST_NAME: &[u8] = b"tatami";
@@ -34,6 +34,7 @@ fn set_up() -> anyhow::Result<()> {
     depot::fill().context("put the network interfaces aside")?;
     raise_limits().context("raise the resource limits")?;
     // A kernel of somebody's own may lack one of these; it is only woken more often.
+    memory::remember();
     idle::let_sleep().unwrap_or_else(|cause| log::warn!("the guest will not be idle: {cause}"));
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! | `sandbox`, `container`, `process` | what exists: containers, their processes, their states |
 //! | `guest` | what of a specification no guest of this kind can do |
 //! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
+//! | `processors`, `memory` | what of the machine comes and goes |
 //! | `network`, `netlink`, `depot` | the guest's network interfaces, which all containers share, and those that wait to be plugged |
 //! | `forward`, `names` | streams that are no process's: connections to ports, questions to a resolver on the host |
 //! | `storage`, `served`, `nodes` | the file systems that are mounted for a container, and the devices it has |
@@ -40,6 +41,7 @@ mod kmsg;
 mod launch;
 mod limits;
 mod loopback;
+mod memory;
 mod mounts;
 mod names;
 mod netlink;

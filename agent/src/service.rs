@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tatami_protocol::agent::{
     Changes, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
-    HelloResponse, NetworkRequest, OomRequest, OomResponse, ProcessList, ProcessRequest, ProcessorsRequest,
+    HelloResponse, MemoryRequest, MemoryResponse, NetworkRequest, OomRequest, OomResponse, ProcessList, ProcessRequest, ProcessorsRequest,
     ProcessorsResponse, ResizeRequest, ShutdownRequest, SignalRequest, StartProcessResponse, Stats, UpdateRequest,
     WaitResponse,
 };
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::process::Process;
 use crate::sandbox::{Sandbox, check_id};
 use crate::server::Shutdown;
-use crate::{cgroup, clock, entropy, mounts, network, processors};
+use crate::{cgroup, clock, entropy, memory, mounts, network, processors};
 
 /// The answer to a shutdown must be on its way before the machine restarts; no one waits longer than this for it.
 const FAREWELL: Duration = Duration::from_millis(5);
@@ -188,6 +188,11 @@ impl Agent for Service {
         let set = tokio::task::spawn_blocking(set).await.map_err(|cause| internal("set processors", &cause))?;
         let processors = set.map_err(status)?;
         Ok(ProcessorsResponse { online: processors.online, present: processors.present, ..Default::default() })
+    }
+
+    async fn await_memory(&self, _: &TtrpcContext, request: MemoryRequest) -> ttrpc::Result<MemoryResponse> {
+        let added_bytes = memory::added(request.added_bytes).await.map_err(status)?;
+        Ok(MemoryResponse { added_bytes, ..Default::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {

@@ -14,6 +14,9 @@ use super::{ConfigurationError, OURS, hypervisor};
 
 /// What they all begin with. Others of Kata's tell the runtime what it knows already.
 const PREFIX: &str = "io.katacontainers.config.";
+/// Settings that annotations have another name for.
+const OTHER_NAMES: [(&str, &str); 2] =
+    [("default_max_vcpus", "default_maxvcpus"), ("default_max_memory", "default_maxmemory")];
 /// The settings whose values are paths of the host's, and the patterns that the values must match.
 const PATHS: [(&str, &str); 1] = [("file_mem_backend", "valid_file_mem_backends")];
 
@@ -32,7 +35,8 @@ pub(super) fn take(document: &mut Document, annotations: &HashMap<String, String
     for (name, text) in ours {
         let refused = |reason: String| ConfigurationError::Annotation { name: name.clone(), reason };
         let rest = &name[PREFIX.len()..];
-        let (kind, key) = rest.split_once('.').ok_or_else(|| refused("nobody knows it".to_owned()))?;
+        let (kind, said) = rest.split_once('.').ok_or_else(|| refused("nobody knows it".to_owned()))?;
+        let key = OTHER_NAMES.iter().find(|(other, _)| *other == said).map_or(said, |(_, key)| *key);
         let (section, place) = match kind {
             "hypervisor" => (Section::Hypervisor, chosen.clone()),
             "runtime" => (Section::Runtime, "runtime".to_owned()),
@@ -43,8 +47,8 @@ pub(super) fn take(document: &mut Document, annotations: &HashMap<String, String
             return Err(refused("no such setting can be made by a pod".to_owned()));
         }
         if section == Section::Hypervisor {
-            if !matches(&patterns(document, &chosen, "enable_annotations"), key).map_err(&refused)? {
-                return Err(refused(format!("enable_annotations of [{chosen}] does not allow {key}")));
+            if !matches(&patterns(document, &chosen, "enable_annotations"), said).map_err(&refused)? {
+                return Err(refused(format!("enable_annotations of [{chosen}] does not allow {said}")));
             }
             if let Some((_, list)) = PATHS.iter().find(|(name, _)| *name == key)
                 && !is_among(&patterns(document, &chosen, list), text).map_err(&refused)?
@@ -97,7 +101,6 @@ fn is_among(patterns: &[String], path: &str) -> Result<bool, String> {
 #[cfg(test)]
 mod tests {
     use super::super::Configuration;
-    use super::*;
 
     const FILE: &str = "[hypervisor.qemu]\nenable_annotations = ['^default_', 'kernel_params', 'file_mem_backend']\n\
                         kernel_params = 'a=b'\nvalid_file_mem_backends = ['/dev/shm', '/mnt/*']\n";
@@ -116,6 +119,7 @@ mod tests {
         let set = load(&[
             ("config.hypervisor.default_memory", "300"),
             ("config.hypervisor.default_vcpus", "1.0"),
+            ("config.hypervisor.default_max_vcpus", "3"),
             ("config.hypervisor.kernel_params", "c=d"),
             ("config.hypervisor.file_mem_backend", "/mnt/pmem"),
             ("config.runtime.disable_guest_seccomp", "true"),
@@ -124,6 +128,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!((set.memory_mib, set.vcpus, set.kernel_params.as_str()), (Some(300), Some(1), "a=b c=d"));
+        assert_eq!(set.max_vcpus, Some(3));
         assert!(set.no_seccomp && set.memory.is_some_and(|(_, folder)| folder == Some("/mnt/pmem".into())));
     }
 

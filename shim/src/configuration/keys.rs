@@ -35,7 +35,9 @@ const USED: &[(Section, &[&str])] = &[
             "initrd",
             "kernel_params",
             "default_vcpus",
+            "default_maxvcpus",
             "default_memory",
+            "default_maxmemory",
             "enable_hugepages",
             "file_mem_backend",
             "virtio_fs_cache",
@@ -44,14 +46,14 @@ const USED: &[(Section, &[&str])] = &[
     (Hypervisor, &["disable_vhost_net", "enable_annotations", "valid_file_mem_backends"]),
     (Runtime, &["internetworking_model"]),
     (Runtime, &["enable_debug", "hypervisor_name", "agent_name", "name", "disable_guest_seccomp"]),
-    (Runtime, &["create_container_timeout"]),
+    (Runtime, &["create_container_timeout", "static_sandbox_resource_mgmt"]),
     (Agent, &["create_container_timeout"]),
 ];
 
 const VMM: &str = "the VMM is Tatami itself";
 const MACHINE: &str = "the virtual machine has one form, without firmware, buses and bridges";
 const ALWAYS: &str = "it is always so";
-const GROWTH: &str = "a sandbox does not grow yet: its size is that of its containers when it starts";
+const GUEST: &str = "the host gives a guest memory when it touches it";
 const RATES: &str = "a sandbox's network has no limits yet";
 const PAIRS: &str = "a network has as many pairs of queues as the sandbox has vCPUs";
 const NAMESPACE: &str = "a sandbox's network is that of its network namespace";
@@ -86,8 +88,12 @@ const IDLE: &[(Section, &[&str], &str)] = &[
         ],
         MACHINE,
     ),
-    (Hypervisor, &["reclaim_guest_freed_memory", "entropy_source", "valid_entropy_sources"], ALWAYS),
-    (Hypervisor, &["default_maxvcpus", "default_maxmemory", "enable_virtio_mem", "enable_mem_prealloc"], GROWTH),
+    (
+        Hypervisor,
+        &["reclaim_guest_freed_memory", "enable_virtio_mem", "entropy_source", "valid_entropy_sources"],
+        ALWAYS,
+    ),
+    (Hypervisor, &["enable_mem_prealloc"], GUEST),
     (Hypervisor, &["rx_rate_limiter_max_rate", "tx_rate_limiter_max_rate"], RATES),
     (Hypervisor, &["network_queues"], PAIRS),
     (
@@ -161,7 +167,6 @@ const IDLE: &[(Section, &[&str], &str)] = &[
     (Agent, &["container_pipe_size"], "streams are as fast as their reader"),
     (Runtime, &["disable_new_netns", "dan_conf"], NAMESPACE),
     (Runtime, &["sandbox_cgroup_only"], "the VMM is in a cgroup of its own below the caller's"),
-    (Runtime, &["static_sandbox_resource_mgmt"], GROWTH),
     (Runtime, &["enable_vcpus_pinning"], "vCPUs are not pinned yet"),
     (
         Runtime,

@@ -93,6 +93,12 @@ pub struct Configuration {
     pub vcpus: Option<u8>,
     /// The guest's own share of memory, MiB, beside what containers ask for.
     pub memory_mib: Option<u32>,
+    /// vCPUs that a sandbox can have, however many its containers ask for.
+    pub max_vcpus: Option<u8>,
+    /// Memory that a sandbox can have, MiB.
+    pub max_memory_mib: Option<u32>,
+    /// Sandboxes stay as large as they start.
+    pub fixed_size: bool,
     /// What memory is made of, and the folder of its file if it lies in one.
     pub memory: Option<(MemoryKind, Option<PathBuf>)>,
     /// How long a guest believes what it has read.
@@ -172,6 +178,15 @@ impl Configuration {
                 .number(Section::Hypervisor, "default_memory", 0..=u32::MAX.into())?
                 .filter(|mib| *mib > 0)
                 .map(|mib| mib as u32),
+            max_vcpus: settings
+                .number(Section::Hypervisor, "default_maxvcpus", 0..=254)?
+                .filter(|vcpus| *vcpus > 0)
+                .map(|vcpus| vcpus as u8),
+            max_memory_mib: settings
+                .number(Section::Hypervisor, "default_maxmemory", 0..=u32::MAX.into())?
+                .filter(|mib| *mib > 0)
+                .map(|mib| mib as u32),
+            fixed_size: settings.flag(Section::Runtime, "static_sandbox_resource_mgmt")?,
             memory,
             cache: settings.cache()?,
             debug: settings.flag(Section::Runtime, "enable_debug")?,

@@ -6,8 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use tatami_vmm::{FolderConfig, VmConfig};
+use tatami_vmm::{FolderConfig, MemoryKind, VmConfig};
 
+use super::growth::Size;
 use crate::configuration::Configuration;
 
 /// The guest's own share of memory, in MiB, beside what its containers may use.
@@ -79,24 +80,43 @@ pub(super) fn is_of_sandbox(bundle: &Path) -> bool {
     bundle.components().any(|component| component.as_os_str() == SANDBOX_BUNDLES)
 }
 
+/// The most vCPUs that a pod can grow to, where nobody has set another number: each costs guest and VMM some memory, used or not.
+const POD_VCPUS: u64 = 8;
+
+/// The guest's own share of a machine, beside its containers'.
+pub(super) fn own(set: &Configuration) -> Size {
+    Size { memory_mib: set.memory_mib.unwrap_or(OWN_MEMORY_MIB), vcpus: set.vcpus.unwrap_or(0) }
+}
+
 /// A machine for the container of `spec`: what it may use, and the guest's own share, as it is set. With `sandbox`, for containers that
 /// will come.
 pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -> VmConfig {
     let Wanted { memory, quota, period } = spec.map(wanted).unwrap_or_default();
     let limit_mib = memory.div_ceil(1 << 20);
     let host = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
-    let own = u64::from(set.vcpus.unwrap_or(0));
-    let vcpus = quota.div_ceil(period.max(1)).saturating_add(own).clamp(1, host.min(64)) as u8;
-    let own_mib = set.memory_mib.unwrap_or(OWN_MEMORY_MIB);
+    let own = own(set);
+    let vcpus = quota.div_ceil(period.max(1)).saturating_add(own.vcpus.into()).clamp(1, host.min(64)) as u8;
+    let memory_mib = own.memory_mib.saturating_add(limit_mib.min(host_memory_mib()) as u32);
+    let is_pod = sandbox || spec.is_some_and(is_pod);
+    let most = Size {
+        memory_mib: set.max_memory_mib.unwrap_or(host_memory_mib().min(u32::MAX.into()) as u32),
+        // One container alone seldom gets more; a pod gets more containers.
+        vcpus: set.max_vcpus.unwrap_or(if is_pod { host.min(POD_VCPUS) as u8 } else { 0 }),
+    };
+    // Huge pages are set aside for all that there may be.
+    let set_aside = set.max_memory_mib.is_none() && matches!(set.memory, Some((MemoryKind::HugePages, _)));
+    let most = if set_aside { Size { memory_mib: 0, ..most } } else { most };
+    let most = if set.fixed_size { Size { memory_mib: 0, vcpus: 0 } } else { most };
     let plain = VmConfig::default();
     VmConfig {
         vcpus,
-        max_vcpus: vcpus,
-        memory_mib: own_mib.saturating_add(limit_mib.min(host_memory_mib()) as u32),
+        max_vcpus: vcpus.max(most.vcpus),
+        memory_mib,
+        spare_memory_mib: most.memory_mib.saturating_sub(memory_mib),
         memory_kind: set.memory.as_ref().map_or(plain.memory_kind, |(kind, _)| *kind),
         command_line_extra: set.kernel_params.clone(),
         folder: FolderConfig { cache: set.cache.unwrap_or(plain.folder.cache), ..plain.folder },
-        disk_slots: if sandbox || spec.is_some_and(is_pod) { POD_DISK_SLOTS } else { 1 },
+        disk_slots: if is_pod { POD_DISK_SLOTS } else { 1 },
         ..plain
     }
 }
@@ -192,6 +212,19 @@ mod tests {
         assert_eq!(pod("134217728"), Wanted { memory: 134_217_728, quota: 150_000, period: 50_000 });
         // Kubernetes says 0 where it does not limit, and a word that is no number says nothing.
         assert_eq!((pod("0").memory, pod("x").memory), (0, 0));
+    }
+
+    #[test]
+    fn a_pods_machine_can_grow_unless_it_is_set_otherwise() {
+        let of = |set: &Configuration| machine(None, true, set);
+        let free = of(&Configuration::default());
+        assert_eq!(u64::from(free.memory_mib + free.spare_memory_mib), host_memory_mib());
+        assert!(free.max_vcpus >= free.vcpus && u64::from(free.max_vcpus) <= POD_VCPUS);
+        let bounded =
+            Configuration { max_vcpus: Some(3), max_memory_mib: Some(1024), ..Configuration::default() };
+        assert_eq!((of(&bounded).max_vcpus, of(&bounded).spare_memory_mib), (3, 1024 - 256));
+        let fixed = of(&Configuration { fixed_size: true, ..bounded });
+        assert_eq!((fixed.vcpus, fixed.max_vcpus, fixed.spare_memory_mib), (1, 1, 0));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub(crate) mod error;
 pub(crate) mod events;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod growth;
 pub(crate) mod hooks;
 mod host_ps;
 mod info;

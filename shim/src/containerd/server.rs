@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::bundle;
 use super::events::Events;
+use super::growth::Growth;
 use super::hooks::HostNamespaces;
 use super::network::Namespace;
 use super::start::Start;
@@ -43,6 +44,7 @@ struct Prepared {
     settings: Settings,
     /// Containers' seccomp profiles are left out.
     no_seccomp: bool,
+    growth: Growth,
     /// How its guest is joined to the network.
     how: How,
 }
@@ -110,12 +112,13 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
             initrd: files.initrd,
             templates: Templates::from_environment(&start.places),
         },
-        memory_folder: set.memory.and_then(|(_, folder)| folder),
+        memory_folder: set.memory.as_ref().and_then(|(_, folder)| folder.clone()),
         served: Vec::new(),
         live_console: false,
         boot_limit: set.patience.unwrap_or(BOOT_LIMIT),
     };
-    Ok(Prepared { ground, settings, no_seccomp, how })
+    let growth = Growth::new(&settings.vm, bundle::own(&set));
+    Ok(Prepared { ground, settings, no_seccomp, growth, how })
 }
 
 async fn serve(
@@ -125,8 +128,9 @@ async fn serve(
     timings: Timings,
 ) -> anyhow::Result<()> {
     let no_seccomp = prepared.as_ref().is_ok_and(|prepared| prepared.no_seccomp);
-    let mut network = None;
-    let sandbox = prepared.and_then(|Prepared { ground, settings, how, .. }| {
+    let (mut network, mut size) = (None, None);
+    let sandbox = prepared.and_then(|Prepared { ground, settings, growth, how, .. }| {
+        size = Some(growth);
         network = Network::for_guest(&settings.vm, how).map_err(|error| format!("the network namespace: {error}"))?;
         Sandbox::start(ground, settings, timings).map_err(|error| error.to_string())
     });
@@ -142,6 +146,9 @@ async fn serve(
     }
     if let Some(network) = network {
         tasks.offer_network(network);
+    }
+    if let Some(growth) = size {
+        tasks.offer_growth(growth);
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -14,7 +14,7 @@ use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
 };
-use oci_spec::runtime::Process as ProcessSpec;
+use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use tatami_protocol::agent::Stats;
 use tokio::sync::{Notify, watch};
 
@@ -22,6 +22,7 @@ use super::arguments::is_id;
 use super::container::{Container, Exec};
 use super::error::TaskError;
 use super::events::{Events, Topic};
+use super::growth::Growth;
 use super::hooks::{self, HostNamespaces};
 use super::lifecycle::{Exit, KILLED, Phase};
 use super::loopback;
@@ -65,6 +66,8 @@ pub(crate) struct Tasks {
     over: Notify,
     /// How the sandbox is saved, or why it cannot be; nothing where its front end does not do so.
     saver: OnceLock<Result<Saver, String>>,
+    /// How large it is; as it was made, where its front end does not offer this.
+    growth: OnceLock<Growth>,
     /// What the sandbox's network namespace has, for the guest.
     network: Mutex<Option<SandboxNetwork>>,
 }
@@ -105,6 +108,7 @@ impl Tasks {
             names: AtomicBool::new(false),
             over: Notify::new(),
             saver: OnceLock::new(),
+            growth: OnceLock::new(),
             network: Mutex::default(),
         })
     }
@@ -317,6 +321,12 @@ impl Tasks {
         saver.save(folder).await.map_err(|error| TaskError::Failed(error.to_string()))
     }
 
+    /// From now on the sandbox is as large as its containers need.
+    pub(super) fn offer_growth(&self, growth: Growth) {
+        // It is offered once.
+        let _ = self.growth.set(growth);
+    }
+
     /// From now on this is the sandbox's network.
     pub(super) fn offer_network(&self, (network, news): (Network, News)) {
         let network = SandboxNetwork { network: Arc::new(network), news: Some(news) };
@@ -430,6 +440,9 @@ impl Tasks {
         let guest = self.guest().await?;
         removed(guest.call(guest.agent().delete_container(container.id())).await)?;
         release(container).await;
+        if let Some(growth) = self.growth.get() {
+            growth.leave(&guest, container.id()).await;
+        }
         if let Some(shared) = &self.shared
             && let Err(error) = shared.clear(container.place())
         {
@@ -530,10 +543,14 @@ impl Tasks {
     pub(super) async fn update(&self, id: &str, resources_json: &[u8]) -> Result<(), TaskError> {
         let container = self.container(id)?;
         container.init().life().may_change("update")?;
-        serde_json::from_slice::<oci_spec::runtime::LinuxResources>(resources_json)
+        let limits: LinuxResources = serde_json::from_slice(resources_json)
             .map_err(|error| TaskError::InvalidArgument(format!("the limits are not understood: {error}")))?;
         let guest = self.guest().await?;
-        Ok(guest.call(guest.agent().update(id, resources_json.to_vec())).await?)
+        let change = async { Ok(guest.call(guest.agent().update(id, resources_json.to_vec())).await?) };
+        match self.growth.get() {
+            Some(growth) => growth.change(&guest, id, &limits, change).await,
+            None => change.await,
+        }
     }
 
     /// The processes of a container, by their ids in the guest; for Docker, which looks for them on the host, the one that

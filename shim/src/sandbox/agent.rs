@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
     Change, Changes, ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse,
-    NetworkRequest, OomRequest, ProcessRequest, ProcessorsRequest, ResizeRequest, ShutdownRequest, SignalRequest,
+    MemoryRequest, NetworkRequest, OomRequest, ProcessRequest, ProcessorsRequest, ResizeRequest, ShutdownRequest, SignalRequest,
     Stats, Stdio, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
@@ -304,6 +304,15 @@ impl Agent {
     pub async fn set_processors(&self, online: u32) -> Result<u32, AgentError> {
         let request = ProcessorsRequest { online, ..Default::default() };
         Ok(answer("SetProcessors", self.client.set_processors(Context::default(), &request)).await?.online)
+    }
+
+    /// Returns when so many bytes of memory have come to what the guest began with, or after a while; says how many have.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn await_memory(&self, added_bytes: u64) -> Result<u64, AgentError> {
+        let request = MemoryRequest { added_bytes, ..Default::default() };
+        Ok(answer("AwaitMemory", self.client.await_memory(Context::default(), &request)).await?.added_bytes)
     }
 
     /// Ends all containers and syncs; the guest then resets itself.

@@ -118,6 +118,8 @@ pub(super) enum VmOrder {
     Detach(u8),
     /// Plug these, as [`VmmProcess::plug_nic`] has them, into this network slot.
     Plug(u8, Vec<OwnedFd>),
+    /// Let it have so many MiB of memory in all.
+    ResizeMemory(u32),
     /// Write the machine to these files, and let it go on unless it was paused.
     Save(Snapshot),
     /// Have it stand still.
@@ -194,6 +196,15 @@ impl VmWatch {
     /// [`VmError`].
     pub async fn plug(&self, slot: u8, ends: Vec<OwnedFd>) -> Result<(), VmError> {
         self.order(VmOrder::Plug(slot, ends)).await
+    }
+
+    /// Lets the guest have `mib` MiB of memory in all, of those that its machine was made for; it takes them, or gives them back, over
+    /// time.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub async fn resize_memory(&self, mib: u32) -> Result<(), VmError> {
+        self.order(VmOrder::ResizeMemory(mib)).await
     }
 
     /// Returns when the agent listens.
@@ -344,6 +355,7 @@ impl Observer {
         let given = match order.what {
             VmOrder::Attach(slot, parts) => self.process.attach_disk(slot, &parts),
             VmOrder::Detach(slot) => self.process.detach_disk(slot),
+            VmOrder::ResizeMemory(mib) => self.process.resize_memory(mib),
             VmOrder::Plug(slot, ends) => self.process.plug_nic(slot, &ends),
             VmOrder::Save(files) => self.process.save(&files),
             VmOrder::Pause => self.process.pause(),

@@ -9,7 +9,12 @@ use tatami_tests::daemons::api;
 use crate::stage::{Kubelet, SOON, told};
 
 pub(crate) const CASES: &[Case<Kubelet>] =
-    &[Case::new("limits of a container, and changes of them", limits), Case::new("what a container uses", usage)];
+    &[
+        Case::new("limits of a container, and changes of them", limits),
+        Case::new("what a container uses", usage),
+        Case::new("a pod is as large as its containers need", size)
+            .without_reference("with runc a pod's machine is the host"),
+    ];
 
 const MIB: i64 = 1 << 20;
 
@@ -56,6 +61,42 @@ fn limits(kubelet: &mut Kubelet, notes: &mut Notes) {
     let hungry = "head -c 60000000 /dev/zero | tail >/dev/null; echo $?";
     notes.want("what takes more is killed", kubelet.shell(&id, hungry), "137");
     notes.want("it lives", kubelet.state(&id), "running");
+}
+
+fn size(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let pod = kubelet.run("pod");
+    let first = kubelet.start(&pod, "first", &["sleep", "100000"]);
+    let total = || -> i64 {
+        let text = kubelet.shell(&first, "grep MemTotal /proc/meminfo | tr -dc 0-9");
+        text.parse::<i64>().unwrap_or(0) >> 10
+    };
+    let at_first = total();
+    let more = || (total() - at_first + 8) / 16 * 16;
+    let second = with("second", &["sleep", "100000"], limited(256 * MIB, 50_000));
+    let second = kubelet.start_described(&pod, second).expect("it starts");
+    notes.want("MiB more with a second container", more(), 256);
+    let hungry = "head -c 220000000 /dev/zero | tail -c 200000000 | wc -c";
+    notes.want("it can use them", kubelet.shell(&second, hungry), "200000000");
+    let update = |memory: i64| {
+        let request = api::UpdateContainerResourcesRequest {
+            container_id: second.clone(),
+            linux: Some(limited(memory, 50_000)),
+            ..Default::default()
+        };
+        told(kubelet.cri().call(async |mut client| client.update_container_resources(request).await).map(drop))
+    };
+    notes.want("more", update(512 * MIB), "ok");
+    notes.want("MiB more then", more(), 512);
+    let refused = update(1 << 50);
+    notes.want("more than there is", refused.contains("that this sandbox can have"), true);
+    notes.want("nothing has changed", more(), 512);
+    notes.want("its limit neither", kubelet.shell(&second, "cat /sys/fs/cgroup/memory.max"), 512 * MIB);
+    notes.want("the end of the second", kubelet.remove_container(&second), "ok");
+    let deadline = Instant::now() + SOON;
+    while more() > 64 && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(500));
+    }
+    notes.want("what is given back", more() <= 64, true);
 }
 
 fn usage(kubelet: &mut Kubelet, notes: &mut Notes) {

@@ -15,6 +15,7 @@ use super::super::bundle;
 use super::super::container::Container;
 use super::super::error::TaskError;
 use super::super::events::Topic;
+use super::super::growth::Share;
 use super::super::hooks;
 use super::super::host_ps::asks_the_host;
 use super::super::loopback;
@@ -57,6 +58,7 @@ struct LaidOut {
     spec: Vec<u8>,
     root: Root,
     devices: Vec<DeviceImage>,
+    share: Share,
     opened: Opened,
     wanted: Stdio,
 }
@@ -98,7 +100,8 @@ impl Tasks {
             let init = Process::new(&named, "", stdio);
             let mut container = Container::new(&named, &folder, place.to_owned(), String::new(), init);
             container.volumes = volumes;
-            Ok(LaidOut { container, spec, root, devices, opened, wanted })
+            let share = Share::default();
+            Ok(LaidOut { container, spec, root, devices, share, opened, wanted })
         })
         .await
     }
@@ -142,10 +145,13 @@ impl Tasks {
         };
         let place = self.serial.fetch_add(1, super::Ordering::Relaxed).to_string();
         let created = async { self.create_in_guest(lay_out(&shared, &place).await?, &place).await }.await;
-        if created.is_err()
-            && let Err(error) = shared.clear(&place)
-        {
-            log::warn!("what was laid out for container {id} remains: {error}");
+        if created.is_err() {
+            if let Err(error) = shared.clear(&place) {
+                log::warn!("what was laid out for container {id} remains: {error}");
+            }
+            if let (Some(growth), Ok(guest)) = (self.growth.get(), self.guest().await) {
+                growth.leave(&guest, id).await;
+            }
         }
         let (container, pid) = created?;
         self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(pid);
@@ -176,6 +182,7 @@ impl Tasks {
         {
             linux.set_seccomp(None);
         }
+        let share = Share::of(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
         let mut plan = Plan::new(spec, self.known_pids())?;
         let stdio = StdioPaths {
             stdin: request.stdin.clone(),
@@ -197,14 +204,17 @@ impl Tasks {
         let wanted = init.stdio().wanted(plan.console_size());
         let devices = std::mem::take(&mut plan.devices);
         let spec = plan.finish(&layout)?;
-        Ok(LaidOut { container, spec, root, devices, opened, wanted })
+        Ok(LaidOut { container, spec, root, devices, share, opened, wanted })
     }
 
     /// Makes it in the guest, and joins its streams; with the id of its first process there.
     async fn create_in_guest(&self, laid_out: LaidOut, place: &str) -> Result<(Container, u32), TaskError> {
-        let LaidOut { container, spec, root, devices, opened, wanted } = laid_out;
+        let LaidOut { container, spec, root, devices, share, opened, wanted } = laid_out;
         let id = container.id();
         let (guest, disks) = self.machine().await?;
+        if let Some(growth) = self.growth.get() {
+            growth.admit(&guest, id, share).await?;
+        }
         let message = CreateContainerRequest {
             container_id: id.to_owned(),
             spec_json: spec,
