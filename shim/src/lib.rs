@@ -12,6 +12,7 @@ pub mod containerd;
 pub mod detached;
 pub mod guest_files;
 pub mod image;
+pub mod install;
 pub mod logging;
 pub mod network;
 pub mod run;

@@ -10,9 +10,10 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use tatami_shim::check::CheckArguments;
 use tatami_shim::detached::Commands;
+use tatami_shim::install::{InstallArguments, UninstallArguments};
 use tatami_shim::run::options::RunArguments;
 use tatami_shim::run::{self, TATAMI_FAILED};
-use tatami_shim::{check, containerd, detached, logging};
+use tatami_shim::{check, containerd, detached, install, logging};
 
 /// The command line.
 #[derive(Parser)]
@@ -30,6 +31,10 @@ enum Command {
     Detached(Commands),
     /// Say whether this machine can run sandboxes, and what is missing
     Check(CheckArguments),
+    /// Tell this machine's containerd of the runtime, or print what tells a cluster's
+    Install(InstallArguments),
+    /// Take back what `install` has done, and nothing else
+    Uninstall(UninstallArguments),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +54,8 @@ fn main() -> ExitCode {
             // Fails only when nobody reads it.
             check::run(&arguments, &mut io::stdout().lock()).unwrap_or(ExitCode::FAILURE)
         }
+        Ok(CommandLine { command: Command::Install(arguments) }) => install::main(&arguments),
+        Ok(CommandLine { command: Command::Uninstall(arguments) }) => install::main_of_removal(&arguments),
         Err(error) => explain(&error),
     }
 }
