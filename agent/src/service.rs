@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tatami_protocol::agent::{
     Changes, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
-    HelloResponse, MemoryRequest, MemoryResponse, NetworkRequest, OomRequest, OomResponse, ProcessList, ProcessRequest, ProcessorsRequest,
-    ProcessorsResponse, ResizeRequest, ShutdownRequest, SignalRequest, StartProcessResponse, Stats, UpdateRequest,
-    WaitResponse,
+    HelloResponse, MemoryRequest, MemoryResponse, NetworkRequest, OomRequest, OomResponse, ProcessList, ProcessRequest,
+    ProcessorsRequest, ProcessorsResponse, ResizeRequest, ShutdownRequest, SignalRequest, StartProcessResponse, Stats,
+    UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::Agent;
 use ttrpc::Code;

@@ -220,8 +220,7 @@ mod tests {
         let free = of(&Configuration::default());
         assert_eq!(u64::from(free.memory_mib + free.spare_memory_mib), host_memory_mib());
         assert!(free.max_vcpus >= free.vcpus && u64::from(free.max_vcpus) <= POD_VCPUS);
-        let bounded =
-            Configuration { max_vcpus: Some(3), max_memory_mib: Some(1024), ..Configuration::default() };
+        let bounded = Configuration { max_vcpus: Some(3), max_memory_mib: Some(1024), ..Configuration::default() };
         assert_eq!((of(&bounded).max_vcpus, of(&bounded).spare_memory_mib), (3, 1024 - 256));
         let fixed = of(&Configuration { fixed_size: true, ..bounded });
         assert_eq!((fixed.vcpus, fixed.max_vcpus, fixed.spare_memory_mib), (1, 1, 0));

@@ -111,10 +111,7 @@ impl Growth {
         }
         let before = state.size;
         let after = self.bounded(&wanted);
-        let both = Size {
-            memory_mib: before.memory_mib.max(after.memory_mib),
-            vcpus: before.vcpus.max(after.vcpus),
-        };
+        let both = Size { memory_mib: before.memory_mib.max(after.memory_mib), vcpus: before.vcpus.max(after.vcpus) };
         let changed = match self.resize(guest, &mut state, both).await {
             Ok(()) => work.await,
             Err(error) => Err(error.into()),

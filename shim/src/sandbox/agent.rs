@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
     Change, Changes, ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse,
-    MemoryRequest, NetworkRequest, OomRequest, ProcessRequest, ProcessorsRequest, ResizeRequest, ShutdownRequest, SignalRequest,
-    Stats, Stdio, UpdateRequest, WaitResponse,
+    MemoryRequest, NetworkRequest, OomRequest, ProcessRequest, ProcessorsRequest, ResizeRequest, ShutdownRequest,
+    SignalRequest, Stats, Stdio, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{Kind, StreamHeader};

@@ -46,9 +46,9 @@ impl Cri {
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         let endpoint = Endpoint::from_static("http://localhost").timeout(PATIENCE);
-        let answer = self.runtime.block_on(async {
-            call(RuntimeServiceClient::new(endpoint.connect_with_connector_lazy(connect))).await
-        });
+        let answer = self
+            .runtime
+            .block_on(async { call(RuntimeServiceClient::new(endpoint.connect_with_connector_lazy(connect))).await });
         answer.map(tonic::Response::into_inner).map_err(|status| format!("{:?}: {}", status.code(), status.message()))
     }
 }

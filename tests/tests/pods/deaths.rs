@@ -15,8 +15,7 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("containerd restarts under a pod", restart),
     Case::new("what a pod runs in is killed", ground)
         .without_reference("it is the pause container with runc, whose shim then stays for good"),
-    Case::new(SERVER, server)
-        .without_reference("runc leaves the container's processes running, then"),
+    Case::new(SERVER, server).without_reference("runc leaves the container's processes running, then"),
     Case::new("ten pods at once", ten).long(),
 ];
 

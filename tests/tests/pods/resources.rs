@@ -8,13 +8,12 @@ use tatami_tests::daemons::api;
 
 use crate::stage::{Kubelet, SOON, told};
 
-pub(crate) const CASES: &[Case<Kubelet>] =
-    &[
-        Case::new("limits of a container, and changes of them", limits),
-        Case::new("what a container uses", usage),
-        Case::new("a pod is as large as its containers need", size)
-            .without_reference("with runc a pod's machine is the host"),
-    ];
+pub(crate) const CASES: &[Case<Kubelet>] = &[
+    Case::new("limits of a container, and changes of them", limits),
+    Case::new("what a container uses", usage),
+    Case::new("a pod is as large as its containers need", size)
+        .without_reference("with runc a pod's machine is the host"),
+];
 
 const MIB: i64 = 1 << 20;
 
