@@ -83,6 +83,9 @@ pub(super) fn is_of_sandbox(bundle: &Path) -> bool {
 /// The most vCPUs that a pod can grow to, where nobody has set another number: each costs guest and VMM some memory, used or not.
 const POD_VCPUS: u64 = 8;
 
+/// What Linux adds memory in; of the VMM, less would become as much.
+const MEMORY_BLOCK_MIB: u32 = 128;
+
 /// The guest's own share of a machine, beside its containers'.
 pub(super) fn own(set: &Configuration) -> Size {
     Size { memory_mib: set.memory_mib.unwrap_or(OWN_MEMORY_MIB), vcpus: set.vcpus.unwrap_or(0) }
@@ -96,10 +99,13 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -
     let host = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let own = own(set);
     let vcpus = quota.div_ceil(period.max(1)).saturating_add(own.vcpus.into()).clamp(1, host.min(64)) as u8;
-    let memory_mib = own.memory_mib.saturating_add(limit_mib.min(host_memory_mib()) as u32);
+    let host_mib = host_memory_mib().min(u32::MAX.into()) as u32;
+    let limit_mib = limit_mib.min(u32::MAX.into()) as u32;
+    // Limits promise more than a host has, often.
+    let memory_mib = own.memory_mib.saturating_add(limit_mib).min(host_mib.max(own.memory_mib));
     let is_pod = sandbox || spec.is_some_and(is_pod);
     let most = Size {
-        memory_mib: set.max_memory_mib.unwrap_or(host_memory_mib().min(u32::MAX.into()) as u32),
+        memory_mib: set.max_memory_mib.unwrap_or(host_mib),
         // One container alone seldom gets more; a pod gets more containers.
         vcpus: set.max_vcpus.unwrap_or(if is_pod { host.min(POD_VCPUS) as u8 } else { 0 }),
     };
@@ -112,7 +118,7 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -
         vcpus,
         max_vcpus: vcpus.max(most.vcpus),
         memory_mib,
-        spare_memory_mib: most.memory_mib.saturating_sub(memory_mib),
+        spare_memory_mib: most.memory_mib.saturating_sub(memory_mib) / MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB,
         memory_kind: set.memory.as_ref().map_or(plain.memory_kind, |(kind, _)| *kind),
         command_line_extra: set.kernel_params.clone(),
         folder: FolderConfig { cache: set.cache.unwrap_or(plain.folder.cache), ..plain.folder },
@@ -195,7 +201,7 @@ mod tests {
         let host = std::thread::available_parallelism().unwrap().get().min(64) as u8;
         assert_eq!(limited(r#"{"cpu":{"quota":100000000,"period":100000}}"#).vcpus, host);
         let huge = limited(r#"{"memory":{"limit":9223372036854771712}}"#);
-        assert!(u64::from(huge.memory_mib) <= 256 + host_memory_mib());
+        assert_eq!(u64::from(huge.memory_mib), host_memory_mib());
         huge.validate().unwrap();
     }
 
@@ -218,7 +224,8 @@ mod tests {
     fn a_pods_machine_can_grow_unless_it_is_set_otherwise() {
         let of = |set: &Configuration| machine(None, true, set);
         let free = of(&Configuration::default());
-        assert_eq!(u64::from(free.memory_mib + free.spare_memory_mib), host_memory_mib());
+        let most = u64::from(free.memory_mib + free.spare_memory_mib);
+        assert!(most <= host_memory_mib() && most + u64::from(MEMORY_BLOCK_MIB) > host_memory_mib());
         assert!(free.max_vcpus >= free.vcpus && u64::from(free.max_vcpus) <= POD_VCPUS);
         let bounded = Configuration { max_vcpus: Some(3), max_memory_mib: Some(1024), ..Configuration::default() };
         assert_eq!((of(&bounded).max_vcpus, of(&bounded).spare_memory_mib), (3, 1024 - 256));
