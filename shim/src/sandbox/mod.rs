@@ -45,7 +45,7 @@ use agent::{Agent, AgentError};
 use container::Container;
 use disks::{DeviceImage, DiskError, Disks};
 use door::Door;
-use folder::{Folder, FolderError, Lot, Places};
+use folder::{Client, Folder, FolderError, Lot, Places};
 use guest::{Guest, Streams};
 use mounts::{MountError, Root, SharedFolder};
 use saving::{Ingredients, RestoreError, Saved};
@@ -239,6 +239,13 @@ impl Ground {
         self.folder.id()
     }
 
+    /// Says what the client calls the sandbox that it is for. Whoever looks at a host's sandboxes can do without.
+    pub fn note_client(&self, client: &Client) {
+        if let Err(error) = self.folder.note_client(client) {
+            log::warn!("the sandbox will not be known by its client's name for it: {error}");
+        }
+    }
+
     /// The sandbox's folder in memory.
     pub fn state(&self) -> &Path {
         self.folder.state()
@@ -300,6 +307,9 @@ impl Sandbox {
         let kvm = probe::open()?;
         let resources = Resources { kvm, origin, memory, shared_dir, vsock_listener: listener, vhost_user, cgroup };
         let vm = Vm::start(&settings.vm, resources, settings.live_console)?;
+        if let Err(error) = ground.folder.note_vmm(vm.watch().pid()) {
+            log::warn!("which process the VMM is will not be known: {error}");
+        }
         timings.pass(Mark::VmmSpawned);
         let disks = Disks::new(vm.watch().clone(), &settings.vm);
         Ok(Sandbox { vm, agent: None, door, disks, ground, timings, settings, template })
