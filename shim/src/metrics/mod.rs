@@ -1,9 +1,11 @@
 //! `tatami metrics`: what all sandboxes of this host use, in the form that Prometheus reads, once or for whoever asks over HTTP.
 //!
-//! There is no daemon to ask: sandboxes are found by their folders ([`node`]), and most of it is read from the host's `/proc`
-//! ([`process`]). Nothing is kept between two looks.
+//! There is no daemon to ask: sandboxes are found by their folders ([`node`]). What their processes use is read from the host's `/proc`
+//! ([`process`]), and what goes on in their guests their servers are asked for ([`guest`]), which have it from the agents. Nothing is
+//! kept between two looks.
 
 mod exposition;
+mod guest;
 mod http;
 mod node;
 mod process;

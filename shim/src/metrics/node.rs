@@ -1,15 +1,24 @@
 //! What this host's sandboxes use, as one page: found by their folders, whoever their clients are.
 //!
-//! They come and go while they are looked at: one that is gone by the end is left out.
+//! They come and go while they are looked at: one that is gone by the end is left out. One that does not answer in time is down, and
+//! what needs no answer is told of it nevertheless.
 
 use std::collections::HashMap;
+use std::time::Duration;
+
+use tatami_protocol::agent::Figures;
 
 use super::exposition::{Exposition, Family};
-use super::process;
+use super::{guest, process};
+use crate::sandbox::figures;
 use crate::sandbox::folder::{self, FolderError, Found, Places};
+
+/// How long a sandbox may take to say what goes on in its guest; all are asked at the same time.
+const DEADLINE: Duration = Duration::from_secs(1);
 
 static BUILD: Family = Family::gauge("tatami_build_info", "The version of Tatami that tells this.");
 static SANDBOXES: Family = Family::gauge("tatami_sandboxes", "Sandboxes on this host.");
+static UP: Family = Family::gauge("tatami_sandbox_up", "Whether the sandbox's agent answers, by way of its server.");
 static INFO: Family = Family::gauge(
     "tatami_sandbox_info",
     "A sandbox: its folder's name, and its client's namespace or the name that it was given.",
@@ -46,13 +55,22 @@ struct Sandbox {
 /// # Errors
 /// When the folder of sandboxes cannot be listed.
 pub(super) async fn page(places: &Places) -> Result<String, FolderError> {
-    let sandboxes = living(places)?;
+    // Servers are asked at the same time: one that does not answer holds up nobody but itself.
+    let asked: Vec<_> = living(places)?.into_iter().map(|sandbox| tokio::spawn(ask(sandbox))).collect();
+    let mut sandboxes = Vec::new();
+    for asked in asked {
+        // An error is a panic, which was told.
+        sandboxes.extend(asked.await.ok().flatten());
+    }
     let mut page = Exposition::default();
     page.add(&BUILD, &[("version", env!("CARGO_PKG_VERSION"))], 1);
     page.add(&SANDBOXES, &[], sandboxes.len());
-    for sandbox in &sandboxes {
-        describe(sandbox, &mut page);
+    for (sandbox, figures) in &sandboxes {
+        describe(sandbox, figures.is_some(), &mut page);
         measure(sandbox, &mut page);
+        if let Some(figures) = figures {
+            guest::add(&sandbox.label, figures, &mut page);
+        }
     }
     Ok(page.finish())
 }
@@ -74,7 +92,15 @@ fn living(places: &Places) -> Result<Vec<Sandbox>, FolderError> {
     Ok(all)
 }
 
-fn describe(sandbox: &Sandbox, page: &mut Exposition) {
+/// The sandbox with what it says of its guest; none if it has ended meanwhile.
+async fn ask(sandbox: Sandbox) -> Option<(Sandbox, Option<Figures>)> {
+    let figures = tokio::time::timeout(DEADLINE, figures::ask(sandbox.found.state())).await;
+    let figures = figures.ok().and_then(Result::ok);
+    (figures.is_some() || sandbox.found.is_held()).then_some((sandbox, figures))
+}
+
+fn describe(sandbox: &Sandbox, up: bool, page: &mut Exposition) {
+    page.add(&UP, &[("sandbox_id", &sandbox.label)], u8::from(up));
     let client = sandbox.found.client();
     let namespace = client.as_ref().map_or("", |client| &client.namespace);
     // A client's sandboxes have names on this host that mean something to nobody else.
@@ -121,7 +147,9 @@ fn measure(sandbox: &Sandbox, page: &mut Exposition) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::figures::tests::sandbox;
     use crate::sandbox::folder::{Client, Folder, Lot};
+    use std::time::Instant;
 
     fn places() -> (tempfile::TempDir, Places) {
         let dir = tempfile::tempdir().unwrap();
@@ -198,5 +226,42 @@ mod tests {
             "tatami_vmm_thread_cpu_seconds_total{{sandbox_id=\"{}\",thread=\"sleep\"}} ",
             folder.id()
         )));
+    }
+
+    #[test]
+    fn one_that_does_not_answer_is_down_and_those_that_do_are_up() {
+        let (_dir, places) = places();
+        let [fine, silent, booting] = [(); 3].map(|()| create(&places, None, None));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let start = Instant::now();
+        let page = runtime.block_on(async {
+            let figures = Figures { mem_total: 4096, ..Default::default() };
+            let _tellers = (sandbox(fine.state(), Some(figures)), sandbox(silent.state(), None));
+            // Connections are taken, and that is all.
+            let _deaf = std::os::unix::net::UnixListener::bind(booting.state().join("figures.sock")).unwrap();
+            page(&places).await.unwrap()
+        });
+        assert!(start.elapsed() >= DEADLINE && start.elapsed() < 5 * DEADLINE, "{:?}", start.elapsed());
+        for (folder, up) in [(&fine, 1), (&silent, 0), (&booting, 0)] {
+            assert!(page.contains(&format!("tatami_sandbox_up{{sandbox_id=\"{}\"}} {up}\n", folder.id())), "{page}");
+        }
+        assert!(page.contains(&format!("tatami_guest_memory_total_bytes{{sandbox_id=\"{}\"}} 4096\n", fine.id())));
+        assert_eq!(page.matches("tatami_guest_memory_total_bytes{").count(), 1);
+    }
+
+    #[test]
+    fn one_that_ends_while_it_is_asked_is_left_out() {
+        let (_dir, places) = places();
+        let folder = create(&places, None, None);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let page = runtime.block_on(async {
+            let _silent = sandbox(folder.state(), None);
+            let (page, ()) = tokio::join!(page(&places), async {
+                tokio::time::sleep(DEADLINE / 4).await;
+                drop(folder);
+            });
+            page.unwrap()
+        });
+        assert!(page.ends_with("\ntatami_sandboxes 0\n"), "{page}");
     }
 }
