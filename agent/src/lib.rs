@@ -30,6 +30,7 @@ mod entropy;
 mod error;
 mod events;
 mod executor;
+mod figures;
 mod forward;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tatami_protocol::agent::{BlockDevice, Change, CreateContainerRequest};
+use tatami_protocol::agent::{BlockDevice, Change, ContainerFigures, CreateContainerRequest};
 use tatami_protocol::stream::{Kind, StreamHeader};
 
 use crate::container::Container;
@@ -130,6 +130,22 @@ impl Sandbox {
             Some(Slot::Ready(container)) => Ok(Arc::clone(container)),
             _ => Err(Error::NotFound(format!("no container {id}"))),
         }
+    }
+
+    /// What each container uses.
+    pub(crate) fn figures(&self) -> Vec<ContainerFigures> {
+        let ready = |slot: &Slot| match slot {
+            Slot::Ready(container) => Some(Arc::clone(container)),
+            Slot::Busy => None,
+        };
+        // Read when others may have the lock again.
+        let all: Vec<_> = self.lock().iter().filter_map(|(id, slot)| Some((id.clone(), ready(slot)?))).collect();
+        let figures = |(container_id, container): (String, Arc<Container>)| ContainerFigures {
+            container_id,
+            stats: Some(container.stats()).into(),
+            ..Default::default()
+        };
+        all.into_iter().map(figures).collect()
     }
 
     /// The process that waits for the stream of `header`, if one does.

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tatami_protocol::agent::{
-    Changes, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, HelloRequest,
-    HelloResponse, MemoryRequest, MemoryResponse, NetworkRequest, OomRequest, OomResponse, ProcessList, ProcessRequest,
-    ProcessorsRequest, ProcessorsResponse, ResizeRequest, ShutdownRequest, SignalRequest, StartProcessResponse, Stats,
-    UpdateRequest, WaitResponse,
+    Changes, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, Figures,
+    HelloRequest, HelloResponse, MemoryRequest, MemoryResponse, NetworkRequest, OomRequest, OomResponse, ProcessList,
+    ProcessRequest, ProcessorsRequest, ProcessorsResponse, ResizeRequest, ShutdownRequest, SignalRequest,
+    StartProcessResponse, Stats, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::Agent;
 use ttrpc::Code;
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::process::Process;
 use crate::sandbox::{Sandbox, check_id};
 use crate::server::Shutdown;
-use crate::{cgroup, clock, entropy, memory, mounts, network, processors};
+use crate::{cgroup, clock, entropy, figures, memory, mounts, network, processors};
 
 /// The answer to a shutdown must be on its way before the machine restarts; no one waits longer than this for it.
 const FAREWELL: Duration = Duration::from_millis(5);
@@ -149,6 +149,10 @@ impl Agent for Service {
 
     async fn get_stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Stats> {
         Ok(self.container(&request)?.stats())
+    }
+
+    async fn get_figures(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Figures> {
+        Ok(Figures { containers: self.sandbox.figures(), ..figures::read(Path::new(figures::PROC)) })
     }
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {

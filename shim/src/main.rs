@@ -11,9 +11,10 @@ use clap::{Parser, Subcommand};
 use tatami_shim::check::CheckArguments;
 use tatami_shim::detached::Commands;
 use tatami_shim::install::{InstallArguments, UninstallArguments};
+use tatami_shim::metrics::MetricsArguments;
 use tatami_shim::run::options::RunArguments;
 use tatami_shim::run::{self, TATAMI_FAILED};
-use tatami_shim::{check, containerd, detached, install, logging};
+use tatami_shim::{check, containerd, detached, install, logging, metrics};
 
 /// The command line.
 #[derive(Parser)]
@@ -31,6 +32,8 @@ enum Command {
     Detached(Commands),
     /// Say whether this machine can run sandboxes, and what is missing
     Check(CheckArguments),
+    /// Say what all sandboxes of this host use, in the form that Prometheus reads
+    Metrics(MetricsArguments),
     /// Tell this machine's containerd of the runtime, or print what tells a cluster's
     Install(InstallArguments),
     /// Take back what `install` has done, and nothing else
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
             // Fails only when nobody reads it.
             check::run(&arguments, &mut io::stdout().lock()).unwrap_or(ExitCode::FAILURE)
         }
+        Ok(CommandLine { command: Command::Metrics(arguments) }) => metrics::main(arguments),
         Ok(CommandLine { command: Command::Install(arguments) }) => install::main(&arguments),
         Ok(CommandLine { command: Command::Uninstall(arguments) }) => install::main_of_removal(&arguments),
         Err(error) => explain(&error),

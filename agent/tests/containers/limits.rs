@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tatami_protocol::agent::Stdio;
+use tatami_protocol::agent::{Empty, Stdio};
 use tatami_protocol::stream::Kind;
 use tokio::io::AsyncReadExt;
 use ttrpc::Code;
@@ -163,6 +163,11 @@ fn use_is_measured(rig: &Rig) {
     assert!(stats.memory.current > 0 && stats.memory.max == u64::MAX && stats.memory.peak >= stats.memory.current);
     assert!(stats.memory.stat["anon"] > 0 && stats.memory.events["oom_kill"] == 0);
     assert!((1..=2).contains(&stats.pids.current));
+    let figures = rig.wait(rig.client.get_figures(context(), &Empty::default())).unwrap();
+    assert!(figures.mem_available > 0 && figures.mem_total > figures.mem_available);
+    assert!(figures.threads > 1 && figures.uptime > 0 && figures.cpu.len() == 8 && figures.load.len() == 3);
+    let found = figures.containers.iter().find(|it| it.container_id == container.id).unwrap();
+    assert!(found.stats.cpu.usage_usec >= stats.cpu.usage_usec);
     container.delete().unwrap();
     assert_eq!(code(container.stats()).0, Code::NOT_FOUND);
 }

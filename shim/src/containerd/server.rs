@@ -24,6 +24,7 @@ use crate::configuration::Configuration;
 use crate::guest_files::GuestFiles;
 use crate::network::interfaces::{self, How, Model, Network};
 use crate::network::vhost::VhostUse;
+use crate::sandbox::folder::Client;
 use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
 use crate::sandbox::{Beginning, Ground, Sandbox, Settings};
@@ -95,6 +96,8 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     let files = GuestFiles::find(set.kernel.as_deref(), set.user_space.as_deref())?;
     // The process that cleans up is to hold no namespace, so it comes first.
     let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
+    let (namespace, id) = (start.invocation.namespace.clone(), start.invocation.id.clone());
+    ground.note_client(&Client { namespace, id });
     let namespace = start.spec.as_ref().map_or(Namespace::Own, Namespace::of);
     namespace.enter()?;
     if namespace == Namespace::Host {

@@ -6,9 +6,9 @@ use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
-    Change, Changes, ContainerRequest, CreateContainerRequest, CreateExecRequest, HelloRequest, HelloResponse,
-    MemoryRequest, NetworkRequest, OomRequest, ProcessRequest, ProcessorsRequest, ResizeRequest, ShutdownRequest,
-    SignalRequest, Stats, Stdio, UpdateRequest, WaitResponse,
+    Change, Changes, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, Figures, HelloRequest,
+    HelloResponse, MemoryRequest, NetworkRequest, OomRequest, ProcessRequest, ProcessorsRequest, ResizeRequest,
+    ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{Kind, StreamHeader};
@@ -250,6 +250,14 @@ impl Agent {
     /// [`AgentError`], as from every call.
     pub async fn stats(&self, id: &str) -> Result<Stats, AgentError> {
         answer("GetStats", self.client.get_stats(Context::default(), &container(id))).await
+    }
+
+    /// What the guest as a whole uses, and each of its containers.
+    ///
+    /// # Errors
+    /// [`AgentError`], as from every call.
+    pub async fn figures(&self) -> Result<Figures, AgentError> {
+        answer("GetFigures", self.client.get_figures(Context::default(), &Empty::default())).await
     }
 
     /// Gives a container other limits: `linux.resources` of a specification, in which what is missing stays as it is.

@@ -2,7 +2,7 @@
 //!
 //! | folder | holds |
 //! |---|---|
-//! | `<state>/<id>` (memory) | `lock`, `sandbox.json`, where the cgroup is, the vsock socket, the shared folder's mount point |
+//! | `<state>/<id>` (memory) | `lock`, `sandbox.json`, `client.json`, where the cgroup is, the VMM's pid, sockets, the shared folder's mount point |
 //! | `<root>/sandboxes/<id>` (disk) | what its containers write |
 //!
 //! What is to be found after a sandbox's end is elsewhere, in [`super::kept`]. The server holds a `flock` on `lock` as long as it
@@ -26,6 +26,8 @@ const SANDBOXES: &str = "sandboxes";
 /// The files in a state folder.
 const LOCK: &str = "lock";
 const RECORD: &str = "sandbox.json";
+const CLIENT: &str = "client.json";
+const VMM: &str = "vmm.pid";
 
 /// Where Tatami keeps things on this host.
 #[derive(Clone, Debug)]
@@ -43,6 +45,15 @@ struct Record {
     name: Option<String>,
     /// The server's process.
     pid: u32,
+}
+
+/// What a sandbox is to the client that it is for, where that has names of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Client {
+    /// The client's namespace.
+    pub namespace: String,
+    /// What it calls the sandbox there.
+    pub id: String,
 }
 
 /// Where a sandbox's folders are, whether or not they exist.
@@ -151,6 +162,22 @@ impl Folder {
         Ok(Folder { lot, _lock: own })
     }
 
+    /// Writes down whose it is, for others to find.
+    ///
+    /// # Errors
+    /// What the operating system said.
+    pub fn note_client(&self, client: &Client) -> io::Result<()> {
+        fs::write(self.lot.state.join(CLIENT), serde_json::to_vec(client)?)
+    }
+
+    /// Writes down which process its VMM is, for others to find.
+    ///
+    /// # Errors
+    /// What the operating system said.
+    pub fn note_vmm(&self, pid: u32) -> io::Result<()> {
+        fs::write(self.lot.state.join(VMM), pid.to_string())
+    }
+
     /// Twelve hexadecimal digits, unique on this host.
     pub fn id(&self) -> &str {
         &self.lot.id
@@ -171,7 +198,7 @@ impl Folder {
 #[derive(Clone, Debug)]
 pub struct Found {
     lot: Lot,
-    server: i32,
+    record: Option<Record>,
 }
 
 /// The sandbox called `name`, living or dead, if there is one.
@@ -179,22 +206,26 @@ pub struct Found {
 /// # Errors
 /// [`FolderError::File`] when the folder of sandboxes cannot be listed.
 pub fn find(places: &Places, name: &str) -> Result<Option<Found>, FolderError> {
+    Ok(all(places)?.into_iter().find(|found| found.name() == Some(name)))
+}
+
+/// Every sandbox that has told who its server is, living or dead.
+///
+/// # Errors
+/// [`FolderError::File`] when the folder of sandboxes cannot be listed.
+pub fn all(places: &Places) -> Result<Vec<Found>, FolderError> {
     if !places.state.exists() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let found = folders_in(&places.state)?.into_iter().find_map(|id| {
-        let lot = Lot { state: places.state.join(&id), data: places.root.join(SANDBOXES).join(&id), id };
-        let record = read_record(&lot.state)?;
-        (record.name.as_deref() == Some(name)).then_some(Found { lot, server: record.pid as i32 })
-    });
-    Ok(found)
+    let all = folders_in(&places.state)?.into_iter().map(|id| at(places, &id));
+    Ok(all.filter(|found| found.record.is_some()).collect())
 }
 
 /// The sandbox `id`, living, dead or gone.
 pub fn at(places: &Places, id: &str) -> Found {
     let lot = Lot { state: places.state.join(id), data: places.root.join(SANDBOXES).join(id), id: id.to_owned() };
-    let server = read_record(&lot.state).map_or(0, |record| record.pid as i32);
-    Found { lot, server }
+    let record = read_record(&lot.state);
+    Found { lot, record }
 }
 
 /// The names of all sandboxes that have one, living or dead.
@@ -209,7 +240,27 @@ pub fn names(places: &Places) -> Result<Vec<String>, FolderError> {
 impl Found {
     /// The process id of its server, which it has as long as it [`lives`](Found::lives).
     pub fn server(&self) -> i32 {
-        self.server
+        self.record.as_ref().map_or(0, |record| record.pid as i32)
+    }
+
+    /// Twelve hexadecimal digits, unique on this host.
+    pub fn id(&self) -> &str {
+        &self.lot.id
+    }
+
+    /// Its name, if it has one.
+    pub fn name(&self) -> Option<&str> {
+        self.record.as_ref()?.name.as_deref()
+    }
+
+    /// What its client calls it, if that has names of its own.
+    pub fn client(&self) -> Option<Client> {
+        read_json(&self.lot.state.join(CLIENT))
+    }
+
+    /// The process id that its VMM has, or had.
+    pub fn vmm(&self) -> Option<i32> {
+        read_json(&self.lot.state.join(VMM))
     }
 
     /// Its folder in memory.
@@ -223,6 +274,14 @@ impl Found {
         // Shared: many may look at once.
         let probed = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
         probed == Err(rustix::io::Errno::WOULDBLOCK)
+    }
+
+    /// Whether its server lives, as [`lives`](Found::lives) says, found out by looking at the server's open files: without a lock, which
+    /// somebody who clears away could take for a server's. For those who look again and again.
+    pub fn is_held(&self) -> bool {
+        let Ok(lock) = self.lot.state.join(LOCK).canonicalize() else { return false };
+        let open = fs::read_dir(format!("/proc/{}/fd", self.server())).into_iter().flatten().flatten();
+        open.map(|entry| fs::read_link(entry.path())).any(|target| target.is_ok_and(|target| target == lock))
     }
 
     /// Whether anything of it is left.
@@ -281,8 +340,13 @@ fn folders_in(folder: &Path) -> Result<Vec<String>, FolderError> {
 }
 
 fn read_record(state: &Path) -> Option<Record> {
+    read_json(&state.join(RECORD))
+}
+
+/// What a small file says, if it is there and whole.
+fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Option<T> {
     let mut text = String::new();
-    File::open(state.join(RECORD)).ok()?.take(4096).read_to_string(&mut text).ok()?;
+    File::open(path).ok()?.take(4096).read_to_string(&mut text).ok()?;
     serde_json::from_str(&text).ok()
 }
 
@@ -364,6 +428,35 @@ mod tests {
         assert!(!first.state().exists() && !first.data().exists());
         drop(first);
         create(&places, Some("web")).unwrap();
+    }
+
+    #[test]
+    fn a_sandbox_is_found_with_what_was_written_down_of_it() {
+        let (_dir, places) = places();
+        assert!(all(&places).unwrap().is_empty() && find(&places, "web").unwrap().is_none());
+        let folder = create(&places, Some("web")).unwrap();
+        let found = find(&places, "web").unwrap().unwrap();
+        assert_eq!((found.id(), found.name(), found.server()), (folder.id(), Some("web"), std::process::id() as i32));
+        assert_eq!((found.client(), found.vmm()), (None, None));
+        let client = Client { namespace: "k8s.io".to_owned(), id: "a\"b".to_owned() };
+        folder.note_client(&client).unwrap();
+        folder.note_vmm(7).unwrap();
+        assert_eq!((found.client(), found.vmm()), (Some(client), Some(7)));
+        // Half of it is none.
+        fs::write(found.state().join(CLIENT), "{\"name").unwrap();
+        assert_eq!(found.client(), None);
+        fs::create_dir(places.state.join("0123456789ab")).unwrap();
+        assert_eq!(all(&places).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn who_holds_a_sandbox_is_seen_without_taking_its_lock() {
+        let (_dir, places) = places();
+        let folder = create(&places, None).unwrap();
+        let found = at(&places, folder.id());
+        assert!(found.is_held() && found.lives());
+        drop(folder);
+        assert!(!found.is_held() && !found.lives());
     }
 
     #[test]

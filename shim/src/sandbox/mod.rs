@@ -13,6 +13,7 @@ mod copy;
 pub mod disk_root;
 pub mod disks;
 pub mod door;
+pub mod figures;
 pub mod folder;
 pub mod fs_mount;
 pub mod guest;
@@ -45,7 +46,8 @@ use agent::{Agent, AgentError};
 use container::Container;
 use disks::{DeviceImage, DiskError, Disks};
 use door::Door;
-use folder::{Folder, FolderError, Lot, Places};
+use figures::Teller;
+use folder::{Client, Folder, FolderError, Lot, Places};
 use guest::{Guest, Streams};
 use mounts::{MountError, Root, SharedFolder};
 use saving::{Ingredients, RestoreError, Saved};
@@ -200,6 +202,8 @@ pub struct Ground {
 pub struct Sandbox {
     vm: Vm,
     agent: Option<Agent>,
+    /// Tells others what the guest uses, as long as there is an agent to ask.
+    teller: Option<Teller>,
     door: Door,
     disks: Disks,
     ground: Ground,
@@ -237,6 +241,13 @@ impl Ground {
     /// The sandbox's id.
     pub fn id(&self) -> &str {
         self.folder.id()
+    }
+
+    /// Says what the client calls the sandbox that it is for. Whoever looks at a host's sandboxes can do without.
+    pub fn note_client(&self, client: &Client) {
+        if let Err(error) = self.folder.note_client(client) {
+            log::warn!("the sandbox will not be known by its client's name for it: {error}");
+        }
     }
 
     /// The sandbox's folder in memory.
@@ -300,9 +311,12 @@ impl Sandbox {
         let kvm = probe::open()?;
         let resources = Resources { kvm, origin, memory, shared_dir, vsock_listener: listener, vhost_user, cgroup };
         let vm = Vm::start(&settings.vm, resources, settings.live_console)?;
+        if let Err(error) = ground.folder.note_vmm(vm.watch().pid()) {
+            log::warn!("which process the VMM is will not be known: {error}");
+        }
         timings.pass(Mark::VmmSpawned);
         let disks = Disks::new(vm.watch().clone(), &settings.vm);
-        Ok(Sandbox { vm, agent: None, door, disks, ground, timings, settings, template })
+        Ok(Sandbox { vm, agent: None, teller: None, door, disks, ground, timings, settings, template })
     }
 
     /// Its id: twelve hexadecimal digits.
@@ -370,6 +384,8 @@ impl Sandbox {
             self.timings.pass_at(Mark::AgentStarted, started.max(booting));
         }
         self.timings.pass(Mark::AgentReady);
+        let teller = Teller::start(self.ground.state(), Guest::new(agent.clone(), watch));
+        self.teller = teller.inspect_err(|error| log::warn!("nobody is told what the guest uses: {error}")).ok();
         self.agent = Some(agent);
         Ok(())
     }
@@ -463,7 +479,8 @@ impl Sandbox {
     /// # Errors
     /// [`Error::System`] when something could not be removed.
     pub async fn end(self) -> Result<Timings, Error> {
-        let Sandbox { vm, agent, ground, mut timings, .. } = self;
+        let Sandbox { vm, agent, teller, ground, mut timings, .. } = self;
+        drop(teller);
         if let Some(agent) = agent
             && let Ok(Err(error)) = vm.watch().while_alive(agent.shutdown(SHUTDOWN_LIMIT)).await
         {
