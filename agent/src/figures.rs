@@ -35,7 +35,8 @@ pub(crate) fn read(folder: &Path) -> Figures {
     }
 }
 
-fn kibibytes(meminfo: &str, key: &str) -> Option<u64> {
+/// In bytes, what a line of meminfo tells in KiB.
+pub(crate) fn kibibytes(meminfo: &str, key: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }

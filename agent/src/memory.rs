@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::figures::kibibytes;
 
 /// Where the kernel tells.
 pub(crate) const FILE: &str = "/proc/meminfo";
@@ -45,9 +46,7 @@ async fn added_to(file: &Path, first: u64, wanted: u64, patience: Duration) -> R
 fn total(file: &Path) -> Result<u64, Error> {
     let failed = |cause: &dyn std::fmt::Display| Error::Internal(format!("read {}: {cause}", file.display()));
     let text = std::fs::read_to_string(file).map_err(|cause| failed(&cause))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    kib.map(|kib| kib << 10).ok_or_else(|| failed(&"it has no MemTotal"))
+    kibibytes(&text, "MemTotal").ok_or_else(|| failed(&"it has no MemTotal"))
 }
 
 #[cfg(test)]
@@ -83,7 +82,7 @@ mod tests {
     fn a_file_that_says_nothing_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("meminfo");
-        for text in ["", "MemTotal: x kB\n", "MemTotal: 1\n"] {
+        for text in ["", "MemTotal: x kB\n", "MemTotal:\n"] {
             std::fs::write(&file, text).unwrap();
             assert!(total(&file).unwrap_err().to_string().contains("meminfo"), "{text}");
         }

@@ -73,7 +73,8 @@ fn one_that_does_not_answer_is_down_and_holds_up_nobody() {
     let still = tatami.detach(&["--name", "still"], &["sleep", "1000"]);
     let vmm = tatami.processes().into_iter().find(|process| process.command.starts_with("tatami-vmm")).unwrap();
     let fine = tatami.detach(&["--name", "fine"], &["sleep", "1000"]);
-    let foreground = tatami.start(&[], &["sh", "-c", "echo up; sleep 1000"]);
+    // The first process of a container hears of no signal that it has not asked for.
+    let foreground = tatami.start(&[], &["sh", "-c", "trap 'exit 0' TERM; echo up; sleep 1000 & wait"]);
     foreground.wait_for("up");
     let up = |page: &str, id: &str| value(page, &format!("tatami_sandbox_up{{sandbox_id=\"{id}\"}}"));
     kill(Pid::from_raw(vmm.pid), Signal::SIGSTOP).unwrap();

@@ -116,7 +116,7 @@ fn shared(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("the first sees it", kubelet.shell(&one, "cat /shared/g; ls /shared/f1 2>/dev/null | wc -l"), "1\n0");
     notes.want(
         "a fifo between the two",
-        kubelet.shell(&one, "mkfifo /shared/p && (echo word >/shared/p &) && echo made"),
+        kubelet.shell(&one, "mkfifo /shared/p && (sh -c 'echo word >/shared/p' >/dev/null 2>&1 &) && echo made"),
         "made",
     );
     notes.want("a word through it", kubelet.shell(&other, "timeout 20 cat /shared/p"), "word");
