@@ -23,7 +23,7 @@ use tatami_devices::virtio::{
     NicShape, NicSlot, Rng, Slot, Threads, VirtioDevice, Vsock,
 };
 use tatami_vmm::boot::{BuiltVm, Origin, Parts};
-use tatami_vmm::{RamBacking, StopReason, VmConfig, VmmThreads, nic_address};
+use tatami_vmm::{RamBacking, StopReason, VmConfig, VmmThreads, nic_address, open_files};
 use vmm_sys_util::poll::PollContext;
 
 struct Arguments {
@@ -42,10 +42,7 @@ struct Arguments {
 
 fn main() -> anyhow::Result<()> {
     let arguments = arguments()?;
-    // One for each file that the guest knows.
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let most = rustix::process::Rlimit { current: files.maximum, ..files };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, most)?;
+    open_files::raise()?;
     let started = Instant::now();
     let open = |path: &PathBuf| File::open(path).with_context(|| format!("cannot open {}", path.display()));
     let parts = Parts {

@@ -123,9 +123,7 @@ fn own_descriptors(privileged: bool) -> Result<File, JailError> {
 fn limit_resources() -> Result<(), JailError> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(Resource::Core, none).map_err(failed("forbid core dumps"))?;
-    let files = rustix::process::getrlimit(Resource::Nofile);
-    let most = Rlimit { current: files.maximum, maximum: files.maximum };
-    rustix::process::setrlimit(Resource::Nofile, most).map_err(failed("raise the number of open files"))
+    crate::open_files::raise().map_err(failed("raise the number of open files"))
 }
 
 /// Mounts that come from outside only, no network, no System V objects or message queues, a host name of its own. It was started

@@ -20,6 +20,7 @@ mod kernel;
 mod kvm;
 mod memory;
 mod nics;
+pub mod open_files;
 mod ports;
 pub mod probe;
 pub mod process;

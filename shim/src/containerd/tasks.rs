@@ -19,6 +19,7 @@ use tatami_protocol::agent::Stats;
 use tokio::sync::{Notify, watch};
 
 use super::arguments::is_id;
+use super::bundle;
 use super::container::{Container, Exec};
 use super::error::TaskError;
 use super::events::{Events, Topic};
@@ -203,6 +204,13 @@ impl Tasks {
         process.life().may_start()?;
         // Docker lays the network out between the container's creation and its start.
         self.join_network(&guest).await.map_err(TaskError::Failed)?;
+        // And says only then whom its processes ask for names.
+        if !self.names.load(Ordering::Relaxed)
+            && bundle::read(container.bundle()).is_ok_and(|spec| loopback::asks_docker(&spec))
+            && !self.names.swap(true, Ordering::Relaxed)
+        {
+            loopback::answer_names(guest.clone());
+        }
         guest.call(guest.agent().start(id, "")).await.map_err(|error| oci_failure("start", error))?;
         process.life().started();
         if let Some(shared) = &self.shared {

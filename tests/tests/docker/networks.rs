@@ -11,7 +11,7 @@ use crate::stage::{Cli, SOON};
 pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: its bridge and a port of the host", bridge),
     Case::new("docker: a network joined and left", joined_and_left),
-    Case::new("docker: containers of a network by their names", names),
+    Case::new("docker: containers of a network by their names", names).long(),
 ];
 
 /// What Docker gives a container that is told nothing else.
@@ -55,14 +55,15 @@ fn names(cli: &mut Cli, notes: &mut Notes) {
     let serve = "mkdir /www; echo page >/www/x; exec httpd -f -p 80 -h /www";
     cli.detached("web", &["--network", &network, "--network-alias", "pages"], &["sh", "-c", serve]);
     cli.detached("c", &["--network", &network], &["sleep", "100000"]);
-    let fetch = |name: &str| cli.exec("c", &[], &["wget", "-T", "30", "-qO-", &format!("http://{name}/x")]);
+    let fetch = |name: &str| cli.exec("c", &[], &["timeout", "30", "wget", "-qO-", &format!("http://{name}/x")]);
     notes.want("by its name", fetch(&cli.id("web")).out().trim(), "page");
     notes.want("by its other name", fetch("pages").out().trim(), "page");
     notes.want("by a name that nobody has", fetch("nobody.invalid").status != 0, true);
     let itself = cli.exec("c", &[], &["sh", "-c", &format!("ping -c 1 -W 20 {} >/dev/null && echo ok", cli.id("c"))]);
     notes.want("itself", itself.out().trim(), "ok");
     // Both answers are looked for at once, by many.
-    let many = "for i in $(seq 20); do wget -T 60 -qO- http://pages/x & done | sort | uniq -c | awk '{print $1, $2}'";
+    let many =
+        "for i in $(seq 20); do timeout 60 wget -qO- http://pages/x & done | sort | uniq -c | awk '{print $1, $2}'";
     notes.want("twenty at once", cli.exec("c", &[], &["sh", "-c", many]).out().trim(), "20 page");
     notes.want("removed", cli.docker(&["rm", "--force", &cli.id("web"), &cli.id("c")]).status, 0);
     notes.want("the network too", cli.docker(&["network", "rm", &network]).status, 0);

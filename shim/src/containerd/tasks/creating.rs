@@ -18,7 +18,6 @@ use super::super::events::Topic;
 use super::super::growth::Share;
 use super::super::hooks;
 use super::super::host_ps::asks_the_host;
-use super::super::loopback;
 use super::super::memory_watch::MemoryWatch;
 use super::super::process::Process;
 use super::super::pump::Io;
@@ -174,9 +173,6 @@ impl Tasks {
         let mut spec = bundle::read(bundle_path).map_err(|error| TaskError::InvalidArgument(error.to_string()))?;
         let root = rootfs::root(&request.rootfs, &spec, bundle_path)?;
         let host_ps = asks_the_host(&self.namespace, &spec);
-        if loopback::asks_docker(&spec) && !self.names.swap(true, super::Ordering::Relaxed) {
-            loopback::answer_names(self.guest().await?);
-        }
         if self.no_seccomp.load(std::sync::atomic::Ordering::Relaxed)
             && let Some(linux) = spec.linux_mut()
         {
