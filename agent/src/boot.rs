@@ -33,8 +33,8 @@ fn set_up() -> anyhow::Result<()> {
     loopback::up().context("bring the loopback interface up")?;
     depot::fill().context("put the network interfaces aside")?;
     raise_limits().context("raise the resource limits")?;
-    // A kernel of somebody's own may lack one of these; it is only woken more often.
     memory::remember();
+    // A kernel of somebody's own may lack one of these; it is only woken more often.
     idle::let_sleep().unwrap_or_else(|cause| log::warn!("the guest will not be idle: {cause}"));
     Ok(())
 }

@@ -10,9 +10,9 @@ use crate::error::Error;
 use crate::figures::kibibytes;
 
 /// Where the kernel tells.
-pub(crate) const FILE: &str = "/proc/meminfo";
+const FILE: &str = "/proc/meminfo";
 /// How long is waited for what does not come: it may be that the kernel has nowhere to put it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// What there was at first, bytes.

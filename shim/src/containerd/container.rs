@@ -24,6 +24,8 @@ pub(crate) struct Container {
     pub(super) volumes: usize,
     /// Its client looks for its processes on the host.
     pub(super) host_ps: bool,
+    /// The host's file that says whom its processes ask for names, if its client gives it one.
+    pub(super) resolv_conf: Option<PathBuf>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Exec>>,
     disk: Mutex<Option<Disk>>,
@@ -50,6 +52,7 @@ impl Container {
             hooks: HostHooks::default(),
             volumes: 0,
             host_ps: false,
+            resolv_conf: None,
             init,
             execs: Mutex::default(),
             disk: Mutex::default(),

@@ -2,6 +2,7 @@
 //! containers' questions to Docker's resolver.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 use tokio::net::{TcpListener, TcpStream};
@@ -45,15 +46,19 @@ async fn carry(mut connection: TcpStream, guest: Guest) {
     }
 }
 
-/// Whether a container is told that its resolver is Docker's.
-pub(super) fn asks_docker(spec: &Spec) -> bool {
+/// The host's file that a container has as its `/etc/resolv.conf`, the last one where there are several, which lies over the others.
+pub(super) fn resolv_conf(spec: &Spec) -> Option<PathBuf> {
     let mounts = spec.mounts().iter().flatten();
-    let told = mounts.filter(|mount| mount.destination().as_os_str() == "/etc/resolv.conf");
+    let mut told = mounts.filter(|mount| mount.destination().as_os_str() == "/etc/resolv.conf");
+    told.next_back()?.source().clone()
+}
+
+/// Whether the file says that the resolver is Docker's. It is written between a container's creation and its start.
+pub(super) fn asks_docker(resolv_conf: &Path) -> bool {
+    let Ok(text) = std::fs::read_to_string(resolv_conf) else { return false };
     let resolver = names::RESOLVER.to_string();
-    told.filter_map(|mount| std::fs::read_to_string(mount.source().as_ref()?).ok()).any(|text| {
-        let mut words = text.lines().map(str::split_whitespace);
-        words.any(|mut words| words.next() == Some("nameserver") && words.next() == Some(&resolver))
-    })
+    let mut words = text.lines().map(str::split_whitespace);
+    words.any(|mut words| words.next() == Some("nameserver") && words.next() == Some(&resolver))
 }
 
 /// Has the guest's questions to Docker's resolver asked here.
@@ -80,11 +85,12 @@ mod tests {
         let asks = |text: &str| {
             std::fs::write(&file, text).unwrap();
             let mounts = format!(r#"[{{"destination":"/etc/resolv.conf","source":"{}"}}]"#, file.display());
-            asks_docker(&serde_json::from_str(&format!(r#"{{"ociVersion":"1.0.2","mounts":{mounts}}}"#)).unwrap())
+            let spec = serde_json::from_str(&format!(r#"{{"ociVersion":"1.0.2","mounts":{mounts}}}"#)).unwrap();
+            asks_docker(&resolv_conf(&spec).unwrap())
         };
         assert!(asks("# Docker's\nnameserver 127.0.0.11\noptions ndots:0\n"));
         assert!(!asks("nameserver 10.0.2.3\n"));
         assert!(!asks("# nameserver 127.0.0.11\n"));
-        assert!(!asks_docker(&serde_json::from_str(r#"{"ociVersion":"1.0.2"}"#).unwrap()));
+        assert!(resolv_conf(&serde_json::from_str(r#"{"ociVersion":"1.0.2"}"#).unwrap()).is_none());
     }
 }

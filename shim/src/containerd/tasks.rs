@@ -19,7 +19,6 @@ use tatami_protocol::agent::Stats;
 use tokio::sync::{Notify, watch};
 
 use super::arguments::is_id;
-use super::bundle;
 use super::container::{Container, Exec};
 use super::error::TaskError;
 use super::events::{Events, Topic};
@@ -206,7 +205,7 @@ impl Tasks {
         self.join_network(&guest).await.map_err(TaskError::Failed)?;
         // And says only then whom its processes ask for names.
         if !self.names.load(Ordering::Relaxed)
-            && bundle::read(container.bundle()).is_ok_and(|spec| loopback::asks_docker(&spec))
+            && container.resolv_conf.as_deref().is_some_and(loopback::asks_docker)
             && !self.names.swap(true, Ordering::Relaxed)
         {
             loopback::answer_names(guest.clone());

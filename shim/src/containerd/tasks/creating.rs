@@ -18,6 +18,7 @@ use super::super::events::Topic;
 use super::super::growth::Share;
 use super::super::hooks;
 use super::super::host_ps::asks_the_host;
+use super::super::loopback;
 use super::super::memory_watch::MemoryWatch;
 use super::super::process::Process;
 use super::super::pump::Io;
@@ -173,6 +174,7 @@ impl Tasks {
         let mut spec = bundle::read(bundle_path).map_err(|error| TaskError::InvalidArgument(error.to_string()))?;
         let root = rootfs::root(&request.rootfs, &spec, bundle_path)?;
         let host_ps = asks_the_host(&self.namespace, &spec);
+        let resolv_conf = loopback::resolv_conf(&spec);
         if self.no_seccomp.load(std::sync::atomic::Ordering::Relaxed)
             && let Some(linux) = spec.linux_mut()
         {
@@ -195,6 +197,7 @@ impl Tasks {
         container.hooks = std::mem::take(&mut plan.hooks);
         container.volumes = layout.guest_volumes.len();
         container.host_ps = host_ps;
+        container.resolv_conf = resolv_conf;
         let state = hooks::state(&container.version, &request.id, "creating", bundle_path);
         self.host.run(&container.hooks.create, &state).await.map_err(|error| TaskError::Failed(error.to_string()))?;
         let wanted = init.stdio().wanted(plan.console_size());
