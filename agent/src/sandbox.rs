@@ -61,10 +61,10 @@ impl Sandbox {
             Ok(numbers) => Container::create(&self.launcher, id, &request.spec_json, stdio, numbers).await,
             Err(error) => Err(error),
         };
-        volumes.hide();
         let container = match created {
             Ok(container) => container,
             Err(error) => {
+                self.hide(&volumes);
                 mounted.unmount().await.unwrap_or_else(|rest| log::warn!("{rest}"));
                 return Err(error);
             }
@@ -88,13 +88,22 @@ impl Sandbox {
             claim.settle(Slot::Ready(container));
             return Err(error);
         }
-        self.volumes().remove(id);
+        let volumes = self.volumes().remove(id);
+        if let Some(volumes) = volumes {
+            self.hide(&volumes);
+        }
         // The id is taken for as long as its folder of storages is.
         let mounted = self.storages().remove(id);
         match mounted {
             Some(mut mounted) => mounted.unmount().await,
             None => Ok(()),
         }
+    }
+
+    /// Takes the volumes of a container that is gone out of the agent's mount namespace.
+    fn hide(&self, volumes: &Volumes) {
+        let others = self.volumes();
+        volumes.hide(others.values().map(Arc::as_ref));
     }
 
     /// Unmounts what is mounted for containers, whose processes have been killed: a file system that was not unmounted needs

@@ -43,32 +43,39 @@ pub(crate) struct TellError(#[source] io::Error);
 pub(crate) struct Volumes {
     /// Of the file system that all are in.
     shared: Option<OwnedFd>,
-    roots: Vec<(PathBuf, Option<OwnedFd>)>,
+    roots: Vec<Option<OwnedFd>>,
+    /// Where all that it sees are mounted, those among them that were another's first.
+    places: Vec<PathBuf>,
 }
 
 impl Volumes {
     /// Opens those that `request` speaks of. A container can do without what cannot be opened here.
     ///
     /// A folder bound by the host is a file system of its own in the guest, which the kernel mounts when it is first entered. That
-    /// must be here and now: the container then gets a copy of this mount, instead of one with other inodes.
+    /// must be here and now: the container then gets a copy of this mount, instead of one with other inodes; and so does every other
+    /// container that is given the same place, as long as one has it.
     pub(crate) async fn open(request: &CreateContainerRequest) -> Self {
+        let places = places(&request.spec_json);
         if request.volumes == 0 {
-            return Self::default();
+            return Self { places, ..Self::default() };
         }
         let folder = if request.folder.is_empty() { &request.container_id } else { &request.folder };
         let (folder, count) = (Path::new(SHARED).join(folder).join("volumes"), request.volumes);
         let opened = tokio::task::spawn_blocking(move || Self {
             shared: open(Path::new(SHARED), OFlags::RDONLY | OFlags::DIRECTORY).ok(),
-            roots: (0..count).map(|number| folder.join(number.to_string())).map(open_root).collect(),
+            roots: (0..count).map(|number| open_root(&folder.join(number.to_string()))).collect(),
+            places,
         });
         opened.await.unwrap_or_default()
     }
 
-    /// Takes them out of the agent's own mount namespace: the container has its copies.
-    pub(crate) fn hide(&self) {
-        for (path, _) in &self.roots {
-            // A file is not mounted.
-            let _ = rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+    /// Takes them out of the agent's own mount namespace, but for those that one of `others` sees as well.
+    pub(crate) fn hide<'a>(&self, others: impl Iterator<Item = &'a Self> + Clone) {
+        for place in &self.places {
+            if others.clone().all(|other| !other.places.contains(place)) {
+                // A file is not mounted.
+                let _ = rustix::mount::unmount(place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+            }
         }
     }
 
@@ -88,7 +95,7 @@ impl Volumes {
     }
 
     fn try_tell(&self, change: &Change) -> Result<(), Errno> {
-        let root = self.roots.get(change.volume as usize).and_then(|(_, root)| root.as_ref()).ok_or(Errno::NOENT)?;
+        let root = self.roots.get(change.volume as usize).and_then(Option::as_ref).ok_or(Errno::NOENT)?;
         let at = Spot::find(root, &change.path)?;
         let before = match change.moved_from.is_empty() {
             true => None,
@@ -153,15 +160,31 @@ impl<'a> Spot<'a> {
     }
 }
 
-fn open_root(path: PathBuf) -> (PathBuf, Option<OwnedFd>) {
+/// The sources of a specification's mounts that are volumes in the shared folder.
+fn places(spec_json: &[u8]) -> Vec<PathBuf> {
+    let Ok(spec) = serde_json::from_slice::<libcontainer::oci_spec::runtime::Spec>(spec_json) else {
+        return Vec::new();
+    };
+    let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().clone());
+    sources.filter(|source| source.starts_with(SHARED)).collect()
+}
+
+fn open_root(path: &Path) -> Option<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW;
     // As a folder first: only so is it entered.
-    let opened = match open(&path, flags | OFlags::DIRECTORY) {
-        Err(Errno::NOTDIR) => open(&path, flags),
+    let opened = match open(path, flags | OFlags::DIRECTORY) {
+        Err(Errno::NOTDIR) => open(path, flags),
         result => result,
     };
-    let root = opened.map_err(|cause| log::warn!("open the volume {}: {cause}", path.display())).ok();
-    (path, root)
+    match opened {
+        Ok(root) => Some(root),
+        // Another container had it first, and has it still.
+        Err(Errno::NOENT) => None,
+        Err(cause) => {
+            log::warn!("open the volume {}: {cause}", path.display());
+            None
+        }
+    }
 }
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -177,8 +200,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
         std::os::unix::fs::symlink("/", dir.path().join("a/out")).unwrap();
-        let (_, root) = open_root(dir.path().to_owned());
-        let root = root.unwrap();
+        let root = open_root(dir.path()).unwrap();
         let found = |path: &str| Spot::find(&root, path.as_bytes()).map(|spot| (spot.folder.is_some(), spot.name));
         assert_eq!(found("").unwrap(), (false, None));
         assert_eq!(found("f").unwrap(), (false, Some(c"f".to_owned())));

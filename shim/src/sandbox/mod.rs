@@ -24,6 +24,7 @@ mod overlay_marks;
 mod remove;
 pub mod saving;
 mod served;
+mod shown;
 pub mod template;
 pub mod timings;
 mod undertaker;

@@ -16,6 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -29,9 +30,12 @@ use super::fs_mount::FsMount;
 use super::guest::Guest;
 use super::overlay_marks;
 use super::remove::remove_tree;
+use super::shown::{self, Shown};
 
 /// Where the agent mounts the shared folder in the guest.
 pub const GUEST_SHARED: &str = "/run/tatami/shared";
+/// The folder of a container's place that its volumes are in.
+const VOLUMES: &str = "volumes";
 
 /// Why a mount could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +151,8 @@ pub struct SharedFolder {
     data: PathBuf,
     detached: AtomicBool,
     changes: Changes,
+    /// What several containers may have.
+    shown: Mutex<Shown>,
 }
 
 impl SharedFolder {
@@ -166,6 +172,7 @@ impl SharedFolder {
             data: folder.data().to_owned(),
             detached: AtomicBool::new(false),
             changes: Changes::default(),
+            shown: Mutex::default(),
         };
         // Private first: it must not go on receiving what is mounted on the host at that place.
         for flag in [MountPropagationFlags::PRIVATE, MountPropagationFlags::SHARED] {
@@ -208,11 +215,11 @@ impl SharedFolder {
             Root::Disk(disk) => disk.guest_path(container),
             _ => Path::new(GUEST_SHARED).join(&root_name),
         };
-        let guest_volumes = self.show(container, "volumes", volumes)?;
+        let guest_volumes = self.show(container, VOLUMES, volumes)?;
         Ok(Layout { host_root, guest_root, guest_volumes })
     }
 
-    /// Shows `volumes` in the folder `name` of a container's place; where they are in the guest.
+    /// Shows `volumes` in the folder `name` of a container's place, or where another container has the same; where they are in the guest.
     fn show(&self, container: &str, name: &str, volumes: &[HostVolume]) -> Result<Vec<PathBuf>, MountError> {
         let folder = format!("{container}/{name}");
         if !volumes.is_empty() {
@@ -220,8 +227,16 @@ impl SharedFolder {
         }
         let mut shown = Vec::new();
         for (number, volume) in volumes.iter().enumerate() {
-            let name = format!("{folder}/{number}");
             let source = HostPath::open(&volume.source)?;
+            let is_common = name == VOLUMES && source.is_folder && !volume.read_only;
+            // On a kernel that does not tell mounts apart each has its own.
+            let common = is_common.then(|| shown::Folder::of(&source.fd, volume.recursive).ok()).flatten();
+            let name = format!("{folder}/{number}");
+            let there = common.and_then(|common| self.shown().join(&common, container));
+            if let Some(there) = there {
+                shown.push(Path::new(GUEST_SHARED).join(there));
+                continue;
+            }
             if source.is_folder {
                 self.folder(&name)?
             } else {
@@ -229,6 +244,9 @@ impl SharedFolder {
             }
             let depth = if volume.recursive { Depth::Everything } else { Depth::ThisMount };
             bind(&source, &self.path.join(&name), depth, volume.read_only)?;
+            if let Some(common) = common {
+                self.shown().add(common, container, PathBuf::from(&name));
+            }
             shown.push(Path::new(GUEST_SHARED).join(&name));
         }
         Ok(shown)
@@ -249,9 +267,10 @@ impl SharedFolder {
     /// [`MountError::Refused`] with the first thing that could not be taken away.
     pub fn clear(&self, container: &str) -> Result<(), MountError> {
         self.changes.forget(container);
+        let idle = self.shown().leave(container);
         let place = self.path.join(container);
         let mut targets = vec![place.join("rootfs")];
-        for folder in ["volumes", LAYERS] {
+        for folder in [VOLUMES, LAYERS] {
             if let Ok(shown) = std::fs::read_dir(place.join(folder)) {
                 targets.extend(shown.filter_map(|entry| Some(entry.ok()?.path())));
             }
@@ -264,12 +283,18 @@ impl SharedFolder {
                 }
             }
         }
+        // Others have some of them, and it was the last that had some of others'.
+        targets.retain(|target| !self.shown().is_used(target.strip_prefix(&self.path).unwrap_or(target)));
+        let of_others: Vec<&PathBuf> = idle.iter().filter(|name| !name.starts_with(container)).collect();
+        targets.extend(of_others.iter().map(|name| self.path.join(name)));
         for target in &targets {
             // More than one may lie over the other; EINVAL says that none is left.
             while rustix::mount::unmount(target, UnmountFlags::DETACH).is_ok() {}
         }
         let remove = |name: &Path, flags: AtFlags| match rustix::fs::unlinkat(&self.below, name, flags) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            // Something stays in it, and its last user removes it.
+            Err(Errno::NOTEMPTY) if name.ends_with(VOLUMES) || name.components().count() == 1 => Ok(()),
             Err(error) => Err(error),
         };
         for target in &targets {
@@ -281,8 +306,11 @@ impl SharedFolder {
             .map_err(refused("remove", target))?;
         }
         let own = Path::new(container);
-        for name in [own.join("volumes"), own.join(LAYERS), own.to_owned()] {
-            remove(&name, AtFlags::REMOVEDIR).map_err(refused("remove", &name))?;
+        let places = of_others.iter().filter_map(|name| name.iter().next()).map(Path::new).chain([own]);
+        for place in places {
+            for name in [place.join(VOLUMES), place.join(LAYERS), place.to_owned()] {
+                remove(&name, AtFlags::REMOVEDIR).map_err(refused("remove", &name))?;
+            }
         }
         let own = self.data.join(container);
         remove_tree(&own).map_err(refused("remove", &own))
@@ -322,6 +350,10 @@ impl SharedFolder {
         let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
         rustix::mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))
             .map_err(refused("mount an overlay of", lower[0]))
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn folder(&self, name: &str) -> Result<(), MountError> {

@@ -12,10 +12,7 @@ use crate::stage::{Kubelet, told};
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("folders and files of the host", of_the_host),
     Case::new("a configuration that is replaced as a whole", replaced),
-    Case::new("a volume that two containers share", shared).differs(&[(
-        "a word through it",
-        "each container has the volume as a file system of its own: a fifo in it joins the processes of one container",
-    )]),
+    Case::new("a volume that two containers share", shared),
 ];
 
 fn mount(host: &Path, container: &str, readonly: bool) -> api::Mount {
