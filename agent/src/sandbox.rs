@@ -53,6 +53,7 @@ impl Sandbox {
         let mut mounted = Storages::mount(&request).await?;
         let stdio = request.stdio.clone().into_option().unwrap_or_default();
         let volumes = Volumes::open(&request).await;
+        self.volumes().insert(id.to_owned(), Arc::new(volumes));
         let number_of = |device: &BlockDevice| match device.address {
             0 => mounted.number(device.part),
             address => served::disk_at(address),
@@ -64,14 +65,13 @@ impl Sandbox {
         let container = match created {
             Ok(container) => container,
             Err(error) => {
-                self.hide(&volumes);
+                self.hide_volumes(id);
                 mounted.unmount().await.unwrap_or_else(|rest| log::warn!("{rest}"));
                 return Err(error);
             }
         };
         let pid = container.process("")?.pid().unwrap_or_default();
         self.storages().insert(id.to_owned(), mounted);
-        self.volumes().insert(id.to_owned(), Arc::new(volumes));
         claim.settle(Slot::Ready(Arc::new(container)));
         Ok(pid)
     }
@@ -88,10 +88,7 @@ impl Sandbox {
             claim.settle(Slot::Ready(container));
             return Err(error);
         }
-        let volumes = self.volumes().remove(id);
-        if let Some(volumes) = volumes {
-            self.hide(&volumes);
-        }
+        self.hide_volumes(id);
         // The id is taken for as long as its folder of storages is.
         let mounted = self.storages().remove(id);
         match mounted {
@@ -101,9 +98,11 @@ impl Sandbox {
     }
 
     /// Takes the volumes of a container that is gone out of the agent's mount namespace.
-    fn hide(&self, volumes: &Volumes) {
-        let others = self.volumes();
-        volumes.hide(others.values().map(Arc::as_ref));
+    fn hide_volumes(&self, id: &str) {
+        let mut volumes = self.volumes();
+        if let Some(gone) = volumes.remove(id) {
+            gone.hide(volumes.values().map(Arc::as_ref));
+        }
     }
 
     /// Unmounts what is mounted for containers, whose processes have been killed: a file system that was not unmounted needs

@@ -44,7 +44,7 @@ pub(crate) struct Volumes {
     /// Of the file system that all are in.
     shared: Option<OwnedFd>,
     roots: Vec<Option<OwnedFd>>,
-    /// Where all that it sees are mounted, those among them that were another's first.
+    /// Where they are mounted.
     places: Vec<PathBuf>,
 }
 
@@ -55,15 +55,13 @@ impl Volumes {
     /// must be here and now: the container then gets a copy of this mount, instead of one with other inodes; and so does every other
     /// container that is given the same place, as long as one has it.
     pub(crate) async fn open(request: &CreateContainerRequest) -> Self {
-        let places = places(&request.spec_json);
-        if request.volumes == 0 {
-            return Self { places, ..Self::default() };
+        if request.volumes.is_empty() {
+            return Self::default();
         }
-        let folder = if request.folder.is_empty() { &request.container_id } else { &request.folder };
-        let (folder, count) = (Path::new(SHARED).join(folder).join("volumes"), request.volumes);
+        let places: Vec<PathBuf> = request.volumes.iter().map(|name| Path::new(SHARED).join(name)).collect();
         let opened = tokio::task::spawn_blocking(move || Self {
             shared: open(Path::new(SHARED), OFlags::RDONLY | OFlags::DIRECTORY).ok(),
-            roots: (0..count).map(|number| open_root(&folder.join(number.to_string()))).collect(),
+            roots: places.iter().map(|place| open_root(place)).collect(),
             places,
         });
         opened.await.unwrap_or_default()
@@ -160,15 +158,6 @@ impl<'a> Spot<'a> {
     }
 }
 
-/// The sources of a specification's mounts that are volumes in the shared folder.
-fn places(spec_json: &[u8]) -> Vec<PathBuf> {
-    let Ok(spec) = serde_json::from_slice::<libcontainer::oci_spec::runtime::Spec>(spec_json) else {
-        return Vec::new();
-    };
-    let sources = spec.mounts().iter().flatten().filter_map(|mount| mount.source().clone());
-    sources.filter(|source| source.starts_with(SHARED)).collect()
-}
-
 fn open_root(path: &Path) -> Option<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW;
     // As a folder first: only so is it entered.
@@ -176,15 +165,7 @@ fn open_root(path: &Path) -> Option<OwnedFd> {
         Err(Errno::NOTDIR) => open(path, flags),
         result => result,
     };
-    match opened {
-        Ok(root) => Some(root),
-        // Another container had it first, and has it still.
-        Err(Errno::NOENT) => None,
-        Err(cause) => {
-            log::warn!("open the volume {}: {cause}", path.display());
-            None
-        }
-    }
+    opened.inspect_err(|cause| log::warn!("open the volume {}: {cause}", path.display())).ok()
 }
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -215,7 +196,7 @@ mod tests {
     fn another_kernel_says_that_it_cannot() {
         let dir = tempfile::tempdir().unwrap();
         let shared = open(dir.path(), OFlags::RDONLY | OFlags::DIRECTORY).ok();
-        let volumes = Volumes { shared, roots: vec![open_root(dir.path().to_owned())] };
+        let volumes = Volumes { shared, roots: vec![open_root(dir.path())], places: Vec::new() };
         let change =
             |path: &str| Change { event: libc::IN_CREATE, path: path.as_bytes().to_vec(), ..Change::default() };
         let error = volumes.tell(&change("file")).unwrap_err().to_string();

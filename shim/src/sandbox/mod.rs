@@ -461,7 +461,7 @@ impl Sandbox {
             container_id: id.to_owned(),
             spec_json,
             stdio: Some(stdio.clone()).into(),
-            volumes: volumes as u32,
+            volumes: self.ground.shared.volumes(id, volumes),
             ..Default::default()
         };
         self.disks.create_container(&guest, request, on, id).await?;

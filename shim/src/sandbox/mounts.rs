@@ -36,6 +36,8 @@ use super::shown::{self, Shown};
 pub const GUEST_SHARED: &str = "/run/tatami/shared";
 /// The folder of a container's place that its volumes are in.
 const VOLUMES: &str = "volumes";
+/// The place of volumes that several containers may have: no container's, whose places have other names.
+const COMMON: &str = "common";
 
 /// Why a mount could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -182,6 +184,7 @@ impl SharedFolder {
             .map_err(refused("open", &shared.path))?;
         let attributes = HARMLESS | libc::MOUNT_ATTR_RDONLY;
         set_attributes(&mount, attributes, 0, false).map_err(refused("make read-only", &shared.path))?;
+        shared.folder(COMMON)?;
         Ok(shared)
     }
 
@@ -225,38 +228,69 @@ impl SharedFolder {
         if !volumes.is_empty() {
             self.folder(&folder)?;
         }
-        let mut shown = Vec::new();
+        let mut names = Vec::new();
         for (number, volume) in volumes.iter().enumerate() {
             let source = HostPath::open(&volume.source)?;
             let is_common = name == VOLUMES && source.is_folder && !volume.read_only;
             // On a kernel that does not tell mounts apart each has its own.
             let common = is_common.then(|| shown::Folder::of(&source.fd, volume.recursive).ok()).flatten();
-            let name = format!("{folder}/{number}");
-            let there = common.and_then(|common| self.shown().join(&common, container));
-            if let Some(there) = there {
-                shown.push(Path::new(GUEST_SHARED).join(there));
-                continue;
-            }
-            if source.is_folder {
-                self.folder(&name)?
-            } else {
-                self.file(&name)?
-            }
-            let depth = if volume.recursive { Depth::Everything } else { Depth::ThisMount };
-            bind(&source, &self.path.join(&name), depth, volume.read_only)?;
-            if let Some(common) = common {
-                self.shown().add(common, container, PathBuf::from(&name));
-            }
-            shown.push(Path::new(GUEST_SHARED).join(&name));
+            names.push(match common {
+                Some(common) => self.show_common(container, common, &source, volume)?,
+                None => {
+                    let name = format!("{folder}/{number}");
+                    if source.is_folder {
+                        self.folder(&name)?
+                    } else {
+                        self.file(&name)?
+                    }
+                    bind(&source, &self.path.join(&name), depth(volume), volume.read_only)?;
+                    PathBuf::from(name)
+                }
+            });
+        }
+        let shown = names.iter().map(|name| Path::new(GUEST_SHARED).join(name)).collect();
+        if name == VOLUMES {
+            self.shown().note(container, names);
         }
         Ok(shown)
     }
 
-    /// From now on, who watches files of `volumes` volumes in the guest is told when somebody on the host changes them: those laid
-    /// out as `place` for the container that the agent knows as `container`. Call it inside a runtime; it does not wait.
-    pub fn tell_changes(&self, place: &str, container: &str, volumes: usize, guest: &Guest) {
-        if volumes > 0 {
-            self.changes.watch(&self.path, container, place, guest);
+    /// Shows a folder where another container has it, or where others may have it as well.
+    fn show_common(
+        &self,
+        container: &str,
+        folder: shown::Folder,
+        source: &HostPath,
+        volume: &HostVolume,
+    ) -> Result<PathBuf, MountError> {
+        // Nobody else may have it before it is mounted.
+        let mut shown = self.shown();
+        if let Some(name) = shown.join(&folder, container) {
+            return Ok(name);
+        }
+        let name = Path::new(COMMON).join(shown.number().to_string());
+        self.folder(&name)?;
+        let bound = bind(source, &self.path.join(&name), depth(volume), false);
+        if bound.is_err() {
+            let _ = rustix::fs::unlinkat(&self.below, &name, AtFlags::REMOVEDIR);
+        }
+        bound?;
+        shown.add(folder, container, name.clone());
+        Ok(name)
+    }
+
+    /// Where the first `count` volumes of what is laid out as `place` are, below the shared folder.
+    pub fn volumes(&self, place: &str, count: usize) -> Vec<String> {
+        let shown = self.shown();
+        let first = shown.volumes(place).iter().take(count);
+        first.map(|name| name.to_string_lossy().into_owned()).collect()
+    }
+
+    /// From now on, who watches files of the first `count` volumes in the guest is told when somebody on the host changes them: those
+    /// laid out as `place` for the container that the agent knows as `container`. Call it inside a runtime; it does not wait.
+    pub fn tell_changes(&self, place: &str, container: &str, count: usize, guest: &Guest) {
+        if count > 0 {
+            self.changes.watch(&self.path, container, place, self.volumes(place, count), guest);
         }
     }
 
@@ -267,9 +301,9 @@ impl SharedFolder {
     /// [`MountError::Refused`] with the first thing that could not be taken away.
     pub fn clear(&self, container: &str) -> Result<(), MountError> {
         self.changes.forget(container);
-        let idle = self.shown().leave(container);
         let place = self.path.join(container);
         let mut targets = vec![place.join("rootfs")];
+        targets.extend(self.shown().leave(container).iter().map(|name| self.path.join(name)));
         for folder in [VOLUMES, LAYERS] {
             if let Ok(shown) = std::fs::read_dir(place.join(folder)) {
                 targets.extend(shown.filter_map(|entry| Some(entry.ok()?.path())));
@@ -283,18 +317,12 @@ impl SharedFolder {
                 }
             }
         }
-        // Others have some of them, and it was the last that had some of others'.
-        targets.retain(|target| !self.shown().is_used(target.strip_prefix(&self.path).unwrap_or(target)));
-        let of_others: Vec<&PathBuf> = idle.iter().filter(|name| !name.starts_with(container)).collect();
-        targets.extend(of_others.iter().map(|name| self.path.join(name)));
         for target in &targets {
             // More than one may lie over the other; EINVAL says that none is left.
             while rustix::mount::unmount(target, UnmountFlags::DETACH).is_ok() {}
         }
         let remove = |name: &Path, flags: AtFlags| match rustix::fs::unlinkat(&self.below, name, flags) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            // Something stays in it, and its last user removes it.
-            Err(Errno::NOTEMPTY) if name.ends_with(VOLUMES) || name.components().count() == 1 => Ok(()),
             Err(error) => Err(error),
         };
         for target in &targets {
@@ -306,11 +334,8 @@ impl SharedFolder {
             .map_err(refused("remove", target))?;
         }
         let own = Path::new(container);
-        let places = of_others.iter().filter_map(|name| name.iter().next()).map(Path::new).chain([own]);
-        for place in places {
-            for name in [place.join(VOLUMES), place.join(LAYERS), place.to_owned()] {
-                remove(&name, AtFlags::REMOVEDIR).map_err(refused("remove", &name))?;
-            }
+        for name in [own.join(VOLUMES), own.join(LAYERS), own.to_owned()] {
+            remove(&name, AtFlags::REMOVEDIR).map_err(refused("remove", &name))?;
         }
         let own = self.data.join(container);
         remove_tree(&own).map_err(refused("remove", &own))
@@ -356,8 +381,9 @@ impl SharedFolder {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn folder(&self, name: &str) -> Result<(), MountError> {
-        rustix::fs::mkdirat(&self.below, name, Mode::from_raw_mode(0o755)).map_err(refused("create", Path::new(name)))
+    fn folder(&self, name: impl AsRef<Path>) -> Result<(), MountError> {
+        let name = name.as_ref();
+        rustix::fs::mkdirat(&self.below, name, Mode::from_raw_mode(0o755)).map_err(refused("create", name))
     }
 
     fn file(&self, name: &str) -> Result<(), MountError> {
@@ -384,6 +410,10 @@ enum Depth {
     ThisMount,
     /// What is mounted below it, too.
     Everything,
+}
+
+fn depth(volume: &HostVolume) -> Depth {
+    if volume.recursive { Depth::Everything } else { Depth::ThisMount }
 }
 
 /// Shows `source` at `target`. Later mounts below `source` on the host do not show.

@@ -1,9 +1,10 @@
-//! Which folders of the host are shown in the shared folder, where, and for which containers.
+//! Where volumes of containers are shown in the shared folder, and which of them several have in common.
 //!
 //! Each mount in the shared folder is a file system of its own in the guest, with files of its own: a fifo or a socket in it joins only those
 //! who have the same. So containers of one sandbox that may write to the same folder are given the same mount, which stays until the last
 //! of them is gone. What may only be read each has for itself. Knows nothing of how mounts are made.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -20,12 +21,17 @@ pub(super) struct Folder {
     recursive: bool,
 }
 
-/// All of a sandbox.
+/// All of a sandbox. A container is known by its place in the shared folder.
 #[derive(Debug, Default)]
-pub(super) struct Shown(Vec<Entry>);
+pub(super) struct Shown {
+    common: Vec<Common>,
+    /// Of each container, in its own order, below the shared folder.
+    volumes: HashMap<String, Vec<PathBuf>>,
+    last: u64,
+}
 
 #[derive(Debug)]
-struct Entry {
+struct Common {
     folder: Folder,
     /// Below the shared folder.
     name: PathBuf,
@@ -50,30 +56,42 @@ impl Folder {
 }
 
 impl Shown {
-    /// Where `folder` is shown already; `container` has it from now on.
-    pub(super) fn join(&mut self, folder: &Folder, container: &str) -> Option<PathBuf> {
-        let entry = self.0.iter_mut().find(|entry| entry.folder == *folder)?;
-        entry.users.push(container.to_owned());
-        Some(entry.name.clone())
+    /// A number that no folder has had.
+    pub(super) fn number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
     }
 
-    /// `folder` is shown at `name` for `container`.
+    /// Where `folder` is shown already; `container` has it from now on.
+    pub(super) fn join(&mut self, folder: &Folder, container: &str) -> Option<PathBuf> {
+        let common = self.common.iter_mut().find(|common| common.folder == *folder)?;
+        common.users.push(container.to_owned());
+        Some(common.name.clone())
+    }
+
+    /// `folder` is shown at `name` for `container`, and for whoever joins.
     pub(super) fn add(&mut self, folder: Folder, container: &str, name: PathBuf) {
-        self.0.push(Entry { folder, name, users: vec![container.to_owned()] });
+        self.common.push(Common { folder, name, users: vec![container.to_owned()] });
+    }
+
+    /// These are the volumes of `container`.
+    pub(super) fn note(&mut self, container: &str, volumes: Vec<PathBuf>) {
+        self.volumes.insert(container.to_owned(), volumes);
+    }
+
+    /// The volumes of `container`.
+    pub(super) fn volumes(&self, container: &str) -> &[PathBuf] {
+        self.volumes.get(container).map_or(&[], Vec::as_slice)
     }
 
     /// `container` is gone; where something is shown that nobody has any more.
     pub(super) fn leave(&mut self, container: &str) -> Vec<PathBuf> {
-        for entry in &mut self.0 {
-            entry.users.retain(|user| user != container);
+        self.volumes.remove(container);
+        for common in &mut self.common {
+            common.users.retain(|user| user != container);
         }
-        let idle = self.0.extract_if(.., |entry| entry.users.is_empty());
-        idle.map(|entry| entry.name).collect()
-    }
-
-    /// Whether something that somebody has is shown at `name`.
-    pub(super) fn is_used(&self, name: &std::path::Path) -> bool {
-        self.0.iter().any(|entry| entry.name == name)
+        let idle = self.common.extract_if(.., |common| common.users.is_empty());
+        idle.map(|common| common.name).collect()
     }
 }
 
@@ -99,17 +117,16 @@ mod tests {
         let mut shown = Shown::default();
         let folder = |inode| Folder { device: (8, 1), inode, mount: 5, recursive: true };
         assert_eq!(shown.join(&folder(1), "one"), None);
-        shown.add(folder(1), "one", "one/volumes/0".into());
-        shown.add(folder(2), "one", "one/volumes/1".into());
-        assert_eq!(shown.join(&folder(1), "other"), Some("one/volumes/0".into()));
+        shown.add(folder(1), "one", "common/1".into());
+        shown.add(folder(2), "one", "common/2".into());
+        assert_eq!(shown.join(&folder(1), "other"), Some("common/1".into()));
         // Twice in one container is once.
-        assert_eq!(shown.join(&folder(1), "other"), Some("one/volumes/0".into()));
-        assert_eq!(shown.leave("one"), [Path::new("one/volumes/1")]);
-        assert!(shown.is_used(Path::new("one/volumes/0")) && !shown.is_used(Path::new("one/volumes/1")));
+        assert_eq!(shown.join(&folder(1), "other"), Some("common/1".into()));
+        assert_eq!(shown.leave("one"), [Path::new("common/2")]);
         // One that comes back finds it.
-        assert_eq!(shown.join(&folder(1), "again"), Some("one/volumes/0".into()));
+        assert_eq!(shown.join(&folder(1), "one"), Some("common/1".into()));
         assert!(shown.leave("other").is_empty());
-        assert_eq!(shown.leave("again"), [Path::new("one/volumes/0")]);
+        assert_eq!(shown.leave("one"), [Path::new("common/1")]);
         assert_eq!(shown.join(&folder(1), "one"), None);
     }
 }

@@ -218,7 +218,7 @@ impl Tasks {
             container_id: id.to_owned(),
             spec_json: spec,
             stdio: Some(wanted.clone()).into(),
-            volumes: container.volumes as u32,
+            volumes: self.shared.as_ref().map(|shared| shared.volumes(place, container.volumes)).unwrap_or_default(),
             ..Default::default()
         };
         let created = disks.create_container(&guest, message, (&root, &devices), place).await;

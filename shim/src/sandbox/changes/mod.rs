@@ -40,9 +40,8 @@ struct Thread {
 }
 
 impl Changes {
-    /// Watches the volumes of a container of `guest` that are laid out at `place` below `shared`. Call it inside a runtime; it
-    /// does not wait.
-    pub(super) fn watch(&self, shared: &Path, container: &str, place: &str, guest: &Guest) {
+    /// Watches `volumes`, below `shared`, of a container of `guest` whose place is `place`. Call it inside a runtime; it does not wait.
+    pub(super) fn watch(&self, shared: &Path, container: &str, place: &str, volumes: Vec<String>, guest: &Guest) {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() {
             match Thread::start(shared, guest) {
@@ -51,7 +50,7 @@ impl Changes {
             }
         }
         if let Some(thread) = &*thread {
-            thread.give(Order::Watch(container.to_owned(), place.to_owned()));
+            thread.give(Order::Watch { container: container.to_owned(), place: place.to_owned(), volumes });
         }
     }
 

@@ -28,8 +28,17 @@ pub(super) struct Volume {
     pub(super) place: String,
     /// Counted from 0.
     pub(super) number: u32,
+    /// Where it is in the shared folder.
+    pub(super) name: String,
     /// How many folders of it have been watched so far.
     pub(super) folders: usize,
+}
+
+impl Volume {
+    /// The one with this number of the container at `place`, shown as `name`.
+    pub(super) fn new(container: &str, place: &str, number: u32, name: String) -> Self {
+        Self { container: container.to_owned(), place: place.to_owned(), number, name, folders: 0 }
+    }
 }
 
 struct Node {
@@ -51,9 +60,8 @@ pub(super) struct Tree {
 
 impl Tree {
     /// Adds a volume of which nothing is watched yet.
-    pub(super) fn add_volume(&mut self, container: &str, place: &str, number: u32) -> VolumeId {
+    pub(super) fn add_volume(&mut self, volume: Volume) -> VolumeId {
         self.last += 1;
-        let volume = Volume { container: container.to_owned(), place: place.to_owned(), number, folders: 0 };
         self.volumes.insert(self.last, volume);
         self.last
     }

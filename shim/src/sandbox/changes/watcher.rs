@@ -44,8 +44,8 @@ const FILE_EVENTS: u64 = libc::FAN_MODIFY | libc::FAN_ATTRIB | libc::FAN_CLOSE_W
 
 /// What the thread is asked.
 pub(super) enum Order {
-    /// Watch the volumes of a container: its id, and its place in the shared folder.
-    Watch(String, String),
+    /// Watch the volumes of a container: its id, its place in the shared folder, and where they are in that folder.
+    Watch { container: String, place: String, volumes: Vec<String> },
     /// Forget those of the container at this place.
     Forget(String),
 }
@@ -53,7 +53,7 @@ pub(super) enum Order {
 /// The thread's own.
 pub(super) struct Watcher {
     group: Fanotify,
-    /// The folder in which each container's place is.
+    /// The folder in which the volumes are.
     shared: PathBuf,
     /// Whose doings are the guest's.
     vmm: i32,
@@ -98,7 +98,7 @@ impl Watcher {
                 let _ = rustix::io::read(wake, &mut [0_u8; 8]);
                 loop {
                     match orders.try_recv() {
-                        Ok(Order::Watch(container, place)) => self.watch(&container, &place),
+                        Ok(Order::Watch { container, place, volumes }) => self.watch(&container, &place, volumes),
                         Ok(Order::Forget(place)) => self.forget(&place),
                         Err(TryRecvError::Empty) => break,
                         Err(TryRecvError::Disconnected) => return,
@@ -155,12 +155,11 @@ impl Watcher {
     }
 
     /// Watches the volumes of a container, first themselves.
-    fn watch(&mut self, container: &str, place: &str) {
-        let folder = self.shared.join(place).join("volumes");
-        for number in 0.. {
-            let path = folder.join(number.to_string());
-            let Ok(status) = rustix::fs::lstat(&path) else { break };
-            let volume = self.tree.add_volume(container, place, number);
+    fn watch(&mut self, container: &str, place: &str, volumes: Vec<String>) {
+        for (number, name) in (0..).zip(volumes) {
+            let path = self.shared.join(&name);
+            let Ok(status) = rustix::fs::lstat(&path) else { continue };
+            let volume = self.tree.add_volume(Volume::new(container, place, number, name));
             let watched = match FileType::from_raw_mode(status.st_mode) {
                 FileType::Directory => {
                     open(&path, b"", OFlags::RDONLY).and_then(|fd| self.mark_folder(volume, None, &fd))
@@ -261,7 +260,7 @@ impl Watcher {
 
 /// Where a volume is.
 fn root(shared: &Path, volume: &Volume) -> PathBuf {
-    shared.join(&volume.place).join("volumes").join(volume.number.to_string())
+    shared.join(&volume.name)
 }
 
 /// Opens the folder `path` below `root` without following a link or crossing a mount.

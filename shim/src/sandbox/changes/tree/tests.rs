@@ -15,11 +15,11 @@ impl Stage {
         let mut tree = Tree::default();
         let (root, a) = (handle(1), handle(2));
         for container in ["first", "second"] {
-            let volume = tree.add_volume(container, container, 0);
+            let volume = tree.add_volume(Volume::new(container, container, 0, String::new()));
             let top = tree.add(volume, None, &root).unwrap();
             tree.add(volume, Some((top, b"a")), &a).unwrap();
         }
-        let volume = tree.add_volume("third", "third", 5);
+        let volume = tree.add_volume(Volume::new("third", "third", 5, String::new()));
         tree.add(volume, None, &a).unwrap();
         Stage { tree, root, a }
     }
@@ -117,7 +117,7 @@ fn folders_are_followed_where_they_go() {
 fn a_file_that_is_a_volume_is_told_of_by_itself() {
     let mut stage = Stage::set();
     let file = handle(4);
-    let volume = stage.tree.add_volume("fourth", "fourth", 1);
+    let volume = stage.tree.add_volume(Volume::new("fourth", "fourth", 1, String::new()));
     stage.tree.add(volume, None, &file).unwrap();
     let event = Event { file: Some(&file), ..at(&stage.a, "f", libc::FAN_MODIFY) };
     let told = stage.told(event);
@@ -130,7 +130,7 @@ fn a_file_that_is_a_volume_is_told_of_by_itself() {
 #[test]
 fn a_ring_of_folders_has_no_path() {
     let mut tree = Tree::default();
-    let volume = tree.add_volume("c", "c", 0);
+    let volume = tree.add_volume(Volume::new("c", "c", 0, String::new()));
     let (a, b) = (handle(2), handle(3));
     let top = tree.add(volume, None, &handle(1)).unwrap();
     let first = tree.add(volume, Some((top, b"a")), &a).unwrap();
