@@ -30,9 +30,10 @@ impl CommandLine {
     /// Quiet, quick, and a reset instead of a hang: what every guest gets.
     ///
     /// Drivers probe the devices that are there and nothing else, and no network interface stands for none; a panic resets at once,
-    /// which the VMM notices; the host vouches for the seed; grace periods are short because a booting guest waits for many of them.
+    /// which the VMM notices; the host vouches for the seed; grace periods are short because a booting guest waits for many of them;
+    /// a disk's queue is long for the sake of long requests, not of many.
     const COMMON: &'static str = "panic=-1 random.trust_cpu=on random.trust_bootloader=on rcupdate.rcu_expedited=1 \
-                                  cryptomgr.notests dummy.numdummies=0";
+                                  cryptomgr.notests dummy.numdummies=0 virtio_blk.queue_depth=128";
 
     /// Starts with what `M` needs to boot `vcpus` processors; `console` lets the guest's kernel talk on its serial line,
     /// where otherwise only its last words are heard.

@@ -1,8 +1,8 @@
 //! What a block device's thread does: takes requests from the queues, has them carried out, and answers them.
 //!
 //! What the host's page cache can answer or take is carried out on the spot, which is the fastest there is: a read that comes
-//! alone, and every write (a ring hands those to a thread of the kernel's on ext4, which takes five times as long). Everything else
-//! goes through io_uring, many at once, and is answered in whatever order it ends; without io_uring, one after another. Knows
+//! alone or after one that was there, and every write (a ring hands those to a thread of the kernel's on ext4, which takes five
+//! times as long). Everything else goes through io_uring, many at once, and is answered in whatever order it ends; without io_uring, one after another. Knows
 //! policy only: what a request is, and how its steps are taken, is in the modules beside it.
 
 use std::io;
@@ -23,8 +23,10 @@ use crate::virtio::{Chain, Fault, GuestMemory, Progress, Ring, Segment, Throttle
 const TOKEN_URING: u32 = 0;
 const TOKEN_TIMER: u32 = 1;
 
-/// Most bytes that are asked for before anything is answered: copying them takes longer than an answer does.
+/// Most bytes that are copied before anything is answered: that takes longer than an answer does.
 const BATCH_BYTES: u64 = 256 << 10;
+/// The same of bytes that the disk moves by itself.
+const DIRECT_BATCH_BYTES: u64 = 4 << 20;
 /// How long an answer may lie in its queue before the driver is told, while the thread goes on to the next request.
 const NOTICE: Duration = Duration::from_micros(200);
 
@@ -44,6 +46,8 @@ pub(super) struct Service {
     memory: GuestMemory,
     queues: Vec<Option<Queue>>,
     equipment: Equipment,
+    /// The last read for which the page cache was asked was there.
+    found: bool,
     /// Requests taken from a queue and not yet begun; empty between two turns.
     batch: Vec<Flight>,
     /// How often the timer has had the queues served.
@@ -82,7 +86,17 @@ impl Service {
         }
         let queue = |ring: Option<Ring>| ring.map(|ring| Queue { ring, owes_notice: false });
         let queues = rings.into_iter().map(queue).collect();
-        Service { slot, flushes, warned: false, memory, queues, equipment, batch: Vec::new(), queues_turned: 0 }
+        Service {
+            slot,
+            flushes,
+            warned: false,
+            memory,
+            queues,
+            equipment,
+            found: false,
+            batch: Vec::new(),
+            queues_turned: 0,
+        }
     }
 
     /// The queues, where they stand, and what can be used again.
@@ -116,8 +130,10 @@ impl Service {
     fn gather(&mut self, index: u16, budget: &mut u16) -> Result<Halt, Fault> {
         let disk = self.slot.disk();
         let sectors = disk.as_ref().map_or(0, |disk| disk.sectors());
+        let is_cached = disk.as_ref().is_none_or(|disk| disk.is_cached());
+        let most = if is_cached { BATCH_BYTES } else { DIRECT_BATCH_BYTES };
         let mut bytes = 0;
-        while bytes < BATCH_BYTES {
+        while bytes < most {
             if *budget == 0 {
                 return Ok(Halt::Turn);
             }
@@ -173,7 +189,11 @@ impl Service {
             let outcome = match &self.equipment.uring {
                 // Into the page cache: what one thread of the kernel's after another would do, one write to a file at a time.
                 Some(_) if flight.is_cached() && flight.is_write() => flight.complete(&self.memory),
-                Some(_) if alone && flight.is_cached() => flight.attempt(&self.memory),
+                Some(_) if flight.is_cached() && (alone || self.found) => {
+                    let outcome = flight.attempt(&self.memory);
+                    self.found = flight.is_complete();
+                    outcome
+                }
                 Some(_) => Ok(()),
                 None => flight.complete(&self.memory),
             };

@@ -52,8 +52,9 @@ pub(super) enum Status {
 
 /// Most buffers of one request: what a ring holds, without header and status.
 pub(super) const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Size of a queue. The guest sets memory aside for as many requests, some 500 bytes each, whether the slot is used or not.
-pub(in crate::virtio) const QUEUE_SIZE: u16 = 128;
+/// Size of a queue: so many that 1 MiB in pages of 4 KiB, wherever they are, is one request. The guest would set memory aside for as
+/// many requests, some 500 bytes each, whether the slot is used or not: it is told to make do with fewer (`virtio_blk.queue_depth`).
+pub(in crate::virtio) const QUEUE_SIZE: u16 = 512;
 /// Most ranges of one request to discard or to zero.
 pub(super) const RANGES_MAX: u32 = 16;
 /// Most sectors of one such range: 2 GiB.

@@ -25,8 +25,8 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 
 /// Packets in one go and one direction, before other descriptors get a look.
 const BUDGET: u32 = 256;
-/// Receive buffers that one stream fills with one read at most: 64 KiB with those that Linux gives.
-const BURST: u32 = 16;
+/// Receive buffers that one stream fills with one read at most: 256 KiB with those that Linux gives.
+const BURST: u32 = 64;
 /// Clients accepted in one go.
 const ACCEPTS: u32 = 64;
 /// How long to leave new clients alone when the host has no descriptor or memory for them.
@@ -149,6 +149,7 @@ impl VirtioDevice for Vsock {
             tx: Ring::new(TX_QUEUE, tx, memory.clone(), Arc::clone(&interrupt)),
             events: events.map(|events| Ring::new(EVENT_QUEUE, events, memory, Arc::clone(&interrupt))),
             moved,
+            burst: 1,
             unheard: None,
             wants_rx_kicks: false,
             tx_waits: false,
@@ -206,6 +207,8 @@ struct Engine {
     rx: Ring,
     tx: Ring,
     events: Option<Ring>,
+    /// How many receive buffers to take at a time.
+    burst: u32,
     /// The driver is to be told that its streams are gone.
     moved: bool,
     /// It was told and has not taken notice yet: so many event buffers it will have given when it has. A stream that began before
@@ -334,14 +337,14 @@ impl Engine {
     }
 
     fn send(&mut self) -> Result<(), Fault> {
-        let (mut left, mut burst, mut filled) = (BUDGET, 1, Vec::new());
+        let (mut left, mut filled) = (BUDGET, Vec::new());
         while self.muxer.has_packets() {
             if left == 0 {
                 // The driver may give buffers back as fast as they are filled: others want their turn.
                 self.rx.kick().write(1)?;
                 break;
             }
-            let mut chains = self.take_buffers(burst.min(left))?;
+            let mut chains = self.take_buffers(self.burst.min(left))?;
             if chains.is_empty() {
                 break;
             }
@@ -349,9 +352,10 @@ impl Engine {
                 chains.iter().map(|chain| Frame::new(self.rx.memory(), chain)).collect::<Result<Vec<_>, _>>()?;
             self.muxer.fill(&frames, &mut filled);
             let rest = chains.split_off(filled.len());
-            // Who fills all that there is may have more; most have not, and then taking buffers is in vain.
-            burst = if rest.is_empty() { (4 * burst).min(BURST) } else { 1 };
-            left -= filled.len() as u32;
+            // Who fills all that there is may have more, now or in the next turn; most have not, and then taking buffers is in vain.
+            let used = filled.len() as u32;
+            self.burst = if rest.is_empty() { (4 * self.burst).min(BURST) } else { used.max(1) };
+            left -= used;
             self.rx.give_back_all(chains.into_iter().zip(filled.drain(..)))?;
             put_back_all(&mut self.rx, rest);
         }
