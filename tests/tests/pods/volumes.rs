@@ -1,18 +1,22 @@
 //! What the kubelet mounts into a pod's containers.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
+use tatami_tests::LoopDisk;
 use tatami_tests::compare::{Case, Notes};
 use tatami_tests::daemons::api;
 
-use crate::stage::{Kubelet, told};
+use crate::stage::{Kubelet, Pod, told};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("folders and files of the host", of_the_host),
     Case::new("a configuration that is replaced as a whole", replaced),
     Case::new("a volume that two containers share", shared),
+    Case::new("a raw block volume", block),
+    Case::new("raw block volumes that cannot be", bad_blocks)
+        .without_reference("runc hands out a device whatever is on it, and whoever has it"),
 ];
 
 fn mount(host: &Path, container: &str, readonly: bool) -> api::Mount {
@@ -120,5 +124,69 @@ fn shared(kubelet: &mut Kubelet, notes: &mut Notes) {
         "made",
     );
     notes.want("a word through it", kubelet.shell(&other, "timeout 20 cat /shared/p"), "word");
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+}
+
+/// A block device of the host's, opened as who mounts it does: nobody else can have it so.
+fn claimed(disk: &LoopDisk) -> std::io::Result<File> {
+    File::options().read(true).custom_flags(nix::libc::O_EXCL).open(disk.path())
+}
+
+fn with_disk(name: &str, disk: &str, permissions: &str) -> api::ContainerConfig {
+    let device = api::Device {
+        host_path: disk.to_owned(),
+        container_path: "/dev/xvda".to_owned(),
+        permissions: permissions.to_owned(),
+    };
+    api::ContainerConfig { devices: vec![device], ..Kubelet::container(name, &["sleep", "100000"]) }
+}
+
+/// A PersistentVolume of the mode Block: the kubelet names the device and says what may be done with it.
+fn block(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let disk = LoopDisk::new(&kubelet.scratch(), 1 << 20);
+    let pod = kubelet.run("pod");
+    let id = kubelet.start_described(&pod, with_disk("writes", disk.path(), "rwm")).expect("it starts");
+    notes.want("what it is", kubelet.shell(&id, "ls -l /dev/xvda | cut -c1; wc -c </dev/xvda"), "b\n1048576");
+    let write = "printf 'of the container' >/dev/xvda && head -c 16 /dev/xvda";
+    notes.want("what is written", kubelet.shell(&id, write), "of the container");
+    notes.want("removal of its container", kubelet.remove_container(&id), "ok");
+    notes.want("on the host", disk.head(16), "of the container");
+    notes.want("it is the host's again", claimed(&disk).is_ok(), true);
+    let id = kubelet.start_described(&pod, with_disk("reads", disk.path(), "r")).expect("it starts");
+    notes.want("what may only be read", kubelet.shell(&id, "head -c 16 /dev/xvda"), "of the container");
+    notes.see("is not written", kubelet.shell(&id, "(echo other >/dev/xvda) 2>&1 | sed 's/.*: //'"));
+    notes.want("and is as it was", disk.head(16), "of the container");
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+}
+
+/// What a container is refused for, without the words before `from`.
+fn refused(kubelet: &Kubelet, pod: &Pod, config: api::ContainerConfig, from: &str) -> String {
+    match kubelet.start_described(pod, config) {
+        Ok(_) => "it starts".to_owned(),
+        Err(words) => words.find(from).map_or(words.clone(), |at| words[at..].to_owned()),
+    }
+}
+
+fn bad_blocks(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let folder = kubelet.scratch().join("empty");
+    fs::create_dir_all(&folder).expect("a folder");
+    let (disk, empty) = (LoopDisk::new(&kubelet.scratch(), 1 << 20), LoopDisk::new(&folder, 0));
+    let pod = kubelet.run("pod");
+    let other = kubelet.start(&pod, "other", &["sleep", "100000"]);
+    let refused = |name: &str, disk: &LoopDisk| {
+        let words = refused(kubelet, &pod, with_disk(name, disk.path(), "rwm"), "the disk image");
+        words.replace(disk.path(), "DISK")
+    };
+    let sizes = "the disk image DISK has 0 bytes: a multiple of 512 is expected, and not 0";
+    notes.want("an empty one", refused("empty", &empty), sizes);
+    let claim = claimed(&disk).expect("nobody has it");
+    let in_use = "the disk image DISK is in use: one that is written to can have one user only";
+    notes.want("one that the host uses", refused("used", &disk), in_use);
+    drop(claim);
+    let id = kubelet.start_described(&pod, with_disk("first", disk.path(), "rwm")).expect("it starts");
+    notes.want("one that another container has", refused("second", &disk), in_use);
+    notes.want("removal of that one", kubelet.remove_container(&id), "ok");
+    notes.want("it is the host's again", claimed(&disk).is_ok(), true);
+    notes.want("the pod is as it was", kubelet.exec(&other, &["echo", "here"]), "here");
     notes.want("removal", kubelet.remove(&pod.id), "ok");
 }
