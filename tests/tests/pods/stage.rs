@@ -225,20 +225,36 @@ impl Kubelet {
         }
     }
 
-    /// Creates a container and starts it; its id.
+    /// Creates a container; its id.
     ///
     /// # Errors
     /// What the server says.
-    pub(crate) fn start_described(&self, pod: &Pod, config: api::ContainerConfig) -> Result<String, String> {
+    pub(crate) fn create(&self, pod: &Pod, config: api::ContainerConfig) -> Result<String, String> {
         let request = api::CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
             config: Some(config),
             sandbox_config: Some(pod.config.clone()),
         };
-        let created = self.cri.call(async |mut client| client.create_container(request).await)?;
-        let request = api::StartContainerRequest { container_id: created.container_id.clone() };
-        self.cri.call(async |mut client| client.start_container(request).await)?;
-        Ok(created.container_id)
+        Ok(self.cri.call(async |mut client| client.create_container(request).await)?.container_id)
+    }
+
+    /// Starts one that was created.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub(crate) fn start_created(&self, id: &str) -> Result<(), String> {
+        let request = api::StartContainerRequest { container_id: id.to_owned() };
+        self.cri.call(async |mut client| client.start_container(request).await).map(drop)
+    }
+
+    /// Creates a container and starts it; its id.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub(crate) fn start_described(&self, pod: &Pod, config: api::ContainerConfig) -> Result<String, String> {
+        let id = self.create(pod, config)?;
+        self.start_created(&id)?;
+        Ok(id)
     }
 
     /// The same with nothing added.

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, syml
 use std::path::Path;
 
 use tatami_tests::LoopDisk;
-use tatami_tests::compare::{Case, Notes};
+use tatami_tests::compare::{Case, Notes, Stage};
 use tatami_tests::daemons::api;
 
 use crate::stage::{Kubelet, Pod, told};
@@ -17,6 +17,7 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("a raw block volume", block),
     Case::new("raw block volumes that cannot be", bad_blocks)
         .without_reference("runc hands out a device whatever is on it, and whoever has it"),
+    Case::new("a volume that vanishes", vanishing),
 ];
 
 fn mount(host: &Path, container: &str, readonly: bool) -> api::Mount {
@@ -188,5 +189,32 @@ fn bad_blocks(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("removal of that one", kubelet.remove_container(&id), "ok");
     notes.want("it is the host's again", claimed(&disk).is_ok(), true);
     notes.want("the pod is as it was", kubelet.exec(&other, &["echo", "here"]), "here");
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+}
+
+/// What is there when a container is created, and gone when it is started.
+fn vanishing(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let folder = kubelet.scratch().join("vanishes");
+    fs::create_dir_all(&folder).expect("a folder");
+    let disk = LoopDisk::new(&kubelet.scratch(), 1 << 20);
+    let pod = kubelet.run("pod");
+    let other = kubelet.start(&pod, "other", &["sleep", "100000"]);
+    let id = kubelet.create(&pod, with("c", &["true"], vec![mount(&folder, "/data", false)])).expect("it is created");
+    fs::remove_dir(&folder).expect("it was there");
+    let words = kubelet.start_created(&id).expect_err("there is nothing to mount");
+    notes.want("a folder is named", words.contains(&folder.display().to_string()), true);
+    notes.want("with the reason", words.to_lowercase().contains("no such file"), true);
+    notes.want("removal of its container", kubelet.remove_container(&id), "ok");
+    let id = kubelet.create(&pod, with_disk("d", disk.path(), "rwm")).expect("it is created");
+    let path = disk.path().to_owned();
+    drop(disk);
+    let started = told(kubelet.start_created(&id));
+    // runc starts the container, and the device says that it has nothing.
+    let gone = if kubelet.is_ours() { started.contains(&format!("{path} has 0 bytes")) } else { started == "ok" };
+    notes.want("a device", gone, true);
+    notes.want("removal of its container too", kubelet.remove_container(&id), "ok");
+    notes.want("the pod is as it was", kubelet.exec(&other, &["echo", "here"]), "here");
+    let next = kubelet.start(&pod, "next", &["sleep", "100000"]);
+    notes.want("another container", kubelet.state(&next), "running");
     notes.want("removal", kubelet.remove(&pod.id), "ok");
 }
