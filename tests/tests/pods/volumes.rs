@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tatami_tests::LoopDisk;
 use tatami_tests::compare::{Case, Notes, Stage};
-use tatami_tests::daemons::api;
+use tatami_tests::daemons::{IMAGE, Release, api};
 
 use crate::stage::{Kubelet, Pod, told};
 
@@ -18,6 +18,7 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("raw block volumes that cannot be", bad_blocks)
         .without_reference("runc hands out a device whatever is on it, and whoever has it"),
     Case::new("a volume that vanishes", vanishing),
+    Case::new("an image as a volume", of_an_image),
 ];
 
 fn mount(host: &Path, container: &str, readonly: bool) -> api::Mount {
@@ -216,5 +217,28 @@ fn vanishing(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("the pod is as it was", kubelet.exec(&other, &["echo", "here"]), "here");
     let next = kubelet.start(&pod, "next", &["sleep", "100000"]);
     notes.want("another container", kubelet.state(&next), "running");
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+}
+
+/// An image whose files a container sees, beside those of its own.
+fn of_an_image(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let pod = kubelet.run("pod");
+    let image = api::ImageSpec { image: IMAGE.to_owned(), ..Default::default() };
+    let mounts = vec![api::Mount {
+        container_path: "/image".to_owned(),
+        readonly: true,
+        image: Some(image),
+        ..Default::default()
+    }];
+    let started = kubelet.start_described(&pod, with("c", &["sleep", "100000"], mounts));
+    if kubelet.containerd().home().release() == Release::Newer {
+        let id = started.expect("it starts");
+        notes.want("a program of it", kubelet.shell(&id, "cmp /bin/busybox /image/bin/busybox && echo same"), "same");
+        notes.see("what else is there", kubelet.shell(&id, "ls /image | sort | tr '\\n' ' '"));
+        notes.want("it cannot be written", kubelet.shell(&id, "touch /image/x 2>&1 | grep -c 'Read-only'"), "1");
+    } else {
+        // containerd has them from 2.1 on.
+        notes.want("it starts", started.is_ok(), false);
+    }
     notes.want("removal", kubelet.remove(&pod.id), "ok");
 }
