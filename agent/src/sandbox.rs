@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tatami_protocol::agent::{BlockDevice, Change, ContainerFigures, CreateContainerRequest};
+use tatami_protocol::agent::{BlockDevice, Change, ContainerFigures, CreateContainerRequest, Volume};
 use tatami_protocol::stream::{Kind, StreamHeader};
 
 use crate::container::Container;
@@ -25,6 +25,8 @@ pub struct Sandbox {
     containers: Mutex<HashMap<String, Slot>>,
     /// What is mounted for each container.
     storages: Mutex<HashMap<String, Storages>>,
+    /// What is mounted as volumes, by their folders.
+    mounted_volumes: Mutex<HashMap<String, Storages>>,
     /// What each container sees of the host's files.
     volumes: Mutex<HashMap<String, Arc<Volumes>>>,
 }
@@ -38,8 +40,13 @@ enum Slot {
 impl Sandbox {
     /// A sandbox without containers, whose processes descend from `zygote`.
     pub fn new(zygote: Zygote) -> Arc<Self> {
-        let launcher = Launcher::new(zygote);
-        Arc::new(Self { launcher, containers: Mutex::default(), storages: Mutex::default(), volumes: Mutex::default() })
+        Arc::new(Self {
+            launcher: Launcher::new(zygote),
+            containers: Mutex::default(),
+            storages: Mutex::default(),
+            mounted_volumes: Mutex::default(),
+            volumes: Mutex::default(),
+        })
     }
 
     /// Mounts the storages asked for, makes a container and returns its first process's id.
@@ -50,7 +57,8 @@ impl Sandbox {
         let id = request.container_id.as_str();
         check_id(id)?;
         let claim = self.claim(id)?;
-        let mut mounted = Storages::mount(&request).await?;
+        let folder = if request.folder.is_empty() { id } else { &request.folder };
+        let mut mounted = Storages::mount(folder, request.disk.as_ref(), &request.storages).await?;
         let stdio = request.stdio.clone().into_option().unwrap_or_default();
         let volumes = Volumes::open(&request).await;
         self.volumes().insert(id.to_owned(), Arc::new(volumes));
@@ -97,6 +105,34 @@ impl Sandbox {
         }
     }
 
+    /// Mounts what containers that come later have in common.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] for a volume that is mounted, else why it cannot be; nothing is left mounted.
+    pub(crate) async fn mount_volume(&self, request: &Volume) -> Result<(), Error> {
+        let folder = request.folder.as_str();
+        if self.mounted_volumes().contains_key(folder) {
+            return Err(Error::AlreadyExists(format!("the volume {folder}")));
+        }
+        let mounted = Storages::mount(folder, request.disk.as_ref(), &request.storages).await?;
+        self.mounted_volumes().insert(folder.to_owned(), mounted);
+        Ok(())
+    }
+
+    /// Unmounts it, when no container has it any more.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or what is still in use; then it stays, to be tried again.
+    pub(crate) async fn unmount_volume(&self, folder: &str) -> Result<(), Error> {
+        let mounted = self.mounted_volumes().remove(folder);
+        let mut mounted = mounted.ok_or_else(|| Error::NotFound(format!("the volume {folder}")))?;
+        let unmounted = mounted.unmount().await;
+        if unmounted.is_err() {
+            self.mounted_volumes().insert(folder.to_owned(), mounted);
+        }
+        unmounted
+    }
+
     /// Takes the volumes of a container that is gone out of the agent's mount namespace.
     fn hide_volumes(&self, id: &str) {
         let mut volumes = self.volumes();
@@ -105,10 +141,11 @@ impl Sandbox {
         }
     }
 
-    /// Unmounts what is mounted for containers, whose processes have been killed: a file system that was not unmounted needs
-    /// repair by whoever mounts it next.
+    /// Unmounts what is mounted for containers, whose processes have been killed, and as volumes: a file system that was not
+    /// unmounted needs repair by whoever mounts it next.
     pub(crate) async fn unmount_all(&self) {
-        let all: Vec<Storages> = self.storages().drain().map(|(_, mounted)| mounted).collect();
+        let mut all: Vec<Storages> = self.storages().drain().map(|(_, mounted)| mounted).collect();
+        all.extend(self.mounted_volumes().drain().map(|(_, mounted)| mounted));
         for mut mounted in all {
             mounted.unmount().await.unwrap_or_else(|error| log::warn!("{error}"));
         }
@@ -183,6 +220,10 @@ impl Sandbox {
 
     fn storages(&self) -> MutexGuard<'_, HashMap<String, Storages>> {
         self.storages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mounted_volumes(&self) -> MutexGuard<'_, HashMap<String, Storages>> {
+        self.mounted_volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn volumes(&self) -> MutexGuard<'_, HashMap<String, Arc<Volumes>>> {

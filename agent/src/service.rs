@@ -9,7 +9,7 @@ use tatami_protocol::agent::{
     Changes, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, Figures,
     HelloRequest, HelloResponse, MemoryRequest, MemoryResponse, NetworkRequest, OomRequest, OomResponse, ProcessList,
     ProcessRequest, ProcessorsRequest, ProcessorsResponse, ResizeRequest, ShutdownRequest, SignalRequest,
-    StartProcessResponse, Stats, UpdateRequest, WaitResponse,
+    StartProcessResponse, Stats, UpdateRequest, Volume, VolumeRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::Agent;
 use ttrpc::Code;
@@ -101,6 +101,16 @@ impl Agent for Service {
 
     async fn delete_container(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
         self.sandbox.delete(&request.container_id).await.map_err(status)?;
+        Ok(Empty::default())
+    }
+
+    async fn mount_volume(&self, _: &TtrpcContext, request: Volume) -> ttrpc::Result<Empty> {
+        self.sandbox.mount_volume(&request).await.map_err(status)?;
+        Ok(Empty::default())
+    }
+
+    async fn unmount_volume(&self, _: &TtrpcContext, request: VolumeRequest) -> ttrpc::Result<Empty> {
+        self.sandbox.unmount_volume(&request.folder).await.map_err(status)?;
         Ok(Empty::default())
     }
 

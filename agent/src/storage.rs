@@ -1,10 +1,11 @@
-//! The file systems of one container: on its disk, in memory, or laid over each other. Mounted before the container is made,
-//! unmounted when it is gone.
+//! The file systems of one container, or of a volume that several have: on its disk, in memory, or laid over each other. Mounted
+//! before the container is made, unmounted when it is gone.
 //!
 //! What a file system contains is the kernel's business; which ones it is asked to read is decided here. Knows nothing of
 //! where the host took the disk from.
 
 mod device;
+mod group;
 
 use std::ffi::CString;
 use std::fs;
@@ -15,14 +16,14 @@ use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tatami_protocol::agent::storage::Kind;
-use tatami_protocol::agent::{BlockStorage, CreateContainerRequest, OverlayStorage, Place, TmpfsStorage};
+use tatami_protocol::agent::{BlockStorage, Disk, OverlayStorage, Place, Storage, TmpfsStorage};
 
 use crate::error::Error;
 use crate::nodes::Number;
 use crate::sandbox::check_id;
 use device::Device;
 
-/// Where containers' file systems are mounted, by the container's id and the storage's name.
+/// Where they are mounted, by the container's or volume's folder and the storage's name.
 const STORAGES: &str = "/run/tatami/storages";
 /// Where the host's shared folder is.
 const SHARED: &str = "/run/tatami/shared";
@@ -32,7 +33,7 @@ const ON_DISK: [&str; 3] = ["erofs", "ext4", "xfs"];
 const LINGERING: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(1);
 
-/// What is mounted for a container. Dropping it unmounts as far as that is possible at once.
+/// What is mounted for a container or as a volume. Dropping it unmounts as far as that is possible at once.
 #[derive(Debug)]
 pub(crate) struct Storages {
     folder: PathBuf,
@@ -44,16 +45,15 @@ pub(crate) struct Storages {
 }
 
 impl Storages {
-    /// Mounts the storages of `request`, whose container id has been checked.
+    /// Mounts `storages`, which may lie on parts of `disk`, in a folder that is called `name`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for what cannot be, [`Error::Internal`] with the kernel's word; nothing is left mounted.
-    pub(crate) async fn mount(request: &CreateContainerRequest) -> Result<Self, Error> {
-        let name = if request.folder.is_empty() { &request.container_id } else { &request.folder };
+    pub(crate) async fn mount(name: &str, disk: Option<&Disk>, storages: &[Storage]) -> Result<Self, Error> {
         check_id(name)?;
         let (folder, shared) = (Path::new(STORAGES).join(name), Path::new(SHARED).join(name));
         let mut new = Storages { folder, shared, mounted: Vec::new(), device: None };
-        match new.mount_all(request).await {
+        match new.mount_all(disk, storages).await {
             Ok(()) => Ok(new),
             Err(error) => {
                 new.unmount().await.unwrap_or_else(|rest| log::warn!("{rest}"));
@@ -102,11 +102,11 @@ impl Storages {
         }
     }
 
-    async fn mount_all(&mut self, request: &CreateContainerRequest) -> Result<(), Error> {
-        if let Some(disk) = request.disk.as_ref() {
+    async fn mount_all(&mut self, disk: Option<&Disk>, storages: &[Storage]) -> Result<(), Error> {
+        if let Some(disk) = disk {
             self.device = Some(Device::find(disk).await?);
         }
-        for storage in &request.storages {
+        for storage in storages {
             check_id(&storage.name)?;
             let target = self.folder.join(&storage.name);
             if target.exists() {
@@ -125,7 +125,15 @@ impl Storages {
                 fs::remove_dir(&target).map_err(Error::internal(format!("remove {}", target.display())))?;
                 return Err(error);
             }
-            self.mounted.push(target);
+            self.mounted.push(target.clone());
+            if let Some(Kind::Block(BlockStorage { read_only: false, group, .. })) = &storage.kind
+                && let Some(group) = group.clone().into_option()
+            {
+                let volume = target.clone();
+                let given = tokio::task::spawn_blocking(move || group::give(&volume, &group)).await;
+                let given = given.map_err(io::Error::from).flatten();
+                given.map_err(Error::internal(format!("change the group of {}", target.display())))?;
+            }
         }
         Ok(())
     }

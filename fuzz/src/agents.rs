@@ -86,7 +86,7 @@ pub fn answers(data: &[u8]) {
     scratch.check();
 }
 
-/// How a shim is called: words, standard input, a bundle's configuration, a root file system's mounts.
+/// How a shim is called: words, standard input, a bundle's configuration or what it is told of a volume, a root file system's mounts.
 pub fn options(data: &[u8]) {
     let mut input = Input::new(data);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -95,7 +95,11 @@ pub fn options(data: &[u8]) {
             let words: Vec<String> = input.bytes(200).split(|byte| *byte == b' ').map(text).collect();
             fuzzing::call(&words, input.rest());
         }
-        1 => fuzzing::config(input.rest()),
+        1 => {
+            let json = input.rest();
+            fuzzing::config(json);
+            fuzzing::direct_volume(json);
+        }
         _ => {
             let mounts = input.rest().split(|byte| *byte == b'\n').map(|line| {
                 let mut words = line.split(|byte| *byte == b' ').map(text);

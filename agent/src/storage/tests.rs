@@ -93,11 +93,6 @@ fn a_disk_that_is_not_there_is_named() {
         parts: vec![DiskPart { length: 512, ..DiskPart::default() }],
         ..Disk::default()
     };
-    let request = CreateContainerRequest {
-        container_id: "no-such-container".to_owned(),
-        disk: Some(disk).into(),
-        ..CreateContainerRequest::default()
-    };
-    let error = block_on(Storages::mount(&request)).unwrap_err();
+    let error = block_on(Storages::mount("no-such-container", Some(&disk), &[])).unwrap_err();
     assert!(matches!(&error, Error::Internal(message) if message.contains("no such disk")), "{error}");
 }

@@ -22,8 +22,8 @@ const POD_ANNOTATIONS: [(&str, &str); 3] = [
     ("io.kubernetes.docker.type", "io.kubernetes.sandbox.id"),
 ];
 
-/// Slots for disks in a pod's machine: so many of its containers can have their roots on disk images at once. Each costs the
-/// guest some 100 KiB, used or not.
+/// Slots for disks in a pod's machine: so many containers with disks of any kind, and direct volumes, it can have at once. Each costs
+/// the guest some 100 KiB, used or not.
 const POD_DISK_SLOTS: u8 = 4;
 
 /// A bundle that cannot be used.

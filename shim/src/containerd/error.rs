@@ -4,6 +4,7 @@ use ttrpc::Code;
 
 use crate::sandbox;
 use crate::sandbox::agent::AgentError;
+use crate::sandbox::volumes::VolumeError;
 
 /// A refusal, each with what to tell.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +33,18 @@ impl TaskError {
     /// For `map_err`: a failure with what was attempted before the reason.
     pub(crate) fn failed<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> TaskError {
         move |error| TaskError::Failed(format!("{what}: {error}"))
+    }
+
+    /// The same kind of refusal, in these words.
+    fn with(self, text: String) -> TaskError {
+        match self {
+            TaskError::NotFound(_) => TaskError::NotFound(text),
+            TaskError::AlreadyExists(_) => TaskError::AlreadyExists(text),
+            TaskError::FailedPrecondition(_) => TaskError::FailedPrecondition(text),
+            TaskError::InvalidArgument(_) => TaskError::InvalidArgument(text),
+            TaskError::Unimplemented(_) => TaskError::Unimplemented(text),
+            TaskError::Failed(_) => TaskError::Failed(text),
+        }
     }
 
     /// With its kind at the end, as other shims say it: containerd 2 shows its users the words alone, without the code.
@@ -63,6 +76,13 @@ impl TaskError {
 impl From<TaskError> for ttrpc::Error {
     fn from(error: TaskError) -> ttrpc::Error {
         ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.told()))
+    }
+}
+
+impl From<VolumeError> for TaskError {
+    fn from(error: VolumeError) -> TaskError {
+        let text = error.to_string();
+        TaskError::from(error.error).with(text)
     }
 }
 

@@ -8,7 +8,7 @@ use super::arguments::Invocation;
 use super::bootstrap::Form;
 use super::network::Namespace;
 use super::translate::{Pids, Plan};
-use super::{bundle, disk_rootfs};
+use super::{bundle, direct_volumes, disk_rootfs};
 use crate::configuration::Configuration;
 use crate::sandbox::fs_mount::FsMount;
 
@@ -36,6 +36,11 @@ pub fn config(json: &[u8]) {
     if let Ok(plan) = Plan::new(spec, Pids { host: 1, guest: None }) {
         plan.console_size();
     }
+}
+
+/// What a direct volume is said by.
+pub fn direct_volume(json: &[u8]) {
+    let _ = direct_volumes::parse(Path::new("/volume"), json);
 }
 
 /// The mounts that make a root file system.

@@ -12,6 +12,7 @@ mod bootstrap;
 mod bundle;
 mod container;
 mod delete;
+mod direct_volumes;
 mod disk_rootfs;
 pub(crate) mod error;
 pub(crate) mod events;

@@ -38,6 +38,7 @@ use crate::sandbox::disks::Disks;
 use crate::sandbox::guest::Guest;
 use crate::sandbox::mounts::SharedFolder;
 use crate::sandbox::saving::Saver;
+use crate::sandbox::volumes::Volumes;
 
 /// The guest, when it is known what became of it: the reason if there is none.
 pub(crate) type Booted = Option<Result<(Guest, Disks), String>>;
@@ -66,6 +67,8 @@ pub(crate) struct Tasks {
     over: Notify,
     /// How the sandbox is saved, or why it cannot be; nothing where its front end does not do so.
     saver: OnceLock<Result<Saver, String>>,
+    /// What its guest has mounted for its containers.
+    volumes: Volumes,
     /// How large it is; as it was made, where its front end does not offer this.
     growth: OnceLock<Growth>,
     /// What the sandbox's network namespace has, for the guest.
@@ -108,6 +111,7 @@ impl Tasks {
             names: AtomicBool::new(false),
             over: Notify::new(),
             saver: OnceLock::new(),
+            volumes: Volumes::default(),
             growth: OnceLock::new(),
             network: Mutex::default(),
         })
@@ -447,6 +451,7 @@ impl Tasks {
         let guest = self.guest().await?;
         removed(guest.call(guest.agent().delete_container(container.id())).await)?;
         release(container).await;
+        self.volumes.leave(&guest, container.id()).await;
         if let Some(growth) = self.growth.get() {
             growth.leave(&guest, container.id()).await;
         }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hook, Hooks, Linux, LinuxNamespace, LinuxNamespaceType, Mount, Process, Spec};
 
-use super::block_devices;
 use super::error::TaskError;
+use super::{block_devices, direct_volumes};
 use crate::sandbox::disks::DeviceImage;
 use crate::sandbox::mounts::{HostVolume, Layout};
+use crate::sandbox::volumes::GuestVolume;
 
 /// File systems that are the guest's own.
 const GUEST_FILE_SYSTEMS: [&str; 14] = [
@@ -56,6 +57,8 @@ pub(super) struct Plan {
     spec: Spec,
     /// What to lay out, in this order.
     pub(super) volumes: Vec<HostVolume>,
+    /// What the guest is to mount itself.
+    pub(super) guest_volumes: Vec<GuestVolume>,
     /// Block devices of the host that it names.
     pub(super) devices: Vec<DeviceImage>,
     /// The mount that each volume is for.
@@ -76,12 +79,17 @@ impl Plan {
         translate_linux(linux, pids)?;
         let devices = block_devices::named(linux)?;
         let hooks = take_hooks(&mut spec)?;
-        let mut plan = Plan { spec, volumes: Vec::new(), devices, places: Vec::new(), hooks };
+        let (volumes, guest_volumes) = (Vec::new(), Vec::new());
+        let mut plan = Plan { spec, volumes, guest_volumes, devices, places: Vec::new(), hooks };
         let mut mounts = plan.spec.mounts().clone().unwrap_or_default();
         for (number, mount) in mounts.iter_mut().enumerate() {
-            if let Some(volume) = translate_mount(mount)? {
-                plan.volumes.push(volume);
-                plan.places.push(number);
+            match translate_mount(mount)? {
+                Needs::Nothing => {}
+                Needs::Host(volume) => {
+                    plan.volumes.push(volume);
+                    plan.places.push(number);
+                }
+                Needs::Guest(volume) => plan.guest_volumes.push(volume),
             }
         }
         plan.spec.set_mounts(Some(mounts));
@@ -193,8 +201,17 @@ fn take_hooks(spec: &mut Spec) -> Result<HostHooks, TaskError> {
     Ok(host)
 }
 
-/// The volume that `mount` needs; one that the guest can make itself needs none.
-fn translate_mount(mount: &mut Mount) -> Result<Option<HostVolume>, TaskError> {
+/// What a mount needs before the guest can make it.
+enum Needs {
+    Nothing,
+    /// This laid out by the host.
+    Host(HostVolume),
+    /// This mounted by the guest; the mount's source is there.
+    Guest(GuestVolume),
+}
+
+/// Gives `mount` the meaning that it has in a guest, and says what it needs.
+fn translate_mount(mount: &mut Mount) -> Result<Needs, TaskError> {
     let options = mount.options().clone().unwrap_or_default();
     let has = |word: &str| options.iter().any(|option| option == word);
     let kind = mount.typ().clone().unwrap_or_default();
@@ -204,7 +221,7 @@ fn translate_mount(mount: &mut Mount) -> Result<Option<HostVolume>, TaskError> {
             mount.set_source(Some(PathBuf::from(&kind)));
         }
         return match GUEST_FILE_SYSTEMS.contains(&kind.as_str()) {
-            true => Ok(None),
+            true => Ok(Needs::Nothing),
             false => Err(refused(&format!(
                 "the mount {} has the type {kind:?}, which a guest cannot mount",
                 mount.destination().display()
@@ -223,13 +240,18 @@ fn translate_mount(mount: &mut Mount) -> Result<Option<HostVolume>, TaskError> {
         && let Some(size) = tmpfs_size(&source)
     {
         share_memory(mount, size);
-        return Ok(None);
+        return Ok(Needs::Nothing);
+    }
+    if let Some(direct) = direct_volumes::find(&source)? {
+        mount.set_options(Some([options, direct.options].concat()));
+        mount.set_source(Some(direct.volume.guest_path()));
+        return Ok(Needs::Guest(direct.volume));
     }
     let below = |folder: &&str| source.starts_with(folder) && !source.starts_with("/dev/shm");
     if GUEST_FOLDERS.iter().any(below) {
-        return Ok(None);
+        return Ok(Needs::Nothing);
     }
-    Ok(Some(HostVolume { source, read_only: has("ro"), recursive: !has("bind") }))
+    Ok(Needs::Host(HostVolume { source, read_only: has("ro"), recursive: !has("bind") }))
 }
 
 /// The size of the tmpfs at `path`, if one is there.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tatami_protocol::agent::{
     Change, Changes, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, Figures, HelloRequest,
     HelloResponse, MemoryRequest, NetworkRequest, OomRequest, ProcessRequest, ProcessorsRequest, ResizeRequest,
-    ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest, WaitResponse,
+    ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest, Volume, VolumeRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{Kind, StreamHeader};
@@ -112,6 +112,23 @@ impl Agent {
     /// [`AgentError::Refused`] with NOT_FOUND or PERMISSION_DENIED when the spec's command cannot be executed.
     pub async fn create_container(&self, request: CreateContainerRequest) -> Result<u32, AgentError> {
         Ok(answer("CreateContainer", self.client.create_container(Context::default(), &request)).await?.pid)
+    }
+
+    /// Mounts a volume, for the containers to come.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] when it cannot be mounted: then nothing of it is, and nothing uses its disk.
+    pub async fn mount_volume(&self, volume: Volume) -> Result<(), AgentError> {
+        answer("MountVolume", self.client.mount_volume(Context::default(), &volume)).await.map(drop)
+    }
+
+    /// Unmounts a volume whose containers are deleted.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] when it is not mounted, or still in use.
+    pub async fn unmount_volume(&self, folder: &str) -> Result<(), AgentError> {
+        let request = VolumeRequest { folder: folder.to_owned(), ..Default::default() };
+        answer("UnmountVolume", self.client.unmount_volume(Context::default(), &request)).await.map(drop)
     }
 
     /// Announces a process that joins a container; its command is looked for when it is started.

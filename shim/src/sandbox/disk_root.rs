@@ -13,8 +13,8 @@ use tatami_protocol::agent::{BlockStorage, OverlayStorage, Place, Storage, Tmpfs
 use super::disks::{DiskError, DiskImage};
 use super::mounts::{GUEST_SHARED, HostVolume};
 
-/// Where the agent mounts a container's file systems in the guest.
-const GUEST_STORAGES: &str = "/run/tatami/storages";
+/// Where the agent mounts file systems of containers, and volumes, in the guest.
+pub(super) const GUEST_STORAGES: &str = "/run/tatami/storages";
 /// Below a container's place in the shared folder: what its root needs of the host's folders.
 pub(super) const LAYERS: &str = "layers";
 

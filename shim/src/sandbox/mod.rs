@@ -29,6 +29,7 @@ pub mod template;
 pub mod timings;
 mod undertaker;
 pub mod vm;
+pub mod volumes;
 
 use std::fs::File;
 use std::io;

@@ -2,13 +2,13 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tatami_tests::LoopDisk;
 use tatami_tests::compare::{Case, Notes, Stage};
 use tatami_tests::daemons::{IMAGE, Release, api};
 
-use crate::stage::{Kubelet, Pod, told};
+use crate::stage::{Kubelet, Pod, host, told};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("folders and files of the host", of_the_host),
@@ -17,6 +17,8 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("a raw block volume", block),
     Case::new("raw block volumes that cannot be", bad_blocks)
         .without_reference("runc hands out a device whatever is on it, and whoever has it"),
+    Case::new("a direct volume", direct).without_reference("runc mounts the folder instead"),
+    Case::new("direct volumes that cannot be", bad_direct).without_reference("runc mounts the folder instead"),
     Case::new("a volume that vanishes", vanishing),
     Case::new("an image as a volume", of_an_image),
 ];
@@ -126,6 +128,137 @@ fn shared(kubelet: &mut Kubelet, notes: &mut Notes) {
         "made",
     );
     notes.want("a word through it", kubelet.shell(&other, "timeout 20 cat /shared/p"), "word");
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+}
+
+/// A file system mounted on a folder of the host's; unmounted when dropped.
+struct OnHost(PathBuf);
+
+impl OnHost {
+    /// By the words of mount(8) before the folder.
+    fn mount(words: &[&str], folder: &Path) -> Self {
+        fs::create_dir_all(folder).expect("a folder");
+        let said = host(&[&["mount"], words, &[&folder.display().to_string()]].concat());
+        assert_eq!(said, "", "mount {words:?}");
+        OnHost(folder.to_owned())
+    }
+}
+
+impl Drop for OnHost {
+    fn drop(&mut self) {
+        host(&["umount", &self.0.display().to_string()]);
+    }
+}
+
+/// A volume by Kata's convention: what the runtime is told of a path. Dropped, it is forgotten.
+struct Direct(PathBuf);
+
+impl Direct {
+    fn add(volume: &Path, info: &str) -> Self {
+        let name = host(&["sh", "-c", &format!("printf %s '{}' | base64 -w0 | tr +/ -_", volume.display())]);
+        let folder = Path::new("/run/kata-containers/shared/direct-volumes").join(name);
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join("mountInfo.json"), info).expect("a file");
+        Direct(folder)
+    }
+
+    fn file(&self) -> String {
+        self.0.join("mountInfo.json").display().to_string()
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn info(kind: &str, device: &str, fstype: &str, options: &str) -> String {
+    format!(r#"{{"volume-type":"{kind}","device":"{device}","fstype":"{fstype}","options":[{options}]}}"#)
+}
+
+fn direct(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let disk = LoopDisk::new(&kubelet.scratch(), 32 << 20);
+    notes.want("a file system", host(&["mke2fs", "-q", "-t", "ext4", disk.path()]), "");
+    let volume = kubelet.scratch().join("pvc/mount");
+    fs::create_dir_all(&volume).expect("a folder");
+    let plain = info("block", disk.path(), "ext4", r#""noatime","errors=remount-ro""#);
+    let told = Direct::add(&volume, &plain.replace('}', r#","metadata":{"fsGroup":"3000"}}"#));
+    let pod = kubelet.run("pod");
+    let start = |name: &str, readonly: bool| {
+        let config = with(name, &["sleep", "100000"], vec![mount(&volume, "/data", readonly)]);
+        kubelet.start_described(&pod, config).expect("it starts")
+    };
+    let one = start("one", false);
+    let how = "grep ' /data ' /proc/mounts | cut -d' ' -f3,4 | grep -c '^ext4 rw,noatime.*errors=remount-ro'";
+    notes.want("what it is", kubelet.shell(&one, how), "1");
+    notes.want(
+        "whose it is",
+        kubelet.shell(&one, "stat -c '%u:%g %a' /data /data/lost+found"),
+        "0:3000 2775\n0:3000 2770",
+    );
+    notes.want("what is written", kubelet.shell(&one, "echo word >/data/file && chown 7 /data/file && echo ok"), "ok");
+    let other = start("other", true);
+    notes.want("another container has it too", kubelet.shell(&other, "cat /data/file"), "word");
+    notes.want("and does not write", kubelet.shell(&other, "touch /data/x 2>&1 | grep -c 'Read-only'"), "1");
+    kubelet.shell(&one, "mkfifo /data/p && (sh -c 'echo word >/data/p' >/dev/null 2>&1 &)");
+    notes.want("a word through a fifo", kubelet.shell(&other, "timeout 20 cat /data/p"), "word");
+    notes.want("the host has it not", claimed(&disk).is_ok(), false);
+    notes.want("the first is removed", kubelet.remove_container(&one), "ok");
+    notes.want("the other goes on", kubelet.shell(&other, "cat /data/file"), "word");
+    notes.want("and is removed", kubelet.remove_container(&other), "ok");
+    notes.want("the host has it again", claimed(&disk).is_ok(), true);
+    let checked = host(&["e2fsck", "-fn", disk.path()]);
+    notes.want("as a file system in order", checked.contains('[') || checked.contains("recover"), false);
+    let folder = kubelet.scratch().join("seen");
+    let seen = OnHost::mount(&["-o", "ro", disk.path()], &folder);
+    notes.want("with what was written", fs::read_to_string(folder.join("file")).unwrap_or_default(), "word\n");
+    notes.want("by whom", fs::metadata(folder.join("file")).map_or(0, |of| of.uid()), 7);
+    drop(seen);
+    notes.want("nothing is in the folder", fs::read_dir(&volume).map_or(9, Iterator::count), 0);
+    let again = start("again", false);
+    notes.want("another time", kubelet.shell(&again, "cat /data/file"), "word");
+    notes.want("removal with it", kubelet.remove(&pod.id), "ok");
+    notes.want("the host has it at last", claimed(&disk).is_ok(), true);
+    let checked = host(&["e2fsck", "-fn", disk.path()]);
+    notes.want("in order", checked.contains('[') || checked.contains("recover"), false);
+    drop(told);
+}
+
+fn bad_direct(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let disk = LoopDisk::new(&kubelet.scratch(), 1 << 20);
+    let volume = kubelet.scratch().join("bad");
+    fs::create_dir_all(&volume).expect("a folder");
+    let pod = kubelet.run("pod");
+    let other = kubelet.start(&pod, "other", &["sleep", "100000"]);
+    let mut number = 0;
+    let mut words = |text: &str| {
+        let told = Direct::add(&volume, text);
+        number += 1;
+        let config = with(&format!("c{number}"), &["true"], vec![mount(&volume, "/data", false)]);
+        let said = kubelet.start_described(&pod, config).map_or_else(|words| words, |_| "it starts".to_owned());
+        said.replace(&told.file(), "FILE").replace(disk.path(), "DISK").replace(&volume.display().to_string(), "VOLUME")
+    };
+    for (text, wanted) in [
+        ("{", "FILE: not what a direct volume is said by"),
+        (&*"[".repeat(100_000), "FILE: it has more than 65536 bytes"),
+        (&*info("spdkvol", "/dev/x", "ext4", ""), "FILE: volume-type is \"spdkvol\": expected \"block\""),
+        (&*info("block", "../loop0", "ext4", ""), "FILE: device is \"../loop0\": expected a path from / on"),
+        (&*info("block", "/dev/none", "ext4", ""), "FILE: device is \"/dev/none\": No such file"),
+        (&*info("block", disk.path(), "vfat", ""), "FILE: fstype is \"vfat\": expected ext4, xfs or erofs"),
+        (&*info("block", "/dev/null", "ext4", ""), "the volume VOLUME: /dev/null is no disk image"),
+        // It has none.
+        (&*info("block", disk.path(), "ext4", ""), "the volume VOLUME: mount ext4 from"),
+    ] {
+        let said = words(text);
+        notes.want(wanted, if said.contains(wanted) { "so" } else { &said }, "so");
+    }
+    let claim = claimed(&disk).expect("nobody has it");
+    let said = words(&info("block", disk.path(), "ext4", ""));
+    notes.want("one in use", said.contains("the volume VOLUME: the disk image DISK is in use"), true);
+    drop(claim);
+    notes.want("nobody has it", claimed(&disk).is_ok(), true);
+    notes.want("the pod is as it was", kubelet.exec(&other, &["echo", "here"]), "here");
     notes.want("removal", kubelet.remove(&pod.id), "ok");
 }
 

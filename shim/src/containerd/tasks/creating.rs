@@ -28,6 +28,7 @@ use super::super::translate::{Pids, Plan};
 use super::{PoisonError, Tasks, oci_failure, release};
 use crate::sandbox::disks::DeviceImage;
 use crate::sandbox::mounts::{Layout, Root, SharedFolder};
+use crate::sandbox::volumes::GuestVolume;
 
 /// A container that its front end lays out: for one whose specification is not in a bundle.
 pub(crate) struct Composed {
@@ -58,6 +59,8 @@ struct LaidOut {
     spec: Vec<u8>,
     root: Root,
     devices: Vec<DeviceImage>,
+    /// Its volumes that the guest mounts itself.
+    volumes: Vec<GuestVolume>,
     share: Share,
     opened: Opened,
     wanted: Stdio,
@@ -100,8 +103,8 @@ impl Tasks {
             let init = Process::new(&named, "", stdio);
             let mut container = Container::new(&named, &folder, place.to_owned(), String::new(), init);
             container.volumes = volumes;
-            let share = Share::default();
-            Ok(LaidOut { container, spec, root, devices, share, opened, wanted })
+            let (volumes, share) = (Vec::new(), Share::default());
+            Ok(LaidOut { container, spec, root, devices, volumes, share, opened, wanted })
         })
         .await
     }
@@ -149,8 +152,11 @@ impl Tasks {
             if let Err(error) = shared.clear(&place) {
                 log::warn!("what was laid out for container {id} remains: {error}");
             }
-            if let (Some(growth), Ok(guest)) = (self.growth.get(), self.guest().await) {
-                growth.leave(&guest, id).await;
+            if let Ok(guest) = self.guest().await {
+                self.volumes.leave(&guest, id).await;
+                if let Some(growth) = self.growth.get() {
+                    growth.leave(&guest, id).await;
+                }
             }
         }
         let (container, pid) = created?;
@@ -202,18 +208,20 @@ impl Tasks {
         self.host.run(&container.hooks.create, &state).await.map_err(|error| TaskError::Failed(error.to_string()))?;
         let wanted = init.stdio().wanted(plan.console_size());
         let devices = std::mem::take(&mut plan.devices);
+        let volumes = std::mem::take(&mut plan.guest_volumes);
         let spec = plan.finish(&layout)?;
-        Ok(LaidOut { container, spec, root, devices, share, opened, wanted })
+        Ok(LaidOut { container, spec, root, devices, volumes, share, opened, wanted })
     }
 
     /// Makes it in the guest, and joins its streams; with the id of its first process there.
     async fn create_in_guest(&self, laid_out: LaidOut, place: &str) -> Result<(Container, u32), TaskError> {
-        let LaidOut { container, spec, root, devices, share, opened, wanted } = laid_out;
+        let LaidOut { container, spec, root, devices, volumes, share, opened, wanted } = laid_out;
         let id = container.id();
         let (guest, disks) = self.machine().await?;
         if let Some(growth) = self.growth.get() {
             growth.admit(&guest, id, share).await?;
         }
+        self.volumes.join(&guest, &disks, &volumes, id).await?;
         let message = CreateContainerRequest {
             container_id: id.to_owned(),
             spec_json: spec,

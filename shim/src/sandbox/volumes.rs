@@ -1,0 +1,243 @@
+//! Volumes that the guest mounts itself: from a disk of the host's, or in its own memory. All containers of the sandbox that have one
+//! see the same files.
+//!
+//! One on a disk is unmounted, and its disk the host's again, when the last container that has it is gone; one in memory stays as
+//! long as the sandbox, as its files must. Knows nothing of how a specification asks for one.
+
+use std::path::{Path, PathBuf};
+
+use tatami_protocol::agent::storage::Kind;
+use tatami_protocol::agent::{BlockStorage, Group as GroupMessage, Storage, TmpfsStorage, Volume};
+use tokio::sync::Mutex;
+
+use super::Error;
+use super::agent::AgentError;
+use super::disk_root::{DiskFormat, GUEST_STORAGES, ImagePath};
+use super::disks::{Disk, DiskError, Disks};
+use super::guest::Guest;
+
+/// What a volume's only storage is called.
+const FILES: &str = "files";
+
+/// Why a container does not get a volume.
+#[derive(Debug, thiserror::Error)]
+#[error("the volume {}: {error}", path.display())]
+pub struct VolumeError {
+    /// The volume, as the host knows it.
+    pub path: PathBuf,
+    /// Why not.
+    pub error: Error,
+}
+
+/// A volume that the guest is to mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestVolume {
+    /// What it is called in the guest: the same for the same volume, and no number. Letters, digits and `-`.
+    pub name: String,
+    /// Where the host has it, for messages.
+    pub source: PathBuf,
+    /// Its file system.
+    pub files: Files,
+}
+
+/// A volume's file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Files {
+    /// On a disk.
+    OnDisk {
+        /// The disk.
+        image: ImagePath,
+        /// What is on it.
+        format: DiskFormat,
+        /// Of the file system itself.
+        options: Vec<String>,
+        /// Whose its files are made.
+        group: Option<Group>,
+    },
+    /// In the guest's memory, with these options of tmpfs.
+    InMemory(Vec<String>),
+}
+
+/// A group that may read and write all files of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Its number.
+    pub gid: u32,
+    /// Where the volume's root is so already, nothing is changed.
+    pub unless_root_is: bool,
+}
+
+/// The volumes that are mounted in a sandbox's guest.
+#[derive(Default)]
+pub struct Volumes(Mutex<Vec<Mounted>>);
+
+struct Mounted {
+    volume: GuestVolume,
+    disk: Option<Disk>,
+    /// The containers that have it.
+    users: Vec<String>,
+}
+
+impl GuestVolume {
+    /// Where its files are in the guest, once it is mounted.
+    pub fn guest_path(&self) -> PathBuf {
+        Path::new(GUEST_STORAGES).join(&self.name).join(FILES)
+    }
+
+    /// What the agent has to know of it, but for its disk.
+    fn message(&self) -> Volume {
+        let kind = match &self.files {
+            Files::OnDisk { image, format, options, group } => Kind::Block(BlockStorage {
+                type_: format.name().to_owned(),
+                read_only: image.read_only,
+                options: options.clone(),
+                group: group.map(Group::message).into(),
+                ..BlockStorage::default()
+            }),
+            Files::InMemory(options) => {
+                Kind::Tmpfs(TmpfsStorage { options: options.clone(), ..TmpfsStorage::default() })
+            }
+        };
+        let storage = Storage { name: FILES.to_owned(), kind: Some(kind), ..Storage::default() };
+        Volume { folder: self.name.clone(), storages: vec![storage], ..Volume::default() }
+    }
+}
+
+impl Group {
+    fn message(self) -> GroupMessage {
+        let Group { gid, unless_root_is } = self;
+        GroupMessage { gid, unless_root_is, ..GroupMessage::default() }
+    }
+}
+
+impl Volumes {
+    /// Has the guest mount those of `wanted` that it has not mounted yet. `container` has them from now on, until it
+    /// [leaves](Volumes::leave), whatever comes out.
+    ///
+    /// # Errors
+    /// [`VolumeError`], for the first that cannot be.
+    pub async fn join(
+        &self,
+        guest: &Guest,
+        disks: &Disks,
+        wanted: &[GuestVolume],
+        container: &str,
+    ) -> Result<(), VolumeError> {
+        let mut all = self.0.lock().await;
+        for volume in wanted {
+            let failed = |error: Error| VolumeError { path: volume.source.clone(), error };
+            let users = match all.iter_mut().find(|mounted| mounted.volume.name == volume.name) {
+                Some(mounted) => {
+                    mounted.check_shares(volume).map_err(|error| failed(error.into()))?;
+                    &mut mounted.users
+                }
+                None => {
+                    let disk = mount(guest, disks, volume).await.map_err(failed)?;
+                    all.push(Mounted { volume: volume.clone(), disk, users: Vec::new() });
+                    &mut all.last_mut().expect("it was added").users
+                }
+            };
+            users.push(container.to_owned());
+        }
+        Ok(())
+    }
+
+    /// `container` is gone from the guest: what nobody has any more is unmounted.
+    pub async fn leave(&self, guest: &Guest, container: &str) {
+        let mut all = self.0.lock().await;
+        let mut kept = Vec::new();
+        for mut mounted in all.drain(..) {
+            mounted.users.retain(|user| user != container);
+            match mounted.disk.take() {
+                Some(disk) if mounted.users.is_empty() => {
+                    if let Err((error, disk)) = unmount(guest, &mounted.volume, disk).await {
+                        // A guest that is gone has none.
+                        if !error.is_of_dead_guest() {
+                            log::warn!("the volume {}: {error}", mounted.volume.source.display());
+                        }
+                        kept.extend(disk.map(|disk| Mounted { disk: Some(disk), ..mounted }));
+                    }
+                }
+                disk => kept.push(Mounted { disk, ..mounted }),
+            }
+        }
+        *all = kept;
+    }
+}
+
+impl Mounted {
+    /// Whether another container may have it as `wanted` says.
+    fn check_shares(&self, wanted: &GuestVolume) -> Result<(), DiskError> {
+        match &wanted.files {
+            Files::OnDisk { image, .. } if wanted.files != self.volume.files => {
+                Err(DiskError::InUse(image.path.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn mount(guest: &Guest, disks: &Disks, volume: &GuestVolume) -> Result<Option<Disk>, Error> {
+    let mut message = volume.message();
+    let disk = match &volume.files {
+        Files::OnDisk { image, .. } => Some(disks.attach(vec![image.open()?]).await?),
+        Files::InMemory(_) => None,
+    };
+    message.disk = disk.as_ref().map(Disk::message).into();
+    match (guest.call(guest.agent().mount_volume(message)).await, disk) {
+        (Ok(()), disk) => Ok(disk),
+        // Who refuses has let go of the disk.
+        (Err(error @ Error::Agent(AgentError::Refused { .. })), Some(disk)) => {
+            disk.detach().await?;
+            Err(error)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Takes it from the guest; with the disk if the guest still has that.
+async fn unmount(guest: &Guest, volume: &GuestVolume, disk: Disk) -> Result<(), (Error, Option<Disk>)> {
+    match guest.call(guest.agent().unmount_volume(&volume.name)).await {
+        Ok(()) => disk.detach().await.map_err(|error| (error.into(), None)),
+        Err(error) => Err((error, Some(disk))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on_disk(read_only: bool) -> GuestVolume {
+        let image = ImagePath { path: "/dev/sdb".into(), read_only };
+        let group = Some(Group { gid: 7, unless_root_is: true });
+        let files = Files::OnDisk { image, format: DiskFormat::Ext4, options: vec!["data=ordered".to_owned()], group };
+        GuestVolume { name: "disk-8-16".to_owned(), source: "/volume".into(), files }
+    }
+
+    #[test]
+    fn the_agent_is_told_of_one_storage() {
+        let message = on_disk(true).message();
+        let Some(Kind::Block(block)) = &message.storages[0].kind else { panic!("a disk's") };
+        assert_eq!((block.type_.as_str(), block.part, block.read_only), ("ext4", 0, true));
+        assert_eq!((block.group.gid, block.group.unless_root_is), (7, true));
+        assert_eq!((message.storages.len(), &block.options[..]), (1, &["data=ordered".to_owned()][..]));
+        assert_eq!(on_disk(true).guest_path(), Path::new("/run/tatami/storages/disk-8-16/files"));
+        assert_eq!((message.folder.as_str(), message.storages[0].name.as_str()), ("disk-8-16", "files"));
+        let files = Files::InMemory(vec!["size=1m".to_owned()]);
+        let memory = GuestVolume { files, ..on_disk(true) }.message();
+        assert!(matches!(&memory.storages[0].kind, Some(Kind::Tmpfs(tmpfs)) if tmpfs.options == ["size=1m"]));
+    }
+
+    #[test]
+    fn a_disk_is_mounted_in_one_way() {
+        let mounted = Mounted { volume: on_disk(false), disk: None, users: Vec::new() };
+        mounted.check_shares(&on_disk(false)).unwrap();
+        let error = mounted.check_shares(&on_disk(true)).unwrap_err().to_string();
+        assert!(error.starts_with("the disk image /dev/sdb is in use"), "{error}");
+        // The size of one in memory is the first one's: that of another can only be the same, or have been changed since.
+        let memory =
+            |size: &str| GuestVolume { files: Files::InMemory(vec![format!("size={size}")]), ..on_disk(false) };
+        let mounted = Mounted { volume: memory("1"), ..mounted };
+        mounted.check_shares(&memory("2")).unwrap();
+    }
+}
