@@ -44,7 +44,7 @@ const USED: &[(Section, &[&str])] = &[
         ],
     ),
     (Hypervisor, &["disable_vhost_net", "enable_annotations", "valid_file_mem_backends"]),
-    (Runtime, &["internetworking_model"]),
+    (Runtime, &["internetworking_model", "emptydir_mode"]),
     (Runtime, &["enable_debug", "hypervisor_name", "agent_name", "name", "disable_guest_seccomp"]),
     (Runtime, &["create_container_timeout", "static_sandbox_resource_mgmt"]),
     (Agent, &["create_container_timeout"]),
@@ -62,6 +62,8 @@ const DISKS: &str = "disks are virtio-blk, by io_uring where the host has it";
 const CONFIDENTIAL: &str = "there are no confidential guests";
 const PASSTHROUGH: &str = "host devices are not passed through";
 const TRACING: &str = "there are no traces: `tatami inspect` and the log say what there is";
+/// Also said of values of `emptydir_mode`, which is carried out as far as it asks for this.
+pub(super) const EMPTY_DIRS: &str = "an emptyDir on disk is always a folder of the host's, which the guest shares";
 const KERNEL: &str = "the guest kernel has all that it knows built in";
 
 const IDLE: &[(Section, &[&str], &str)] = &[
@@ -168,11 +170,8 @@ const IDLE: &[(Section, &[&str], &str)] = &[
     (Runtime, &["disable_new_netns", "dan_conf"], NAMESPACE),
     (Runtime, &["sandbox_cgroup_only"], "the VMM is in a cgroup of its own below the caller's"),
     (Runtime, &["enable_vcpus_pinning"], "vCPUs are not pinned yet"),
-    (
-        Runtime,
-        &["sandbox_bind_mounts", "emptydir_mode", "disable_guest_empty_dir"],
-        "volumes are as the container's bundle has them",
-    ),
+    (Runtime, &["sandbox_bind_mounts"], "volumes are as the container's bundle has them"),
+    (Runtime, &["disable_guest_empty_dir"], EMPTY_DIRS),
     (Runtime, &["vfio_mode"], PASSTHROUGH),
     (Runtime, &["guest_selinux_label"], "SELinux is the host's alone"),
     (Runtime, &["enable_tracing", "jaeger_endpoint", "jaeger_user", "jaeger_password", "enable_pprof"], TRACING),

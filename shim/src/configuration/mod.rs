@@ -142,6 +142,7 @@ impl Configuration {
         let chosen = hypervisor(document)?;
         let mut settings = Settings { document, hypervisor: chosen, idle: Vec::new() };
         settings.look_over();
+        settings.check_empty_dirs()?;
         let guest = |settings: &mut Settings<'_>, name| settings.guest_file(name);
         let (kernel, image, initrd) =
             (guest(&mut settings, "kernel")?, guest(&mut settings, "image")?, guest(&mut settings, "initrd")?);
@@ -294,6 +295,22 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// Notes that emptyDirs are never on disks of their own, if that is asked for.
+    fn check_empty_dirs(&mut self) -> Result<(), ConfigurationError> {
+        const NAME: &str = "emptydir_mode";
+        let mode = self.text(Section::Runtime, NAME)?;
+        let Some(setting) = self.get(Section::Runtime, NAME) else { return Ok(()) };
+        match mode {
+            None | Some("" | "shared-fs") => {}
+            Some(mode @ ("block-plain" | "block-encrypted")) => {
+                let why = keys::EMPTY_DIRS;
+                self.idle.push(format!("{}: runtime.{NAME} {mode:?} changes nothing: {why}", setting.place));
+            }
+            Some(_) => return Err(wrong(setting, NAME, "shared-fs")),
+        }
+        Ok(())
+    }
+
     fn number(
         &self,
         section: Section,
@@ -421,6 +438,23 @@ mod tests {
         assert_eq!(idle.len(), 4, "{idle:?}");
         assert_eq!(named("c.toml:2: hypervisor.qemu.path changes nothing: the VMM is Tatami itself"), 1);
         assert_eq!((named("c.toml:5: kernel /opt/kata/k"), named("qemu.such"), named("netmon.enable")), (1, 1, 1));
+    }
+
+    #[test]
+    fn empty_dirs_are_shared_whatever_is_asked_for() {
+        let idle = |mode: &str| read(&[&format!("[runtime]\nemptydir_mode = '{mode}'\n")]).map(|set| set.idle);
+        for mode in ["", "shared-fs"] {
+            assert_eq!(idle(mode).unwrap(), [""; 0]);
+        }
+        for mode in ["block-plain", "block-encrypted"] {
+            let told = idle(mode).unwrap();
+            assert!(
+                told.len() == 1
+                    && told[0].contains(&format!("c.toml:2: runtime.emptydir_mode {mode:?} changes nothing"))
+            );
+        }
+        let error = idle("disk").unwrap_err();
+        assert!(error.ends_with("c.toml:2: emptydir_mode is \"disk\": expected shared-fs"), "{error}");
     }
 
     #[test]

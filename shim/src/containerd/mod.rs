@@ -14,6 +14,7 @@ mod container;
 mod delete;
 mod direct_volumes;
 mod disk_rootfs;
+mod empty_dirs;
 pub(crate) mod error;
 pub(crate) mod events;
 #[cfg(feature = "fuzzing")]

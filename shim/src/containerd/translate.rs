@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Hook, Hooks, Linux, LinuxNamespace, LinuxNamespaceType, Mount, Process, Spec};
 
 use super::error::TaskError;
-use super::{block_devices, direct_volumes};
+use super::{block_devices, direct_volumes, empty_dirs};
 use crate::sandbox::disks::DeviceImage;
 use crate::sandbox::mounts::{HostVolume, Layout};
 use crate::sandbox::volumes::GuestVolume;
@@ -247,6 +247,10 @@ fn translate_mount(mount: &mut Mount) -> Result<Needs, TaskError> {
         mount.set_source(Some(direct.volume.guest_path()));
         return Ok(Needs::Guest(direct.volume));
     }
+    if let Some(volume) = empty_dirs::in_memory(&source) {
+        mount.set_source(Some(volume.guest_path()));
+        return Ok(Needs::Guest(volume));
+    }
     let below = |folder: &&str| source.starts_with(folder) && !source.starts_with("/dev/shm");
     if GUEST_FOLDERS.iter().any(below) {
         return Ok(Needs::Nothing);
@@ -255,7 +259,7 @@ fn translate_mount(mount: &mut Mount) -> Result<Needs, TaskError> {
 }
 
 /// The size of the tmpfs at `path`, if one is there.
-fn tmpfs_size(path: &Path) -> Option<u64> {
+pub(super) fn tmpfs_size(path: &Path) -> Option<u64> {
     const TMPFS_MAGIC: u64 = 0x0102_1994;
     let status = rustix::fs::statfs(path).ok()?;
     (status.f_type as u64 == TMPFS_MAGIC).then(|| status.f_blocks * status.f_bsize as u64)

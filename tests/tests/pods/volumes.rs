@@ -14,6 +14,7 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("folders and files of the host", of_the_host),
     Case::new("a configuration that is replaced as a whole", replaced),
     Case::new("a volume that two containers share", shared),
+    Case::new("a volume in memory", in_memory),
     Case::new("a raw block volume", block),
     Case::new("raw block volumes that cannot be", bad_blocks)
         .without_reference("runc hands out a device whatever is on it, and whoever has it"),
@@ -148,6 +149,39 @@ impl Drop for OnHost {
     fn drop(&mut self) {
         host(&["umount", &self.0.display().to_string()]);
     }
+}
+
+/// emptyDir of the medium Memory, with a limit: the kubelet mounts a tmpfs.
+fn in_memory(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let folder = kubelet.scratch().join("kubernetes.io~empty-dir/cache");
+    let mounted = OnHost::mount(&["-t", "tmpfs", "-o", "size=4m,mode=777", "tmpfs"], &folder);
+    let pod = kubelet.run("pod");
+    let start = |name: &str, readonly: bool| {
+        let config = with(name, &["sleep", "100000"], vec![mount(&folder, "/cache", readonly)]);
+        kubelet.start_described(&pod, config).expect("it starts")
+    };
+    let (one, other) = (start("one", false), start("other", true));
+    notes.want("what it is", kubelet.shell(&one, "stat -f -c %T /cache; stat -c '%a %u:%g' /cache"), "tmpfs\n777 0:0");
+    notes.want("how large", kubelet.shell(&one, "df -k /cache | tail -1 | awk '{print $2}'"), "4096");
+    notes.want("what one writes", kubelet.shell(&one, "echo word >/cache/file && mkfifo /cache/p && echo ok"), "ok");
+    notes.want("the other reads", kubelet.shell(&other, "cat /cache/file"), "word");
+    notes.want(
+        "and does not write",
+        kubelet.shell(&other, "touch /cache/x 2>&1 | grep -c 'Read-only'; test -e /cache/x || echo none"),
+        "1\nnone",
+    );
+    let much =
+        "dd if=/dev/zero of=/cache/much bs=1M count=8 2>&1 | grep -c 'No space'; wc -c </cache/much; rm /cache/much";
+    let said = kubelet.shell(&one, much);
+    notes.want("more than fits", said.starts_with("1\n") && said != "1\n8388608", true);
+    // Not even the host sees the guest's memory.
+    notes.want("where it is", folder.join("file").exists() != kubelet.is_ours(), true);
+    notes.want("one is removed", kubelet.remove_container(&one), "ok");
+    notes.want("the other", kubelet.remove_container(&other), "ok");
+    let again = start("again", false);
+    notes.want("what was written stays", kubelet.shell(&again, "cat /cache/file"), "word");
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+    drop(mounted);
 }
 
 /// A volume by Kata's convention: what the runtime is told of a path. Dropped, it is forgotten.
