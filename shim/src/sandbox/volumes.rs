@@ -5,6 +5,7 @@
 //! long as the sandbox, as its files must. Knows nothing of how a specification asks for one.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tatami_protocol::agent::storage::Kind;
 use tatami_protocol::agent::{BlockStorage, Group as GroupMessage, Storage, TmpfsStorage, Volume};
@@ -69,7 +70,7 @@ pub struct Group {
 
 /// The volumes that are mounted in a sandbox's guest.
 #[derive(Default)]
-pub struct Volumes(Mutex<Vec<Mounted>>);
+pub struct Volumes(Arc<Mutex<Vec<Mounted>>>);
 
 struct Mounted {
     volume: GuestVolume,
@@ -123,45 +124,44 @@ impl Volumes {
         wanted: &[GuestVolume],
         container: &str,
     ) -> Result<(), VolumeError> {
-        let mut all = self.0.lock().await;
-        for volume in wanted {
-            let failed = |error: Error| VolumeError { path: volume.source.clone(), error };
-            let users = match all.iter_mut().find(|mounted| mounted.volume.name == volume.name) {
-                Some(mounted) => {
-                    mounted.check_shares(volume).map_err(|error| failed(error.into()))?;
-                    &mut mounted.users
-                }
-                None => {
-                    let disk = mount(guest, disks, volume).await.map_err(failed)?;
-                    all.push(Mounted { volume: volume.clone(), disk, users: Vec::new() });
-                    &mut all.last_mut().expect("it was added").users
-                }
-            };
-            users.push(container.to_owned());
-        }
-        Ok(())
+        let (all, guest, disks) = (self.0.clone(), guest.clone(), disks.clone());
+        let (wanted, container) = (wanted.to_vec(), container.to_owned());
+        to_the_end(async move {
+            let mut all = all.lock().await;
+            for volume in wanted {
+                let path = volume.source.clone();
+                let joined = join_one(&mut all, &guest, &disks, volume, &container).await;
+                joined.map_err(|error| VolumeError { path, error })?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// `container` is gone from the guest: what nobody has any more is unmounted.
     pub async fn leave(&self, guest: &Guest, container: &str) {
-        let mut all = self.0.lock().await;
-        let mut kept = Vec::new();
-        for mut mounted in all.drain(..) {
-            mounted.users.retain(|user| user != container);
-            match mounted.disk.take() {
-                Some(disk) if mounted.users.is_empty() => {
-                    if let Err((error, disk)) = unmount(guest, &mounted.volume, disk).await {
-                        // A guest that is gone has none.
-                        if !error.is_of_dead_guest() {
-                            log::warn!("the volume {}: {error}", mounted.volume.source.display());
+        let (all, guest, container) = (self.0.clone(), guest.clone(), container.to_owned());
+        to_the_end(async move {
+            let mut all = all.lock().await;
+            let mut kept = Vec::new();
+            for mut mounted in all.drain(..) {
+                mounted.users.retain(|user| *user != container);
+                match mounted.disk.take() {
+                    Some(disk) if mounted.users.is_empty() => {
+                        if let Err((error, disk)) = unmount(&guest, &mounted.volume, disk).await {
+                            // A guest that is gone has none.
+                            if !error.is_of_dead_guest() {
+                                log::warn!("the volume {}: {error}", mounted.volume.source.display());
+                            }
+                            kept.extend(disk.map(|disk| Mounted { disk: Some(disk), ..mounted }));
                         }
-                        kept.extend(disk.map(|disk| Mounted { disk: Some(disk), ..mounted }));
                     }
+                    disk => kept.push(Mounted { disk, ..mounted }),
                 }
-                disk => kept.push(Mounted { disk, ..mounted }),
             }
-        }
-        *all = kept;
+            *all = kept;
+        })
+        .await;
     }
 }
 
@@ -175,6 +175,33 @@ impl Mounted {
             _ => Ok(()),
         }
     }
+}
+
+/// Does `work` even when who waits for it gives up, as a client's deadline makes it: what is half mounted would be nobody's, and in
+/// the way of the next that wants it.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    tokio::spawn(work).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+async fn join_one(
+    all: &mut Vec<Mounted>,
+    guest: &Guest,
+    disks: &Disks,
+    volume: GuestVolume,
+    container: &str,
+) -> Result<(), Error> {
+    let container = container.to_owned();
+    match all.iter_mut().find(|mounted| mounted.volume.name == volume.name) {
+        Some(mounted) => {
+            mounted.check_shares(&volume)?;
+            mounted.users.push(container);
+        }
+        None => {
+            let disk = mount(guest, disks, &volume).await?;
+            all.push(Mounted { volume, disk, users: vec![container] });
+        }
+    }
+    Ok(())
 }
 
 async fn mount(guest: &Guest, disks: &Disks, volume: &GuestVolume) -> Result<Option<Disk>, Error> {
@@ -226,6 +253,22 @@ mod tests {
         let files = Files::InMemory(vec!["size=1m".to_owned()]);
         let memory = GuestVolume { files, ..on_disk(true) }.message();
         assert!(matches!(&memory.storages[0].kind, Some(Kind::Tmpfs(tmpfs)) if tmpfs.options == ["size=1m"]));
+    }
+
+    #[test]
+    fn work_is_done_for_who_gave_up() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (go, going) = tokio::sync::oneshot::channel::<()>();
+            let (done, doing) = tokio::sync::oneshot::channel();
+            let work = to_the_end(async {
+                going.await.unwrap();
+                done.send(7).unwrap();
+            });
+            tokio::time::timeout(std::time::Duration::from_millis(1), work).await.unwrap_err();
+            go.send(()).unwrap();
+            assert_eq!(doing.await.unwrap(), 7);
+        });
     }
 
     #[test]
