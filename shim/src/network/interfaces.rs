@@ -34,7 +34,7 @@ pub enum Model {
     /// Each is joined to a tap by the kernel's traffic control.
     #[default]
     TcFilter,
-    /// A macvtap lies on each.
+    /// A macvtap lies on each, but for those that lie on another themselves: they are joined as by the first.
     MacVtap,
     /// It is not.
     None,
@@ -116,10 +116,8 @@ struct Joined {
 struct End {
     /// The interface's number.
     index: u32,
-    /// Its hardware address before it was joined: the guest's.
-    hardware_address: Vec<u8>,
-    /// The name of the macvtap that lies on it, if one does.
-    macvtap: Option<String>,
+    /// The number of the macvtap that lies on it, if one does.
+    macvtap: Option<u32>,
 }
 
 /// News of the namespace.
@@ -197,8 +195,7 @@ impl Network {
                 Some(slot) => slot,
                 None => self.join(&mut joined, found, guest).await?,
             };
-            let end = joined.slots[slot].as_ref().expect("it is joined");
-            request.interfaces.push(described(found, end, slot as u8));
+            request.interfaces.push(described(found, slot as u8));
         }
         guest.call(guest.agent().configure_network(request)).await?;
         joined.told = view;
@@ -210,15 +207,18 @@ impl Network {
         let full = || NetworkError::Full { name: found.name.clone(), slots: self.slots };
         let slot = joined.slots.iter().position(Option::is_none).ok_or_else(full)?;
         let name = name_of(joined.taps);
-        let tap = match found.kind {
-            Kind::Physical => return Err(NetworkError::Physical(found.name.clone())),
-            Kind::NotEthernet => return Err(NetworkError::NotEthernet(found.name.clone())),
-            Kind::Tap => Tap::open(&found.name, self.queues)?,
-            Kind::Virtual if self.how.model == Model::MacVtap => self.tap_upon(found, &name).await?,
-            Kind::Virtual => self.tap_beside(found, &name).await?,
+        let (tap, macvtap) = match (found.kind, self.how.model) {
+            (Kind::Physical, _) => return Err(NetworkError::Physical(found.name.clone())),
+            (Kind::NotEthernet, _) => return Err(NetworkError::NotEthernet(found.name.clone())),
+            (Kind::Tap, _) => (Tap::open(&found.name, self.queues)?, None),
+            (Kind::Virtual, Model::MacVtap) => {
+                let (tap, index) = self.tap_upon(found, &name).await?;
+                (tap, Some(index))
+            }
+            // A macvtap on one of these would lie on what it lies on itself, perhaps in another namespace.
+            (Kind::Virtual | Kind::Stacked, _) => (self.tap_beside(found, &name).await?, None),
         };
         joined.taps += 1;
-        let macvtap = (found.kind == Kind::Virtual && self.how.model == Model::MacVtap).then_some(name);
         let mut ends = tap.queues;
         if self.how.vhost != VhostUse::Off {
             let opened: Result<Vec<_>, _> = ends.iter().map(|_| vhost::open()).collect();
@@ -228,8 +228,7 @@ impl Network {
             }
         }
         guest.vm().plug(slot as u8, ends).await.map_err(sandbox::Error::from)?;
-        let hardware_address = found.hardware_address.clone();
-        joined.slots[slot] = Some(End { index: found.index, hardware_address, macvtap });
+        joined.slots[slot] = Some(End { index: found.index, macvtap });
         Ok(slot)
     }
 
@@ -246,21 +245,23 @@ impl Network {
         Ok(tap)
     }
 
-    /// A macvtap, which has the interface's hardware address; the interface gets another, and receives what is broadcast only.
-    async fn tap_upon(&self, found: &Found, name: &str) -> Result<Tap, NetworkError> {
-        let mut aside = found.hardware_address.clone();
-        // Locally administered, and so none that a device was made with.
-        if let Some(first) = aside.first_mut() {
-            *first ^= 0x42;
-        }
-        let change = |index, address: Vec<u8>| LinkUnspec::new_with_index(index).address(address).build();
-        let moved = self.netlink.link().set(change(found.index, aside)).execute().await;
-        moved.map_err(failed(format!("change the hardware address of the network interface {}", found.name)))?;
-        let macvtap = LinkMacVtap::new(name, found.index, MacVtapMode::Bridge).mtu(found.mtu).up();
-        let macvtap = macvtap.address(found.hardware_address.clone()).build();
+    /// A macvtap, which has the interface's hardware address, and its number.
+    ///
+    /// What is broadcast the kernel would give the interface too, and it would answer in the guest's place for the addresses, which it
+    /// keeps: so the macvtap gets everything before that.
+    async fn tap_upon(&self, found: &Found, name: &str) -> Result<(Tap, u32), NetworkError> {
+        let index = tap::free_macvtap_index().map_err(|errno| TapError::System {
+            action: "number",
+            name: name.to_owned(),
+            source: errno.into(),
+        })?;
+        let mut macvtap = LinkMacVtap::new(name, found.index, MacVtapMode::Passthrough).mtu(found.mtu).up().build();
+        macvtap.header.index = index;
         let made = self.netlink.link().add(macvtap).execute().await;
         made.map_err(failed(format!("put a macvtap on the network interface {}", found.name)))?;
-        Ok(Tap::of_macvtap(name, self.queues)?)
+        let given = redirect::receive_in_place(&self.netlink, found.index, index).await;
+        given.map_err(failed(format!("give the macvtap {name} what the network interface {} receives", found.name)))?;
+        Ok((Tap::of_macvtap(name, index, self.queues)?, index))
     }
 
     /// Follows the namespace as long as the guest lives.
@@ -290,14 +291,11 @@ impl Network {
     /// Leaves one as it was found. It may be gone.
     async fn part(&self, end: End) {
         let parted = async {
-            if let Some(name) = &end.macvtap {
-                if let Ok(index) = tap::index_of(name) {
-                    self.netlink.link().del(index).execute().await?;
-                }
-                let back = LinkUnspec::new_with_index(end.index).address(end.hardware_address.clone()).build();
-                return self.netlink.link().set(back).execute().await;
+            redirect::part(&self.netlink, end.index).await?;
+            match end.macvtap {
+                Some(index) => self.netlink.link().del(index).execute().await,
+                None => Ok(()),
             }
-            redirect::part(&self.netlink, end.index).await
         };
         if let Err(error) = parted.await {
             log::debug!("the network interface {}: {error}", end.index);
@@ -360,11 +358,11 @@ fn added<T: Clone + PartialEq>(now: &[T], before: &[T]) -> Vec<T> {
 }
 
 /// An interface as the guest is to have it.
-fn described(found: &Found, end: &End, slot: u8) -> Interface {
+fn described(found: &Found, slot: u8) -> Interface {
     Interface {
         device: nic_address(slot).to_vec(),
         name: found.name.clone(),
-        hardware_address: end.hardware_address.clone(),
+        hardware_address: found.hardware_address.clone(),
         mtu: found.mtu,
         addresses: found.addresses.clone(),
         ..Default::default()

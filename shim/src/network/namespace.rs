@@ -38,8 +38,10 @@ pub struct Found {
 pub enum Kind {
     /// A tap, which a VMM can open.
     Tap,
-    /// Something else that the kernel made: a veth, a macvlan.
+    /// Something else that the kernel made: a veth, a vlan.
     Virtual,
+    /// The same on another interface, of whose frames it gets its own: a macvlan, an ipvlan.
+    Stacked,
     /// A device.
     Physical,
     /// It does not carry Ethernet's frames.
@@ -113,7 +115,11 @@ fn found(link: LinkMessage) -> Option<Found> {
                     LinkInfo::Kind(kind) => Some(kind),
                     _ => None,
                 }) {
-                    found.kind = if *kind == InfoKind::Tun { Kind::Tap } else { Kind::Virtual };
+                    found.kind = match kind {
+                        InfoKind::Tun => Kind::Tap,
+                        InfoKind::MacVlan | InfoKind::MacVtap | InfoKind::IpVlan | InfoKind::IpVtap => Kind::Stacked,
+                        _ => Kind::Virtual,
+                    };
                 }
             }
             _ => {}
@@ -215,6 +221,9 @@ mod tests {
         let veth = link(Some(InfoKind::Veth), LinkFlags::Up).unwrap();
         assert_eq!((veth.kind, veth.mtu, veth.name.as_str()), (Kind::Virtual, 1400, "eth0"));
         assert_eq!(link(Some(InfoKind::Tun), LinkFlags::Up).unwrap().kind, Kind::Tap);
+        for kind in [InfoKind::MacVlan, InfoKind::IpVlan] {
+            assert_eq!(link(Some(kind), LinkFlags::Up).unwrap().kind, Kind::Stacked);
+        }
         assert_eq!(link(None, LinkFlags::Up).unwrap().kind, Kind::Physical);
         assert_eq!(link(None, LinkFlags::Up | LinkFlags::Loopback), None);
         assert_eq!(link(Some(InfoKind::Veth), LinkFlags::empty()), None, "what is down carries nothing");

@@ -7,6 +7,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use rustix::ioctl::{Opcode, opcode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -113,12 +114,13 @@ impl Tap {
         Tap::set_up(name, queues_of_it, mtu, false)
     }
 
-    /// Opens the macvtap called `name`, which was made in the caller's network namespace, with `queues` queues.
+    /// Opens the macvtap called `name`, which was made in the caller's network namespace under the number `index`, one of
+    /// [`free_macvtap_index`]'s, with `queues` queues.
     ///
     /// # Errors
     /// [`TapError`].
-    pub fn of_macvtap(name: &str, queues: u8) -> Result<Tap, TapError> {
-        let device = format!("/dev/tap{}", index_of(name)?);
+    pub fn of_macvtap(name: &str, index: u32, queues: u8) -> Result<Tap, TapError> {
+        let device = macvtap_device(index);
         let open = || {
             let options = OpenOptions::new()
                 .read(true)
@@ -179,6 +181,27 @@ pub fn host_cuts_udp() -> bool {
 /// [`TapError::Missing`].
 pub fn index_of(name: &str) -> Result<u32, TapError> {
     nix::net::if_::if_nametoindex(name).map_err(|_| TapError::Missing(name.to_owned()))
+}
+
+/// A number for a macvtap that no other of the host has. Numbers are each namespace's own, but a macvtap's device is called by its
+/// number in a folder that all namespaces share, where the first of a name stays: the second's owner would open the first.
+///
+/// # Errors
+/// When the kernel has no random bytes.
+pub fn free_macvtap_index() -> rustix::io::Result<u32> {
+    loop {
+        let mut bytes = [0; 4];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        // Small ones the kernel gives itself; of the others there are so many that two made at once do not get the same.
+        let index = u32::from_ne_bytes(bytes) >> 2 | 1 << 29;
+        if !Path::new(&macvtap_device(index)).exists() {
+            return Ok(index);
+        }
+    }
+}
+
+fn macvtap_device(index: u32) -> String {
+    format!("/dev/tap{index}")
 }
 
 /// One more descriptor of the tap, of `several` queues or of one, with `more` flags.

@@ -1,20 +1,23 @@
 //! What a pod's network is like from within and from without.
 
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tatami_tests::compare::{Case, Notes};
 use tatami_tests::daemons::api;
 
-use crate::stage::{HOST, HOST_6, Kubelet, MTU, SOON, host};
+use crate::stage::{HOST, HOST_6, Kubelet, MTU, Pod, SOON, host};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("addresses and routes of a pod", addresses),
     Case::new("pods talk to each other", between),
     Case::new("a port of the host", host_port),
+    Case::new("ports and pods by macvtap", by_macvtap),
     Case::new("a port is forwarded", forwarded),
 ];
+
+/// A container that serves a page.
+pub(crate) const SERVER: &[&str] = &["sh", "-c", "mkdir /www; echo page >/www/x; exec httpd -f -p 80 -h /www"];
 
 fn addresses(kubelet: &mut Kubelet, notes: &mut Notes) {
     let pod = kubelet.run("pod");
@@ -63,19 +66,37 @@ fn between(kubelet: &mut Kubelet, notes: &mut Notes) {
     );
 }
 
-fn host_port(kubelet: &mut Kubelet, notes: &mut Notes) {
-    let mut config = kubelet.described("pod");
+/// A pod whose container serves a page, also by a port of the host's.
+fn serving(kubelet: &Kubelet) -> (Pod, String) {
+    let mut config = kubelet.described("server");
     config.port_mappings = vec![api::PortMapping { container_port: 80, host_port: 18080, ..Default::default() }];
     let pod = kubelet.run_described(config).expect("a pod with a port");
-    kubelet.start(&pod, "server", &["sh", "-c", "mkdir /www; echo page >/www/x; exec httpd -f -p 80 -h /www"]);
-    // From outside, as a client has it: a namespace of its own behind a veth.
-    let deadline = Instant::now() + SOON;
-    let mut seen = String::new();
-    while seen != "page" && Instant::now() < deadline {
-        seen = fetch(&format!("{HOST}:18080"));
-        thread::sleep(Duration::from_millis(300));
+    let container = kubelet.start(&pod, "server", SERVER);
+    (pod, container)
+}
+
+fn host_port(kubelet: &mut Kubelet, notes: &mut Notes) {
+    serving(kubelet);
+    notes.want("the page by the host's port", page(&format!("{HOST}:18080")), "page");
+}
+
+/// Whoever asks for the pod's hardware address must be answered by the guest, and by nobody else.
+fn by_macvtap(kubelet: &mut Kubelet, notes: &mut Notes) {
+    kubelet.by_handler("kata-macvtap");
+    let (pod, server) = serving(kubelet);
+    notes.want("the page by the host's port", page(&format!("{HOST}:18080")), "page");
+    let other = kubelet.run("other");
+    let client = kubelet.start(&other, "client", &["sleep", "100000"]);
+    let address = kubelet.addresses(&pod).0;
+    notes.want("a page from pod to pod", kubelet.shell(&client, &format!("wget -qO- http://{address}/x")), "page");
+    let mut pages = Vec::new();
+    for _ in 0..3 {
+        host(&["ip", "neigh", "flush", "all"]);
+        pages.push(page(&address));
     }
-    notes.want("the page by the host's port", seen, "page");
+    notes.want("pages to who asks for the address", pages.join(" "), "page page page");
+    let hardware = kubelet.shell(&server, "cat /sys/class/net/eth0/address");
+    notes.want("whose it is", host(&["ip", "neigh", "show", &address]).contains(&hardware), true);
 }
 
 /// As `kubectl port-forward` does, to what listens on the pod's loopback only.
@@ -92,14 +113,14 @@ fn forwarded(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("the server runs", kubelet.state(&server), "running");
 }
 
-/// The page `x` at `address`, from the host.
-fn fetch(address: &str) -> String {
-    let url = format!("http://{address}/x");
-    let child: Result<Child, _> = Command::new("busybox")
-        .args(["wget", "-T", "5", "-qO-", &url])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn();
-    let output = child.and_then(Child::wait_with_output).expect("busybox");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+/// The page `x` at `address`, from the host, as soon as it is there.
+pub(crate) fn page(address: &str) -> String {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let seen = host(&["busybox", "wget", "-T", "5", "-qO-", &format!("http://{address}/x")]);
+        if seen == "page" || Instant::now() > deadline {
+            return seen;
+        }
+        thread::sleep(Duration::from_millis(300));
+    }
 }

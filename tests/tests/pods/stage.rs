@@ -62,6 +62,8 @@ impl Drop for Networks {
 pub(crate) struct Kubelet {
     containerd: Rc<RefCell<Containerd>>,
     cri: Cri,
+    /// The handler of all stories that say nothing else.
+    usual: &'static str,
     handler: &'static str,
     story: u32,
 }
@@ -77,7 +79,7 @@ impl Kubelet {
     /// Of `containerd`, with the runtime that it has as `handler`.
     pub(crate) fn new(containerd: Rc<RefCell<Containerd>>, handler: &'static str) -> Self {
         let cri = Cri::new(&containerd.borrow().socket());
-        Self { containerd, cri, handler, story: 0 }
+        Self { containerd, cri, usual: handler, handler, story: 0 }
     }
 
     /// The daemon.
@@ -95,6 +97,13 @@ impl Kubelet {
         let path = self.containerd().home().path(&format!("scratch-{}-{}", self.handler, self.story));
         fs::create_dir_all(&path).expect("a folder");
         path
+    }
+
+    /// From here to the story's end pods that are ours are run by this handler.
+    pub(crate) fn by_handler(&mut self, handler: &'static str) {
+        if self.is_ours() {
+            self.handler = handler;
+        }
     }
 
     /// How a pod `name` of this story is described, before a story adds to it.
@@ -427,6 +436,7 @@ impl Stage for Kubelet {
         if !words.is_empty() {
             words.push(format!("containerd's last words:\n{}", self.containerd().last_words()));
         }
+        self.handler = self.usual;
         self.story += 1;
         words.join("\n")
     }
