@@ -103,7 +103,7 @@ fn index_of(netlink: &mut Netlink, name: &str) -> Result<u32, Error> {
 }
 
 fn set_up(netlink: &mut Netlink, interface: &Interface) -> Result<(), Error> {
-    let Interface { device, name, hardware_address, mtu, addresses, .. } = interface;
+    let Interface { device, name, hardware_address, mtu, addresses, no_prefix_routes, no_arp, .. } = interface;
     if !(1..=MAX_NAME).contains(&name.len()) || name.contains(['/', ' ']) {
         return Err(Error::InvalidArgument(format!("{name:?} cannot be the name of a network interface")));
     }
@@ -112,7 +112,7 @@ fn set_up(netlink: &mut Netlink, interface: &Interface) -> Result<(), Error> {
     let all = listed(netlink)?;
     if let Some(other) = all.iter().find(|other| &other.name == name && !other.is(device)) {
         let aside = LinkAttribute::IfName(format!("other{}", other.index));
-        change(netlink, other.index, vec![aside], false).map_err(failed("make way for"))?;
+        change(netlink, other.index, vec![aside], LinkFlags::empty()).map_err(failed("make way for"))?;
     }
     let mut found = all.into_iter().find(|link| link.is(device));
     if found.is_none() && depot::fetch(device, name).map_err(failed("bring in"))? {
@@ -128,30 +128,32 @@ fn set_up(netlink: &mut Netlink, interface: &Interface) -> Result<(), Error> {
     if *mtu > 0 {
         attributes.push(LinkAttribute::Mtu(*mtu));
     }
-    change(netlink, link.index, attributes, false).map_err(failed("set up"))?;
+    let flags = if *no_arp { LinkFlags::Noarp } else { LinkFlags::empty() };
+    change(netlink, link.index, attributes, flags).map_err(failed("set up"))?;
     for (address, prefix) in addresses {
-        add_address(netlink, link.index, address, prefix).map_err(failed(&format!("give {address}/{prefix} to")))?;
+        add_address(netlink, link.index, address, prefix, *no_prefix_routes)
+            .map_err(failed(&format!("give {address}/{prefix} to")))?;
     }
-    change(netlink, link.index, Vec::new(), true).map_err(failed("bring up"))
+    change(netlink, link.index, Vec::new(), LinkFlags::Up).map_err(failed("bring up"))
 }
 
-fn change(netlink: &mut Netlink, index: u32, attributes: Vec<LinkAttribute>, up: bool) -> io::Result<()> {
+/// Gives an interface these attributes and, beside those that it has, these flags.
+fn change(netlink: &mut Netlink, index: u32, attributes: Vec<LinkAttribute>, flags: LinkFlags) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    if up {
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-    }
+    (message.header.flags, message.header.change_mask) = (flags, flags);
     message.attributes = attributes;
     netlink.order(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
+fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr, prefix: u8, without_route: bool) -> io::Result<()> {
     let mut message = AddressMessage::default();
     message.header.family = family(address);
     message.header.prefix_len = prefix;
     message.header.index = index;
     message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
+    let mut flags = AddressFlags::empty();
+    flags.set(AddressFlags::Noprefixroute, without_route);
     match address {
         IpAddr::V4(address) if prefix < 31 => {
             let hosts = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
@@ -159,8 +161,9 @@ fn add_address(netlink: &mut Netlink, index: u32, address: IpAddr, prefix: u8) -
         }
         IpAddr::V4(_) => {}
         // A test for duplicates would keep it from being used for a second.
-        IpAddr::V6(_) => message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad)),
+        IpAddr::V6(_) => flags |= AddressFlags::Nodad,
     }
+    message.attributes.push(AddressAttribute::Flags(flags));
     netlink.order(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 

@@ -365,6 +365,8 @@ fn described(found: &Found, slot: u8) -> Interface {
         hardware_address: found.hardware_address.clone(),
         mtu: found.mtu,
         addresses: found.addresses.clone(),
+        no_prefix_routes: true,
+        no_arp: found.no_arp,
         ..Default::default()
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Reads; changes nothing and decides nothing.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
@@ -10,9 +11,7 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, IpVersion};
 use tatami_protocol::agent::{Neighbour, Route};
 
@@ -27,6 +26,8 @@ pub struct Found {
     pub hardware_address: Vec<u8>,
     /// Its largest packet, in bytes.
     pub mtu: u32,
+    /// Nobody is asked for hardware addresses there.
+    pub no_arp: bool,
     /// What carries it.
     pub kind: Kind,
     /// With prefixes, as 192.0.2.1/24.
@@ -53,7 +54,8 @@ pub enum Kind {
 pub struct View {
     /// In the order of their numbers.
     pub interfaces: Vec<Found>,
-    /// Of the main table, but for those that come with an address. Those that need no gateway are first.
+    /// Of the main table, also those that have come with an address: somebody may have removed them, or never let them come. Those that
+    /// need no gateway are first.
     pub routes: Vec<Route>,
     /// Those that somebody has entered.
     pub neighbours: Vec<Neighbour>,
@@ -88,9 +90,16 @@ pub async fn view(netlink: &Handle) -> Result<View, rtnetlink::Error> {
         let all: Vec<NeighbourMessage> = all.try_collect().await?;
         neighbours.extend(all.iter().filter_map(|message| neighbour(message, name)));
     }
-    // A gateway must be reachable when a route through it is added.
+    Ok(View { interfaces, routes: in_order(routes), neighbours })
+}
+
+/// As they can be entered: a gateway must be reachable when a route through it is added, and of several routes to the same place only the
+/// first is used.
+fn in_order(mut routes: Vec<Route>) -> Vec<Route> {
+    let mut known = HashSet::new();
+    routes.retain(|route| known.insert((route.destination.clone(), route.metric)));
     routes.sort_by_key(|route| !route.gateway.is_empty());
-    Ok(View { interfaces, routes, neighbours })
+    routes
 }
 
 fn found(link: LinkMessage) -> Option<Found> {
@@ -102,6 +111,7 @@ fn found(link: LinkMessage) -> Option<Found> {
         name: String::new(),
         hardware_address: Vec::new(),
         mtu: 0,
+        no_arp: link.header.flags.contains(LinkFlags::Noarp),
         kind: Kind::Physical,
         addresses: Vec::new(),
     };
@@ -148,10 +158,7 @@ fn address(message: &AddressMessage) -> Option<String> {
 
 fn route(message: &RouteMessage, name: impl Fn(u32) -> Option<String>) -> Option<Route> {
     let header = &message.header;
-    if header.table != RouteHeader::RT_TABLE_MAIN
-        || header.kind != RouteType::Unicast
-        || header.protocol == RouteProtocol::Kernel
-    {
+    if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
         return None;
     }
     let mut route = Route { on_link: header.flags.contains(RouteFlags::Onlink), ..Route::default() };
@@ -226,6 +233,7 @@ mod tests {
         }
         assert_eq!(link(None, LinkFlags::Up).unwrap().kind, Kind::Physical);
         assert_eq!(link(None, LinkFlags::Up | LinkFlags::Loopback), None);
+        assert!(!veth.no_arp && link(Some(InfoKind::IpVlan), LinkFlags::Up | LinkFlags::Noarp).unwrap().no_arp);
         assert_eq!(link(Some(InfoKind::Veth), LinkFlags::empty()), None, "what is down carries nothing");
     }
 
@@ -241,12 +249,11 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_come_with_an_address_are_left_out() {
+    fn routes_of_the_guests_interfaces_are_carried_over() {
         let name = |index: u32| (index == 3).then(|| "eth0".to_owned());
         let mut message = RouteMessage::default();
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.header.kind = RouteType::Unicast;
-        message.header.protocol = RouteProtocol::Boot;
         message.header.address_family = AddressFamily::Inet6;
         message.attributes = vec![
             RouteAttribute::Gateway(RouteAddress::Inet6("2001:db8::1".parse().unwrap())),
@@ -256,11 +263,29 @@ mod tests {
         let default = route(&message, name).unwrap();
         assert_eq!((default.destination.as_str(), default.gateway.as_str()), ("::/0", "2001:db8::1"));
         assert_eq!((default.interface.as_str(), default.metric), ("eth0", 1024));
-        message.header.protocol = RouteProtocol::Kernel;
-        assert_eq!(route(&message, name), None);
-        message.header.protocol = RouteProtocol::Boot;
+        let to = |message: &mut RouteMessage, network: &str| {
+            message.header.destination_prefix_length = 64;
+            message.attributes[0] = RouteAttribute::Destination(RouteAddress::Inet6(network.parse().unwrap()));
+        };
+        to(&mut message, "fe80::");
+        assert_eq!(route(&message, name), None, "the guest's kernel makes this one itself");
+        to(&mut message, "2001:db8::");
+        assert_eq!(route(&message, name).unwrap().destination, "2001:db8::/64");
         message.attributes[1] = RouteAttribute::Oif(4);
         assert_eq!(route(&message, name), None, "it leads through something that the guest does not have");
+    }
+
+    #[test]
+    fn routes_are_in_an_order_in_which_they_can_be_entered() {
+        let route = |destination: &str, gateway: &str, metric| Route {
+            destination: destination.to_owned(),
+            gateway: gateway.to_owned(),
+            metric,
+            ..Route::default()
+        };
+        let (first, second, last) = (route("", "10.0.0.1", 0), route("", "10.1.0.1", 0), route("", "10.1.0.1", 9));
+        let near = route("10.0.0.0/24", "", 0);
+        assert_eq!(in_order(vec![first.clone(), second, last.clone(), near.clone()]), [near, first, last]);
     }
 
     #[test]

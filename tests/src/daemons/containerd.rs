@@ -48,12 +48,18 @@ impl Containerd {
     }
 
     /// Starts one in `home` that serves CRI, with runc and with ours as the runtimes `runc` and `kata`, and for ours with containerd's
-    /// Sandbox API too, as `kata-sandbox`, and with macvtaps, as `kata-macvtap`. Its pods' networks are what lies in the folder `cni` of the home.
+    /// Sandbox API too, as `kata-sandbox`, and with macvtaps, as `kata-macvtap`. Its pods' networks are all that lie in the folder `cni` of
+    /// the home, and their plug-ins what lies in `cni-plugins`.
     ///
     /// # Panics
     /// When it does not come up.
     pub fn start_for_pods(home: Home) -> Self {
         fs::create_dir(home.path("cni")).expect("a folder");
+        fs::create_dir(home.path("cni-plugins")).expect("a folder");
+        for plugin in fs::read_dir("/usr/lib/cni").expect("the CNI plug-ins").flatten() {
+            let link = home.path("cni-plugins").join(plugin.file_name());
+            std::os::unix::fs::symlink(plugin.path(), link).expect("a link");
+        }
         let table = "plugins.\"io.containerd.grpc.v1.cri\"";
         let runtime = |name: &str, kind: &str, more: &str| {
             format!("[{table}.containerd.runtimes.{name}]\nruntime_type = \"io.containerd.{kind}.v2\"\n{more}\n")
@@ -66,7 +72,11 @@ impl Containerd {
         );
         let more = [
             format!("[{table}]\nsandbox_image = \"{PAUSE}\"\n"),
-            format!("[{table}.cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{}\"\n", home.path("cni").display()),
+            format!(
+                "[{table}.cni]\nbin_dir = \"{}\"\nconf_dir = \"{}\"\nmax_conf_num = 0\n",
+                home.path("cni-plugins").display(),
+                home.path("cni").display()
+            ),
             runtime("runc", "runc", ""),
             runtime("kata", "kata", ""),
             runtime("kata-macvtap", "kata", &named),

@@ -6,6 +6,7 @@
 mod deaths;
 mod life;
 mod networks;
+mod plugins;
 mod resources;
 mod stage;
 mod volumes;
@@ -24,7 +25,10 @@ const BOTH: &[&str] = &["two containers of a pod"];
 
 fn main() -> ExitCode {
     let cases: Vec<&Case<Kubelet>> =
-        [life::CASES, deaths::CASES, networks::CASES, resources::CASES, volumes::CASES].into_iter().flatten().collect();
+        [life::CASES, deaths::CASES, networks::CASES, plugins::CASES, resources::CASES, volumes::CASES]
+            .into_iter()
+            .flatten()
+            .collect();
     Release::tell_on_each(BOTH, |release, selection| {
         let mut failures = tell_all(release, "kata", &cases, selection);
         if release == Release::Newer {
@@ -35,7 +39,7 @@ fn main() -> ExitCode {
             failures += tell_all(release, "kata-sandbox", &told, asked);
         }
         if selection.full && release == Release::Newer {
-            let networked: Vec<&Case<Kubelet>> = networks::CASES.iter().collect();
+            let networked: Vec<&Case<Kubelet>> = networks::CASES.iter().chain(plugins::CASES).collect();
             failures += tell_all(release, "kata-macvtap", &networked, selection);
         }
         failures

@@ -48,7 +48,7 @@ impl Networks {
             {{"type":"portmap","capabilities":{{"portMappings":true}},"snat":true}}]}}"#,
             self.bridge
         );
-        fs::write(containerd.home().path("cni/10-pods.conflist"), text).expect("a file");
+        fs::write(containerd.home().path("cni").join(USUAL), text).expect("a file");
     }
 }
 
@@ -66,7 +66,13 @@ pub(crate) struct Kubelet {
     usual: &'static str,
     handler: &'static str,
     story: u32,
+    /// The host's interfaces that this story's own networks are on, if it has its own.
+    links: Option<Vec<String>>,
 }
+
+/// The network of all stories that say nothing else, below the folder `cni`; and where it is out of the way.
+const USUAL: &str = "10-pods.conflist";
+const ASIDE: &str = "10-pods.aside";
 
 /// A pod.
 #[derive(Clone)]
@@ -79,7 +85,7 @@ impl Kubelet {
     /// Of `containerd`, with the runtime that it has as `handler`.
     pub(crate) fn new(containerd: Rc<RefCell<Containerd>>, handler: &'static str) -> Self {
         let cri = Cri::new(&containerd.borrow().socket());
-        Self { containerd, cri, usual: handler, handler, story: 0 }
+        Self { containerd, cri, usual: handler, handler, story: 0, links: None }
     }
 
     /// The daemon.
@@ -103,6 +109,56 @@ impl Kubelet {
     pub(crate) fn by_handler(&mut self, handler: &'static str) {
         if self.is_ours() {
             self.handler = handler;
+        }
+    }
+
+    /// From here to the story's end pods have these networks in place of the usual one, each with these plug-ins, and an interface of each.
+    /// They are on these interfaces of the host's, which go with them.
+    ///
+    /// # Panics
+    /// When the daemon does not take them.
+    pub(crate) fn on_networks(&mut self, networks: &[(&str, String)], links: &[&str]) {
+        let folder = self.containerd().home().path("cni");
+        self.links = Some(links.iter().map(|&link| link.to_owned()).collect());
+        for (number, (name, plugins)) in networks.iter().enumerate() {
+            let text = format!(r#"{{"cniVersion":"1.0.0","name":"{name}","plugins":[{plugins}]}}"#);
+            fs::write(folder.join(format!("2{number}-{name}.conflist")), text).expect("a file");
+        }
+        fs::rename(folder.join(USUAL), folder.join(ASIDE)).expect("the usual network");
+        self.wait_for_networks(&networks.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    }
+
+    /// Takes back what [`Self::on_networks`] did. The pods are gone.
+    fn off_networks(&mut self) {
+        let Some(links) = self.links.take() else { return };
+        let folder = self.containerd().home().path("cni");
+        fs::rename(folder.join(ASIDE), folder.join(USUAL)).expect("the usual network");
+        for file in fs::read_dir(&folder).expect("the networks").flatten() {
+            if file.file_name() != USUAL {
+                fs::remove_file(file.path()).expect("a network's file goes");
+            }
+        }
+        self.wait_for_networks(&["pods"]);
+        for link in links {
+            let _ = Command::new("ip").args(["link", "del", &link]).output();
+        }
+    }
+
+    /// Waits until the daemon has seen that these are the networks.
+    fn wait_for_networks(&self, names: &[&str]) {
+        let deadline = Instant::now() + SOON;
+        let request = api::StatusRequest { verbose: true };
+        loop {
+            let answer = self.cri.call(async |mut client| client.status(request).await).expect("the daemon's status");
+            let config = answer.info.get("cniconfig").cloned().unwrap_or_default();
+            let config: serde_json::Value = serde_json::from_str(&config).unwrap_or_default();
+            let seen = config["Networks"].as_array().into_iter().flatten();
+            let seen = seen.map(|network| network["Config"]["Name"].as_str().unwrap_or_default());
+            if seen.filter(|name| *name != "cni-loopback").eq(names.iter().copied()) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "containerd does not see {names:?}: {config}");
+            thread::sleep(Duration::from_millis(100));
         }
     }
 
@@ -436,6 +492,7 @@ impl Stage for Kubelet {
         if !words.is_empty() {
             words.push(format!("containerd's last words:\n{}", self.containerd().last_words()));
         }
+        self.off_networks();
         self.handler = self.usual;
         self.story += 1;
         words.join("\n")
