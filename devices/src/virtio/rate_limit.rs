@@ -21,6 +21,28 @@ pub struct Allowance {
     pub burst: NonZeroU64,
 }
 
+/// Of what may be used in a second, so much may be used at once.
+const BURST_SHARE: u64 = 10;
+/// But no fewer bytes than this, which is a large piece of TCP or a large request of a disk.
+const LEAST_BURST: NonZeroU64 = NonZeroU64::new(64 << 10).expect("more than none");
+
+impl Allowance {
+    /// So many bytes a second, with a burst that fits.
+    pub fn of_bytes(per_second: NonZeroU64) -> Allowance {
+        Allowance::with_burst_of(LEAST_BURST, per_second)
+    }
+
+    /// So many requests or packets a second, with a burst that fits.
+    pub fn of_operations(per_second: NonZeroU64) -> Allowance {
+        Allowance::with_burst_of(NonZeroU64::MIN, per_second)
+    }
+
+    fn with_burst_of(least: NonZeroU64, per_second: NonZeroU64) -> Allowance {
+        let share = NonZeroU64::new(per_second.get() / BURST_SHARE);
+        Allowance { per_second, burst: share.map_or(least, |share| share.max(least)) }
+    }
+}
+
 /// The limits of one device, or of one direction of it. What is not limited costs nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -102,7 +102,7 @@ fn is_among(patterns: &[String], path: &str) -> Result<bool, String> {
 mod tests {
     use super::super::Configuration;
 
-    const FILE: &str = "[hypervisor.qemu]\nenable_annotations = ['^default_', 'kernel_params', 'file_mem_backend']\n\
+    const FILE: &str = "[hypervisor.qemu]\nenable_annotations = ['^default_', 'kernel_params', 'file_mem_backend', '_rate$']\n\
                         kernel_params = 'a=b'\nvalid_file_mem_backends = ['/dev/shm', '/mnt/*']\n";
 
     fn load(annotations: &[(&str, &str)]) -> Result<Configuration, String> {
@@ -121,6 +121,7 @@ mod tests {
             ("config.hypervisor.default_vcpus", "1.0"),
             ("config.hypervisor.default_max_vcpus", "3"),
             ("config.hypervisor.kernel_params", "c=d"),
+            ("config.hypervisor.rx_rate_limiter_max_rate", "8000"),
             ("config.hypervisor.file_mem_backend", "/mnt/pmem"),
             ("config.runtime.disable_guest_seccomp", "true"),
             ("config.agent.create_container_timeout", "9"),
@@ -129,6 +130,7 @@ mod tests {
         .unwrap();
         assert_eq!((set.memory_mib, set.vcpus, set.kernel_params.as_str()), (Some(300), Some(1), "a=b c=d"));
         assert_eq!(set.max_vcpus, Some(3));
+        assert_eq!(set.limits.receive.bytes.map(|bytes| bytes.per_second.get()), Some(1000));
         assert!(set.no_seccomp && set.memory.is_some_and(|(_, folder)| folder == Some("/mnt/pmem".into())));
     }
 
@@ -154,6 +156,8 @@ mod tests {
         refused("config.hypervisor.default_memory", "99999999999999999999", "expected a number");
         refused("config.hypervisor.default_memory", "-5", "expected a number that can be");
         refused("config.hypervisor.default_vcpus", "many", "expected a number");
+        refused("config.hypervisor.tx_rate_limiter_max_rate", "1m", "expected a number");
+        refused("config.hypervisor.network_queues", "2", "does not allow network_queues");
         refused("config.runtime.disable_guest_seccomp", "maybe", "true or false");
     }
 }

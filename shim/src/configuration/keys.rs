@@ -43,7 +43,8 @@ const USED: &[(Section, &[&str])] = &[
             "virtio_fs_cache",
         ],
     ),
-    (Hypervisor, &["disable_vhost_net", "enable_annotations", "valid_file_mem_backends"]),
+    (Hypervisor, &["disable_vhost_net", "network_queues", "rx_rate_limiter_max_rate", "tx_rate_limiter_max_rate"]),
+    (Hypervisor, &["enable_annotations", "valid_file_mem_backends"]),
     (Runtime, &["internetworking_model", "emptydir_mode"]),
     (Runtime, &["enable_debug", "hypervisor_name", "agent_name", "name", "disable_guest_seccomp"]),
     (Runtime, &["create_container_timeout", "static_sandbox_resource_mgmt"]),
@@ -54,8 +55,6 @@ const VMM: &str = "the VMM is Tatami itself";
 const MACHINE: &str = "the virtual machine has one form, without firmware, buses and bridges";
 const ALWAYS: &str = "it is always so";
 const GUEST: &str = "the host gives a guest memory when it touches it";
-const RATES: &str = "a sandbox's network has no limits yet";
-const PAIRS: &str = "a network has as many pairs of queues as the sandbox has vCPUs";
 const NAMESPACE: &str = "a sandbox's network is that of its network namespace";
 const FILES: &str = "the file server is part of Tatami: only virtio_fs_cache is a choice";
 const DISKS: &str = "disks are virtio-blk, by io_uring where the host has it";
@@ -96,8 +95,6 @@ const IDLE: &[(Section, &[&str], &str)] = &[
         ALWAYS,
     ),
     (Hypervisor, &["enable_mem_prealloc"], GUEST),
-    (Hypervisor, &["rx_rate_limiter_max_rate", "tx_rate_limiter_max_rate"], RATES),
-    (Hypervisor, &["network_queues"], PAIRS),
     (
         Hypervisor,
         &[

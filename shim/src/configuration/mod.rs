@@ -9,10 +9,11 @@ mod files;
 mod keys;
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tatami_vmm::{FsCache, MemoryKind};
+use tatami_vmm::{Allowance, FsCache, MAX_QUEUE_PAIRS, MemoryKind, NicLimits, RateLimit};
 
 use self::document::{Document, Setting, Value};
 pub use self::document::{DocumentError, Place};
@@ -109,6 +110,10 @@ pub struct Configuration {
     pub no_seccomp: bool,
     /// The host's vhost-net is not used.
     pub no_vhost: bool,
+    /// Pairs of queues of a network interface.
+    pub queues: Option<u8>,
+    /// How fast each network interface may be.
+    pub limits: NicLimits,
     /// How the guest is joined to the network.
     pub model: Model,
     /// How long a sandbox's first container may take to come up.
@@ -193,6 +198,14 @@ impl Configuration {
             debug: settings.flag(Section::Runtime, "enable_debug")?,
             no_seccomp: settings.flag(Section::Runtime, "disable_guest_seccomp")?,
             no_vhost: settings.flag(Section::Hypervisor, "disable_vhost_net")?,
+            queues: settings
+                .number(Section::Hypervisor, "network_queues", 0..=MAX_QUEUE_PAIRS.into())?
+                .filter(|pairs| *pairs > 0)
+                .map(|pairs| pairs as u8),
+            limits: NicLimits {
+                receive: settings.rate("rx_rate_limiter_max_rate")?,
+                transmit: settings.rate("tx_rate_limiter_max_rate")?,
+            },
             model: settings.model()?,
             patience: seconds.map(|seconds| Duration::from_secs(seconds as u64)),
             idle: settings.idle,
@@ -348,6 +361,12 @@ impl<'a> Settings<'a> {
         })
     }
 
+    /// A rate in bits a second; 0 is no limit.
+    fn rate(&self, name: &str) -> Result<RateLimit, ConfigurationError> {
+        let bits = self.number(Section::Hypervisor, name, 0..=i64::MAX)?.unwrap_or(0) as u64;
+        Ok(RateLimit { bytes: NonZeroU64::new(bits.div_ceil(8)).map(Allowance::of_bytes), operations: None })
+    }
+
     fn cache(&self) -> Result<Option<FsCache>, ConfigurationError> {
         let name = "virtio_fs_cache";
         let cache = match self.text(Section::Hypervisor, name)? {
@@ -427,6 +446,24 @@ mod tests {
             ..Configuration::default()
         };
         assert_eq!(configuration, expected);
+    }
+
+    #[test]
+    fn networks_have_queues_and_rates_in_bits_a_second() {
+        let set = |text: &str| read(&[&format!("[hypervisor.q]\n{text}")]);
+        let configuration =
+            set("network_queues = 2\nrx_rate_limiter_max_rate = 80000000\ntx_rate_limiter_max_rate = 1").unwrap();
+        let limits = configuration.limits;
+        let bytes = |limit: RateLimit| limit.bytes.map(|bytes| (bytes.per_second.get(), bytes.burst.get()));
+        assert_eq!(bytes(limits.receive), Some((10_000_000, 1_000_000)));
+        assert_eq!(bytes(limits.transmit), Some((1, 65536)), "a limit is never none");
+        assert_eq!((configuration.queues, configuration.idle), (Some(2), vec![]));
+        let none = set("network_queues = 0\nrx_rate_limiter_max_rate = 0").unwrap();
+        assert_eq!((none.queues, none.limits), (None, NicLimits::NONE));
+        for wrong in ["network_queues = 17", "rx_rate_limiter_max_rate = -1"] {
+            let error = set(wrong).unwrap_err();
+            assert!(error.contains(&format!("c.toml:2: {}: expected", wrong.replace('=', "is"))), "{error}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tatami_vmm::{MAX_QUEUE_PAIRS, VmConfig};
+use tatami_vmm::{MAX_QUEUE_PAIRS, NicLimits, VmConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -92,7 +92,9 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
         log::warn!("the configuration is Kata's, of which some has no meaning here: {}", set.idle.join("; "));
     }
     let no_seccomp = set.no_seccomp;
-    let how = How { model: set.model, vhost: if set.no_vhost { VhostUse::Off } else { VhostUse::Auto } };
+    // The host's kernel knows no limits.
+    let by_vmm = set.no_vhost || set.limits != NicLimits::NONE;
+    let how = How { model: set.model, vhost: if by_vmm { VhostUse::Off } else { VhostUse::Auto } };
     let files = GuestFiles::find(set.kernel.as_deref(), set.user_space.as_deref())?;
     // The process that cleans up is to hold no namespace, so it comes first.
     let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
@@ -105,7 +107,8 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     }
     let mut machine = bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle), &set);
     if how.model != Model::None {
-        machine.nics = interfaces::slots(namespace.slots(), machine.vcpus.min(MAX_QUEUE_PAIRS));
+        let queues = set.queues.unwrap_or(machine.vcpus.min(MAX_QUEUE_PAIRS));
+        machine.nics = interfaces::slots(namespace.slots(), queues, set.limits);
     }
     machine.validate()?;
     let settings = Settings {

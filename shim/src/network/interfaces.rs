@@ -123,10 +123,10 @@ struct End {
 /// News of the namespace.
 pub struct News(futures_channel::mpsc::UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>);
 
-/// The slots for so many interfaces that a guest has from its start on.
-pub fn slots(count: usize, queues: u8) -> Vec<NicConfig> {
+/// The slots for so many interfaces that a guest has from its start on, each with so many pairs of queues and no faster than `limits` say.
+pub fn slots(count: usize, queues: u8, limits: NicLimits) -> Vec<NicConfig> {
     let kind = NicKind::Tap { cuts_udp: tap::host_cuts_udp() };
-    vec![NicConfig { kind, queue_pairs: queues, mtu: None, limits: NicLimits::default() }; count]
+    vec![NicConfig { kind, queue_pairs: queues, mtu: None, limits }; count]
 }
 
 impl Network {

@@ -1,14 +1,11 @@
 //! `--disk-rate` and `--net-rate`: how fast disks and networks may be, as text and as the devices' limits.
 
+use std::num::NonZeroU64;
+
 use clap::Args;
 use tatami_vmm::{Allowance, NicLimits, RateLimit};
 
 use super::size::parse_size;
-
-/// Of what may be used in a second, so much may be used at once.
-const BURST_SHARE: u64 = 10;
-/// But no fewer bytes than this, which is a large piece of TCP or a large request of a disk.
-const LEAST_BURST: u64 = 64 << 10;
 
 /// The options as they are written.
 #[derive(Args, Debug)]
@@ -78,17 +75,15 @@ fn set(place: &mut Option<Allowance>, allowance: Allowance) -> Result<(), String
 }
 
 fn bytes(text: &str) -> Result<Allowance, String> {
-    allowance(parse_size(text)?, LEAST_BURST)
+    more_than_none(parse_size(text)?).map(Allowance::of_bytes)
 }
 
 fn operations(text: &str) -> Result<Allowance, String> {
-    allowance(text.parse().map_err(|_| "expected a number".to_owned())?, 1)
+    more_than_none(text.parse().map_err(|_| "expected a number".to_owned())?).map(Allowance::of_operations)
 }
 
-fn allowance(per_second: u64, least: u64) -> Result<Allowance, String> {
-    let burst = (per_second / BURST_SHARE).max(least);
-    let more_than_none = |number: u64| number.try_into().map_err(|_| "nothing would ever get through".to_owned());
-    Ok(Allowance { per_second: more_than_none(per_second)?, burst: more_than_none(burst)? })
+fn more_than_none(number: u64) -> Result<NonZeroU64, String> {
+    number.try_into().map_err(|_| "nothing would ever get through".to_owned())
 }
 
 #[cfg(test)]

@@ -48,8 +48,8 @@ impl Containerd {
     }
 
     /// Starts one in `home` that serves CRI, with runc and with ours as the runtimes `runc` and `kata`, and for ours with containerd's
-    /// Sandbox API too, as `kata-sandbox`, and with macvtaps, as `kata-macvtap`. Its pods' networks are all that lie in the folder `cni` of
-    /// the home, and their plug-ins what lies in `cni-plugins`.
+    /// Sandbox API too, as `kata-sandbox`, with macvtaps, as `kata-macvtap`, and with networks that are slow, as `kata-slow`. Its pods'
+    /// networks are all that lie in the folder `cni` of the home, and their plug-ins what lies in `cni-plugins`.
     ///
     /// # Panics
     /// When it does not come up.
@@ -64,12 +64,16 @@ impl Containerd {
         let runtime = |name: &str, kind: &str, more: &str| {
             format!("[{table}.containerd.runtimes.{name}]\nruntime_type = \"io.containerd.{kind}.v2\"\n{more}\n")
         };
-        let macvtap = home.path("macvtap.toml");
-        fs::write(&macvtap, "[runtime]\ninternetworking_model = \"macvtap\"\n").expect("a file");
-        let named = format!(
-            "[{table}.containerd.runtimes.kata-macvtap.options]\nTypeUrl = \"runtimeoptions.v1.Options\"\nConfigPath = \"{}\"",
-            macvtap.display()
-        );
+        let configured = |name: &str, text: &str| {
+            let file = home.path(&format!("{name}.toml"));
+            fs::write(&file, text).expect("a file");
+            let options = format!(
+                "pod_annotations = [\"io.katacontainers.*\"]\n[{table}.containerd.runtimes.{name}.options]\n\
+                 TypeUrl = \"runtimeoptions.v1.Options\"\nConfigPath = \"{}\"",
+                file.display()
+            );
+            runtime(name, "kata", &options)
+        };
         let more = [
             format!("[{table}]\nsandbox_image = \"{PAUSE}\"\n"),
             format!(
@@ -79,7 +83,13 @@ impl Containerd {
             ),
             runtime("runc", "runc", ""),
             runtime("kata", "kata", ""),
-            runtime("kata-macvtap", "kata", &named),
+            configured("kata-macvtap", "[runtime]\ninternetworking_model = \"macvtap\"\n"),
+            // 100 and 50 kB a second.
+            configured(
+                "kata-slow",
+                "[hypervisor.tatami]\nenable_annotations = [\"tx_rate_limiter_max_rate\"]\nnetwork_queues = 2\n\
+                 rx_rate_limiter_max_rate = 800000\ntx_rate_limiter_max_rate = 400000\n",
+            ),
             runtime("kata-sandbox", "kata", if home.release() == Release::Newer { "sandboxer = \"shim\"" } else { "" }),
         ];
         let images = [crate::image(), crate::pause_image()];

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
 
 use tatami_tests::compare::{Case, Notes};
 use tatami_tests::daemons::api;
@@ -22,6 +23,7 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("a pod on the host's own network", of_the_host)
         .without_reference("with runc the pod has the host's interfaces")
         .long(),
+    Case::new("a network that is held back", slow).without_reference("runc limits no network").long(),
 ];
 
 /// What gives out addresses of a network, and a route by its first.
@@ -189,4 +191,33 @@ fn of_the_host(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("its interfaces", kubelet.shell(&inside, "ls /sys/class/net"), "lo");
     let own = "until wget -qO- http://127.0.0.1/x; do sleep 0.2; done";
     notes.want("its own page", kubelet.shell(&inside, own), "page");
+}
+
+/// At 100 kB a second to the pod, as the configuration says, and 25 kB from it, as the pod asks, which is less.
+fn slow(kubelet: &mut Kubelet, notes: &mut Notes) {
+    kubelet.by_handler("kata-slow");
+    let mut config = kubelet.described("pod");
+    let slower = ("io.katacontainers.config.hypervisor.tx_rate_limiter_max_rate".to_owned(), "200000".to_owned());
+    config.annotations.extend([slower]);
+    let pod = kubelet.run_described(config).expect("a pod");
+    kubelet.start(&pod, "giver", &["nc", "-l", "-p", "8", "-e", "head", "-c", "300000", "/dev/zero"]);
+    // Nc would say that it has nothing to send if it had no input, and the other would end.
+    kubelet.start(&pod, "taker", &["sh", "-c", "sleep 100000 | nc -l -p 7 | wc -c"]);
+    let address = kubelet.addresses(&pod).0;
+    // Each pair of queues is a descriptor of the tap. Without the configuration there were as many as vCPUs: one.
+    let open = fs::read_dir(format!("/proc/{}/fd", kubelet.ground())).expect("the VMM's descriptors").flatten();
+    let taps = open.filter_map(|fd| fs::read_link(fd.path()).ok()).filter(|file| file.ends_with("net/tun"));
+    notes.want("its queues", taps.count(), 2);
+    // Up to 64 KiB come at once.
+    let within = |least: f32, script: &str| {
+        let start = Instant::now();
+        let seen = host(&["sh", "-c", script]);
+        let took = start.elapsed().as_secs_f32();
+        if (least..8.0 * least).contains(&took) { "as slow".to_owned() } else { format!("{took} s: {seen}") }
+    };
+    let to = format!("until head -c 600000 /dev/zero | busybox nc {address} 7; do sleep 0.2; done");
+    notes.want("600 kB to it", within(5.0, &to), "as slow");
+    let from = format!("busybox nc {address} 8 </dev/null | wc -c | grep 300000");
+    notes.want("300 kB from it", within(9.0, &from), "as slow");
+    notes.want("what has come to it", kubelet.log(&pod, "taker"), "600000");
 }
