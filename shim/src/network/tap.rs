@@ -270,6 +270,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_macvtap_has_a_number_that_no_other_has() {
+        let (one, other) = (free_macvtap_index().unwrap(), free_macvtap_index().unwrap());
+        assert_ne!(one, other);
+        for index in [one, other] {
+            // Far above those that the kernel gives itself.
+            assert!((1 << 29..1 << 30).contains(&index), "{index}");
+        }
+    }
+
+    #[test]
     fn what_is_no_tap_is_named_with_the_remedy() {
         let error = |name: &str| Tap::open(name, 1).unwrap_err().to_string();
         assert!(error("no-such-tap").contains("ip tuntap add no-such-tap mode tap"), "{}", error("no-such-tap"));
