@@ -11,8 +11,8 @@ use crate::contest::median;
 
 /// What the guest says before its figures; see `bench-init`.
 const MARK: &str = "bench: figures ";
-/// Longest that one guest may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Longest that one guest may take, which emulates another that emulates.
+const PATIENCE: Duration = Duration::from_secs(1200);
 /// Of the requests that a guest is told to make, so many more go before, to warm caches up.
 const WARMING: f64 = 0.125;
 
