@@ -10,6 +10,8 @@ mod cri;
 mod docker;
 #[cfg(feature = "clients")]
 mod grpc;
+#[cfg(feature = "clients")]
+pub mod kubelet;
 mod thin_pool;
 
 use std::fs::{self, File};

@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tatami_tests::compare::{Case, Notes};
 
-use crate::stage::{Kubelet, Pod, SOON};
+use tatami_tests::daemons::kubelet::{Kubelet, Pod, SOON};
 
 const SERVER: &str = "a pod's server is killed";
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tatami_tests::compare::{Case, Notes};
 
-use crate::stage::{HOST, Kubelet, host, told};
+use tatami_tests::daemons::kubelet::{HOST, Kubelet, host, told};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("two containers of a pod", two),

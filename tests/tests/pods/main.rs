@@ -8,7 +8,6 @@ mod life;
 mod networks;
 mod plugins;
 mod resources;
-mod stage;
 mod volumes;
 
 use std::cell::RefCell;
@@ -18,7 +17,7 @@ use std::rc::Rc;
 use tatami_tests::compare::{Case, Selection, compare, show_remains};
 use tatami_tests::daemons::{Containerd, Home, Release};
 
-use stage::{Kubelet, Networks};
+use tatami_tests::daemons::kubelet::{Kubelet, Networks};
 
 /// The cases that the other release of containerd is asked too, unless everything is asked for.
 const BOTH: &[&str] = &["two containers of a pod"];

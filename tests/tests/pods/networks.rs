@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tatami_tests::compare::{Case, Notes};
 use tatami_tests::daemons::api;
 
-use crate::stage::{HOST, HOST_6, Kubelet, MTU, Pod, SOON, host};
+use tatami_tests::daemons::kubelet::{HOST, HOST_6, Kubelet, MTU, Pod, SOON, host};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("addresses and routes of a pod", addresses),

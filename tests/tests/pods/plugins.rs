@@ -5,10 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
 use tatami_tests::compare::{Case, Notes};
-use tatami_tests::daemons::api;
 
 use crate::networks::{SERVER, page};
-use crate::stage::{Kubelet, Pod, host};
+use tatami_tests::daemons::kubelet::{Kubelet, Pod, host, in_host_network, with_host_network};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("a network by ptp, with large packets", ptp),
@@ -172,21 +171,11 @@ fn five(kubelet: &mut Kubelet, notes: &mut Notes) {
 }
 
 fn of_the_host(kubelet: &mut Kubelet, notes: &mut Notes) {
-    let of_host = || api::NamespaceOption {
-        network: api::NamespaceMode::Node.into(),
-        pid: api::NamespaceMode::Container.into(),
-        ..Default::default()
-    };
-    // The kubelet gives such a pod no name: with runc it has the host's.
-    let mut config = api::PodSandboxConfig { hostname: String::new(), ..kubelet.described("pod") };
-    if let Some(context) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
-        context.namespace_options = Some(of_host());
-    }
+    let mut config = kubelet.described("pod");
+    with_host_network(&mut config);
     let pod = kubelet.run_described(config).expect("a pod");
     let mut container = Kubelet::container("c", SERVER);
-    if let Some(context) = container.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
-        context.namespace_options = Some(of_host());
-    }
+    in_host_network(&mut container);
     let inside = kubelet.start_described(&pod, container).expect("a container");
     notes.want("its interfaces", kubelet.shell(&inside, "ls /sys/class/net"), "lo");
     let own = "until wget -qO- http://127.0.0.1/x; do sleep 0.2; done";

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tatami_tests::compare::{Case, Notes};
 use tatami_tests::daemons::api;
 
-use crate::stage::{Kubelet, SOON, told};
+use tatami_tests::daemons::kubelet::{Kubelet, SOON, told};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("limits of a container, and changes of them", limits),

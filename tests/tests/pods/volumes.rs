@@ -8,7 +8,7 @@ use tatami_tests::LoopDisk;
 use tatami_tests::compare::{Case, Notes, Stage};
 use tatami_tests::daemons::{IMAGE, Release, api};
 
-use crate::stage::{Kubelet, Pod, host, told};
+use tatami_tests::daemons::kubelet::{Kubelet, Pod, host, told};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("folders and files of the host", of_the_host),

@@ -1,4 +1,4 @@
-//! The kubelet as the stories use it: pods and containers by short names, answers in words that are the same for every run.
+//! The kubelet as stories and benchmarks use it: pods and containers by short names, answers in words that are the same for every run.
 
 use std::cell::{Ref, RefCell};
 use std::fs;
@@ -9,36 +9,37 @@ use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::{Containerd, Cri, Home, IMAGE, api};
+use crate::compare::Stage;
 use http::HeaderValue;
 use nix::sys::signal::Signal;
-use tatami_tests::compare::Stage;
-use tatami_tests::daemons::{Containerd, Cri, Home, IMAGE, api};
 use tungstenite::Message;
 use tungstenite::client::IntoClientRequest;
 
 /// How long what must come may take, on an emulated host.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// The host's bridges that pods are on, and the addresses that it has there.
-pub(crate) struct Networks {
+pub struct Networks {
     bridge: String,
 }
 
-/// The host's addresses on the pods' bridge.
-pub(crate) const HOST: &str = "10.88.0.1";
-pub(crate) const HOST_6: &str = "fd00:88::1";
+/// The host's address on the pods' bridge.
+pub const HOST: &str = "10.88.0.1";
+/// The same of version 6.
+pub const HOST_6: &str = "fd00:88::1";
 /// The largest packet there.
-pub(crate) const MTU: u32 = 1400;
+pub const MTU: u32 = 1400;
 
 impl Networks {
     /// For the pods of `home`, nothing done yet.
-    pub(crate) fn lay_out(home: &Home) -> Self {
+    pub fn lay_out(home: &Home) -> Self {
         let number = home.name().rsplit('-').nth(1).unwrap_or_default().to_owned();
         Self { bridge: format!("ttb{number}") }
     }
 
     /// Tells containerd of them: a bridge with both versions of IP, and ports of the host.
-    pub(crate) fn describe(&self, containerd: &Containerd) {
+    pub fn describe(&self, containerd: &Containerd) {
         let store = containerd.home().path("cni-addresses").display().to_string();
         let text = format!(
             r#"{{"cniVersion":"1.0.0","name":"pods","plugins":[
@@ -59,7 +60,7 @@ impl Drop for Networks {
 }
 
 /// A containerd's CRI and the runtime handler that stories are told with.
-pub(crate) struct Kubelet {
+pub struct Kubelet {
     containerd: Rc<RefCell<Containerd>>,
     cri: Cri,
     /// The handler of all stories that say nothing else.
@@ -76,37 +77,38 @@ const ASIDE: &str = "10-pods.aside";
 
 /// A pod.
 #[derive(Clone)]
-pub(crate) struct Pod {
-    pub(crate) id: String,
+pub struct Pod {
+    /// By which CRI knows it.
+    pub id: String,
     config: api::PodSandboxConfig,
 }
 
 impl Kubelet {
     /// Of `containerd`, with the runtime that it has as `handler`.
-    pub(crate) fn new(containerd: Rc<RefCell<Containerd>>, handler: &'static str) -> Self {
+    pub fn new(containerd: Rc<RefCell<Containerd>>, handler: &'static str) -> Self {
         let cri = Cri::new(&containerd.borrow().socket());
         Self { containerd, cri, usual: handler, handler, story: 0, links: None }
     }
 
     /// The daemon.
-    pub(crate) fn containerd(&self) -> Ref<'_, Containerd> {
+    pub fn containerd(&self) -> Ref<'_, Containerd> {
         self.containerd.borrow()
     }
 
     /// The calls.
-    pub(crate) fn cri(&self) -> &Cri {
+    pub fn cri(&self) -> &Cri {
         &self.cri
     }
 
     /// A folder for this story's files.
-    pub(crate) fn scratch(&self) -> PathBuf {
+    pub fn scratch(&self) -> PathBuf {
         let path = self.containerd().home().path(&format!("scratch-{}-{}", self.handler, self.story));
         fs::create_dir_all(&path).expect("a folder");
         path
     }
 
     /// From here to the story's end pods that are ours are run by this handler.
-    pub(crate) fn by_handler(&mut self, handler: &'static str) {
+    pub fn by_handler(&mut self, handler: &'static str) {
         if self.is_ours() {
             self.handler = handler;
         }
@@ -117,7 +119,7 @@ impl Kubelet {
     ///
     /// # Panics
     /// When the daemon does not take them.
-    pub(crate) fn on_networks(&mut self, networks: &[(&str, String)], links: &[&str]) {
+    pub fn on_networks(&mut self, networks: &[(&str, String)], links: &[&str]) {
         let folder = self.containerd().home().path("cni");
         self.links = Some(links.iter().map(|&link| link.to_owned()).collect());
         for (number, (name, plugins)) in networks.iter().enumerate() {
@@ -163,7 +165,7 @@ impl Kubelet {
     }
 
     /// How a pod `name` of this story is described, before a story adds to it.
-    pub(crate) fn described(&self, name: &str) -> api::PodSandboxConfig {
+    pub fn described(&self, name: &str) -> api::PodSandboxConfig {
         let unique = format!("{}-{}-{name}", self.handler, self.story);
         api::PodSandboxConfig {
             metadata: Some(api::PodSandboxMetadata {
@@ -190,7 +192,7 @@ impl Kubelet {
     ///
     /// # Errors
     /// What the server says.
-    pub(crate) fn run_described(&self, config: api::PodSandboxConfig) -> Result<Pod, String> {
+    pub fn run_described(&self, config: api::PodSandboxConfig) -> Result<Pod, String> {
         fs::create_dir_all(&config.log_directory).expect("a folder");
         let request =
             api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: self.handler.to_owned() };
@@ -199,7 +201,7 @@ impl Kubelet {
     }
 
     /// Runs several pods at once.
-    pub(crate) fn run_at_once(&self, configs: Vec<api::PodSandboxConfig>) -> Vec<Result<Pod, String>> {
+    pub fn run_at_once(&self, configs: Vec<api::PodSandboxConfig>) -> Vec<Result<Pod, String>> {
         let socket = self.containerd().socket();
         let run = |config: api::PodSandboxConfig| {
             fs::create_dir_all(&config.log_directory).expect("a folder");
@@ -221,7 +223,7 @@ impl Kubelet {
     ///
     /// # Panics
     /// When it has no CRI then.
-    pub(crate) fn restart(&self, signal: Signal) {
+    pub fn restart(&self, signal: Signal) {
         self.containerd.borrow_mut().restart(signal);
         let deadline = Instant::now() + SOON;
         // Its sockets come before its plug-ins.
@@ -236,7 +238,7 @@ impl Kubelet {
     ///
     /// # Panics
     /// When it is not there.
-    pub(crate) fn ground(&self) -> i32 {
+    pub fn ground(&self) -> i32 {
         if self.is_ours() { self.process("tatami-vmm") } else { self.process("sleep 2147483647") }
     }
 
@@ -244,7 +246,7 @@ impl Kubelet {
     ///
     /// # Panics
     /// When it is not there.
-    pub(crate) fn server(&self) -> i32 {
+    pub fn server(&self) -> i32 {
         self.process("containerd-shim")
     }
 
@@ -268,12 +270,12 @@ impl Kubelet {
     ///
     /// # Panics
     /// When it does not run: the story cannot go on.
-    pub(crate) fn run(&self, name: &str) -> Pod {
+    pub fn run(&self, name: &str) -> Pod {
         self.run_described(self.described(name)).unwrap_or_else(|error| panic!("the pod {name} does not run: {error}"))
     }
 
     /// How a container is described, before a story adds to it.
-    pub(crate) fn container(name: &str, command: &[&str]) -> api::ContainerConfig {
+    pub fn container(name: &str, command: &[&str]) -> api::ContainerConfig {
         api::ContainerConfig {
             metadata: Some(api::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
             image: Some(api::ImageSpec { image: IMAGE.to_owned(), ..Default::default() }),
@@ -294,7 +296,7 @@ impl Kubelet {
     ///
     /// # Errors
     /// What the server says.
-    pub(crate) fn create(&self, pod: &Pod, config: api::ContainerConfig) -> Result<String, String> {
+    pub fn create(&self, pod: &Pod, config: api::ContainerConfig) -> Result<String, String> {
         let request = api::CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
             config: Some(config),
@@ -307,7 +309,7 @@ impl Kubelet {
     ///
     /// # Errors
     /// What the server says.
-    pub(crate) fn start_created(&self, id: &str) -> Result<(), String> {
+    pub fn start_created(&self, id: &str) -> Result<(), String> {
         let request = api::StartContainerRequest { container_id: id.to_owned() };
         self.cri.call(async |mut client| client.start_container(request).await).map(drop)
     }
@@ -316,7 +318,7 @@ impl Kubelet {
     ///
     /// # Errors
     /// What the server says.
-    pub(crate) fn start_described(&self, pod: &Pod, config: api::ContainerConfig) -> Result<String, String> {
+    pub fn start_described(&self, pod: &Pod, config: api::ContainerConfig) -> Result<String, String> {
         let id = self.create(pod, config)?;
         self.start_created(&id)?;
         Ok(id)
@@ -326,13 +328,13 @@ impl Kubelet {
     ///
     /// # Panics
     /// When it does not start: the story cannot go on.
-    pub(crate) fn start(&self, pod: &Pod, name: &str, command: &[&str]) -> String {
+    pub fn start(&self, pod: &Pod, name: &str, command: &[&str]) -> String {
         let started = self.start_described(pod, Self::container(name, command));
         started.unwrap_or_else(|error| panic!("the container {name} does not start: {error}"))
     }
 
     /// What `command` says in a container, without the blanks around it, and its status unless that is 0.
-    pub(crate) fn exec(&self, container: &str, command: &[&str]) -> String {
+    pub fn exec(&self, container: &str, command: &[&str]) -> String {
         let request = api::ExecSyncRequest {
             container_id: container.to_owned(),
             cmd: command.iter().map(|&word| word.to_owned()).collect(),
@@ -352,12 +354,12 @@ impl Kubelet {
     }
 
     /// The same through a shell.
-    pub(crate) fn shell(&self, container: &str, script: &str) -> String {
+    pub fn shell(&self, container: &str, script: &str) -> String {
         self.exec(container, &["sh", "-c", script])
     }
 
     /// How a container is: `running`, `exited 3`.
-    pub(crate) fn state(&self, container: &str) -> String {
+    pub fn state(&self, container: &str) -> String {
         let request = api::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
         match self.cri.call(async |mut client| client.container_status(request).await) {
             Err(error) => error,
@@ -373,7 +375,7 @@ impl Kubelet {
     }
 
     /// The same when it has ended, or is late.
-    pub(crate) fn end_of(&self, container: &str) -> String {
+    pub fn end_of(&self, container: &str) -> String {
         let deadline = Instant::now() + SOON;
         loop {
             let state = self.state(container);
@@ -388,14 +390,14 @@ impl Kubelet {
     ///
     /// # Panics
     /// When there is none.
-    pub(crate) fn status(&self, pod: &Pod) -> api::PodSandboxStatus {
+    pub fn status(&self, pod: &Pod) -> api::PodSandboxStatus {
         let request = api::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: false };
         let answer = self.cri.call(async |mut client| client.pod_sandbox_status(request).await);
         answer.expect("a pod's status").status.unwrap_or_default()
     }
 
     /// A pod's addresses: of version 4 and of version 6.
-    pub(crate) fn addresses(&self, pod: &Pod) -> (String, String) {
+    pub fn addresses(&self, pod: &Pod) -> (String, String) {
         let network = self.status(pod).network.unwrap_or_default();
         (network.ip, network.additional_ips.into_iter().next().unwrap_or_default().ip)
     }
@@ -404,7 +406,7 @@ impl Kubelet {
     ///
     /// # Panics
     /// When the server does not forward.
-    pub(crate) fn over_port(&self, pod: &Pod, port: u16, bytes: &[u8]) -> Vec<u8> {
+    pub fn over_port(&self, pod: &Pod, port: u16, bytes: &[u8]) -> Vec<u8> {
         /// The channel of the port's bytes; the next one is that of its errors.
         const DATA: u8 = 0;
         let request = api::PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![port.into()] };
@@ -433,14 +435,14 @@ impl Kubelet {
     }
 
     /// What a container has written, without the times.
-    pub(crate) fn log(&self, pod: &Pod, name: &str) -> String {
+    pub fn log(&self, pod: &Pod, name: &str) -> String {
         let text = fs::read_to_string(PathBuf::from(&pod.config.log_directory).join(format!("{name}.log")));
         let text = text.unwrap_or_else(|error| error.to_string());
         text.lines().map(|line| line.splitn(4, ' ').nth(3).unwrap_or(line)).collect::<Vec<_>>().join("\n")
     }
 
     /// Stops a container, with a moment's notice, and removes it: `ok`, or what went wrong.
-    pub(crate) fn remove_container(&self, id: &str) -> String {
+    pub fn remove_container(&self, id: &str) -> String {
         let stop = api::StopContainerRequest { container_id: id.to_owned(), timeout: 1 };
         let remove = api::RemoveContainerRequest { container_id: id.to_owned() };
         let stopped = self.cri.call(async |mut client| client.stop_container(stop).await).map(drop);
@@ -448,7 +450,7 @@ impl Kubelet {
     }
 
     /// Stops a pod and removes it: `ok`, or what went wrong.
-    pub(crate) fn remove(&self, id: &str) -> String {
+    pub fn remove(&self, id: &str) -> String {
         let stop = api::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
         let remove = api::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
         let stopped = self.cri.call(async |mut client| client.stop_pod_sandbox(stop).await).map(drop);
@@ -461,13 +463,33 @@ fn of_kubernetes() -> api::NamespaceOption {
     api::NamespaceOption { pid: api::NamespaceMode::Container.into(), ..Default::default() }
 }
 
+/// Makes a pod one with `hostNetwork`. Its containers have to be told as well.
+pub fn with_host_network(pod: &mut api::PodSandboxConfig) {
+    // The kubelet gives such a pod no name: with runc it has the host's.
+    pod.hostname = String::new();
+    if let Some(context) = pod.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
+        context.namespace_options = Some(of_host());
+    }
+}
+
+/// Makes a container one of a pod with `hostNetwork`.
+pub fn in_host_network(container: &mut api::ContainerConfig) {
+    if let Some(context) = container.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
+        context.namespace_options = Some(of_host());
+    }
+}
+
+fn of_host() -> api::NamespaceOption {
+    api::NamespaceOption { network: api::NamespaceMode::Node.into(), ..of_kubernetes() }
+}
+
 /// `ok`, or the error.
-pub(crate) fn told(result: Result<(), String>) -> String {
+pub fn told(result: Result<(), String>) -> String {
     result.err().unwrap_or_else(|| "ok".to_owned())
 }
 
 /// What a command of the host's says, with its status unless that is 0.
-pub(crate) fn host(words: &[&str]) -> String {
+pub fn host(words: &[&str]) -> String {
     let output = Command::new(words[0]).args(&words[1..]).output().expect("a program of the host's");
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if output.status.success() { text } else { format!("{text}[{}]", output.status) }
