@@ -1,4 +1,4 @@
-//! The socket benchmarks in the guest: streams to a service on the host, and a byte there and back.
+//! The socket benchmarks in the guest or a container: streams to a service on the host, and 64 bytes there and back.
 #![allow(unsafe_code, reason = "the network interface is set up by ioctl, which has no safe wrapper")]
 
 use std::fs::File;
@@ -14,8 +14,10 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, so
 const PORT: u32 = 5000;
 /// MiB of a stream.
 const STREAM: u8 = 32;
-/// Bytes that go there and back.
+/// Messages that go there and back.
 const TRIPS: usize = 1000;
+/// Bytes of each.
+const MESSAGE: usize = 64;
 
 /// The guest's end of the tap, in a network of class C, and the host's.
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -33,8 +35,13 @@ pub(crate) fn vsock() -> Result<String> {
 /// By TCP, over the one network interface.
 pub(crate) fn tcp() -> Result<String> {
     bring_up().context("setting eth0 up")?;
+    tcp_to(HOST)
+}
+
+/// The same from where the network is there already.
+pub(crate) fn tcp_to(host: Ipv4Addr) -> Result<String> {
     measure(|| {
-        let stream = TcpStream::connect((HOST, PORT as u16)).context("connecting to the host")?;
+        let stream = TcpStream::connect((host, PORT as u16)).context("connecting to the host")?;
         stream.set_nodelay(true)?;
         Ok(stream.into())
     })
@@ -62,8 +69,8 @@ fn measure(connect: impl Fn() -> Result<OwnedFd>) -> Result<String> {
     echo.write_all(&[0])?;
     let trips = timed(|| {
         (0..TRIPS).try_for_each(|_| {
-            echo.write_all(&[1])?;
-            echo.read_exact(&mut [0])
+            echo.write_all(&[1; MESSAGE])?;
+            echo.read_exact(&mut [0; MESSAGE])
         })
     })?;
     let figure = |name: &str, requests: usize, took: Duration| format!(" {name}={requests}/{}", took.as_nanos());

@@ -9,7 +9,7 @@ use tatami_tests::daemons::{Containerd, Event, Home, IMAGE, Release};
 use tatami_tests::{Finished, Running};
 
 use crate::contest::{self, Times, median, milliseconds};
-use crate::cost::{Private, available, processor_time};
+use crate::cost::{Memory, available, processor_time};
 
 /// The contestants, ours first: as users name them, and as the tables do.
 const RUNTIMES: [(&str, &str); 2] = [("io.containerd.kata.v2", "Tatami"), ("io.containerd.runc.v2", "runc")];
@@ -149,7 +149,7 @@ fn idleness(containerd: &Containerd) {
         thread::sleep(REST);
     };
     (0..2).for_each(|_| one_more(&mut ids));
-    let (mut taken, mut private) = (Vec::new(), Private::default());
+    let (mut taken, mut private) = (Vec::new(), Memory::default());
     let mut pids = Vec::new();
     for _ in 0..IDLE {
         let (before, known) = (available(), pids_of(containerd));
@@ -157,7 +157,7 @@ fn idleness(containerd: &Containerd) {
         taken.push(before as f64 - available() as f64);
         pids.extend(pids_of(containerd).into_iter().filter(|pid| !known.contains(pid)));
     }
-    pids.iter().for_each(|pid| private += Private::of(*pid));
+    pids.iter().for_each(|pid| private += Memory::private(*pid));
     let busy = || pids.iter().map(|pid| processor_time(*pid)).sum::<Duration>();
     let before = busy();
     thread::sleep(WATCH);

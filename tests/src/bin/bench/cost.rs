@@ -11,30 +11,34 @@ pub(crate) fn available() -> u64 {
     number(line)
 }
 
-/// A process's memory in KiB that no other shares.
+/// A process's memory in KiB.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Private {
+pub(crate) struct Memory {
     /// In the guest's RAM.
     pub(crate) guest: u64,
     /// Everything else: code, heap, stacks.
     pub(crate) own: u64,
 }
 
-impl Private {
-    /// Of a process, as proc(5) has it under smaps. Nothing of one that has ended.
-    pub(crate) fn of(pid: i32) -> Self {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
-        Self::parse(&text)
+impl Memory {
+    /// What no other process shares, as proc(5) has it under smaps. Nothing of a process that has ended.
+    pub(crate) fn private(pid: i32) -> Self {
+        Self::parse(&smaps(pid), &["Private_Clean:", "Private_Dirty:"])
+    }
+
+    /// Its proportional share: of a page that several have, a part as large as everybody else's.
+    pub(crate) fn proportional(pid: i32) -> Self {
+        Self::parse(&smaps(pid), &["Pss:"])
     }
 
     /// The guest's RAM may be mapped in pieces, with its template between: mappings without a gap between them are one area, and
     /// an area of this size is a guest's.
-    fn parse(smaps: &str) -> Self {
+    fn parse(smaps: &str, counted: &[&str]) -> Self {
         const GUEST: u64 = 48 << 20;
         let (mut sum, mut area) = (Self::default(), (0, 0, 0));
-        let mut close = |(start, end, private): (u64, u64, u64)| match end - start >= GUEST {
-            true => sum.guest += private,
-            false => sum.own += private,
+        let mut close = |(start, end, size): (u64, u64, u64)| match end - start >= GUEST {
+            true => sum.guest += size,
+            false => sum.own += size,
         };
         for line in smaps.lines() {
             if let Some((start, end)) = range(line) {
@@ -43,9 +47,7 @@ impl Private {
                     area = (start, start, 0);
                 }
                 area.1 = end;
-            } else if let Some(size) =
-                line.strip_prefix("Private_Clean:").or_else(|| line.strip_prefix("Private_Dirty:"))
-            {
+            } else if let Some(size) = counted.iter().find_map(|name| line.strip_prefix(name)) {
                 area.2 += number(size);
             }
         }
@@ -54,11 +56,15 @@ impl Private {
     }
 }
 
-impl std::ops::AddAssign for Private {
+impl std::ops::AddAssign for Memory {
     fn add_assign(&mut self, other: Self) {
         self.guest += other.guest;
         self.own += other.own;
     }
+}
+
+fn smaps(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default()
 }
 
 /// The processor time that a process has had, its guest's included: fields 14 and 15 of proc(5)'s stat.
@@ -84,7 +90,7 @@ fn number(text: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::Private;
+    use super::Memory;
 
     #[test]
     fn what_lies_without_a_gap_in_a_large_area_is_the_guests() {
@@ -93,7 +99,7 @@ mod tests {
             7f0000000000-7f0002000000 rw-p 0 0 0\nPrivate_Clean: 0 kB\nPrivate_Dirty: 100 kB\n\
             7f0002000000-7f0004000000 rw-p 0 0 0 /template\nPrivate_Clean: 7 kB\nPrivate_Dirty: 20 kB\n\
             7f1000000000-7f1000001000 rw-p 0 0 0\nPrivate_Clean: 0 kB\nPrivate_Dirty: 2 kB\n";
-        let private = Private::parse(smaps);
+        let private = Memory::parse(smaps, &["Private_Clean:", "Private_Dirty:"]);
         assert_eq!((private.guest, private.own), (127, 6));
     }
 }

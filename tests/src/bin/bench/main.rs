@@ -1,5 +1,5 @@
-//! `make bench`: how long a boot and devices' requests take next to its peers, where a whole `tatami run` spends its time, and what containerd's
-//! users wait and pay for next to runc.
+//! `make bench`: how long a boot and devices' requests take next to its peers, where a whole `tatami run` spends its time, and what users of
+//! containerd and Kubernetes wait and pay for next to runc.
 //!
 //! Every figure comes from one run on one host: the same kernel, the same initrd, the same size of guest, the contestants in
 //! turn, medians of the rounds. Absolute times are the host's (an emulated one is some fifty times slower than hardware);
@@ -12,6 +12,7 @@ mod cost;
 mod crowd;
 mod disk;
 mod files;
+mod pods;
 mod requests;
 mod restore;
 mod run;
@@ -38,6 +39,7 @@ fn main() -> Result<()> {
             sockets::net(DEVICE_ROUNDS, "wall clock")?;
             run::table(ROUNDS);
             containerd::tables(ROUNDS);
+            pods::tables()?;
             crowd::table();
             Ok(())
         }
@@ -52,10 +54,11 @@ fn main() -> Result<()> {
             containerd::tables(ROUNDS);
             Ok(())
         }
+        ["pods"] => pods::tables(),
         ["crowd"] => {
             crowd::table();
             Ok(())
         }
-        _ => bail!("usage: bench [instructions | restore | disk | files | vsock | net | containerd | crowd]"),
+        _ => bail!("usage: bench [instructions | restore | disk | files | vsock | net | containerd | pods | crowd]"),
     }
 }

@@ -1,5 +1,5 @@
-//! What the same requests of the same guest take, by whoever serves its devices: guests run in turn, say their figures at the
-//! end, and a table compares them.
+//! What the same requests of the same guest or container take, by whoever serves them: they run in turn, say their figures at
+//! the end, and a table compares them.
 
 use std::io::{Read, Seek};
 use std::process::{Command, Stdio};
@@ -22,13 +22,11 @@ pub(crate) struct Contestant {
     command: Vec<String>,
     /// What has to run beside it, started anew for each guest.
     helper: Option<Vec<String>>,
-    /// Microseconds a request, by case and round.
-    figures: Vec<(String, Vec<f64>)>,
 }
 
 impl Contestant {
     pub(crate) fn new(name: &'static str, command: Vec<String>) -> Self {
-        Self { name, command, helper: None, figures: Vec::new() }
+        Self { name, command, helper: None }
     }
 
     /// With a program that is started before the guest, and ended after it.
@@ -44,16 +42,29 @@ impl Contestant {
     }
 }
 
-/// Has the contestants, the first of which is ours, run in turn, and prints what their requests take.
-pub(crate) fn table(title: &str, mut contestants: Vec<Contestant>, rounds: usize) -> Result<()> {
+/// Has guests, the first of which is ours, run in turn, and prints what their requests take.
+pub(crate) fn table(title: &str, contestants: Vec<Contestant>, rounds: usize) -> Result<()> {
+    let names: Vec<&str> = contestants.iter().map(|contestant| contestant.name).collect();
+    compare(title, &names, rounds, |index| Ok(contestants[index].run()?.0))
+}
+
+/// Has the contestants of these names, the first of which is ours, `run` in turn, each saying its figures in a line, and prints what
+/// their requests take.
+pub(crate) fn compare(
+    title: &str,
+    names: &[&str],
+    rounds: usize,
+    mut run: impl FnMut(usize) -> Result<String>,
+) -> Result<()> {
+    // Microseconds a request, by case and round.
+    let mut all: Vec<Vec<(String, Vec<f64>)>> = vec![Vec::new(); names.len()];
     for _ in 0..rounds {
-        for contestant in &mut contestants {
-            let (line, _) = contestant.run()?;
-            for (index, (name, requests, nanos)) in figures(&line)?.into_iter().enumerate() {
-                if contestant.figures.len() <= index {
-                    contestant.figures.push((name, Vec::new()));
+        for (contestant, cases) in all.iter_mut().enumerate() {
+            for (index, (name, requests, nanos)) in figures(&run(contestant)?)?.into_iter().enumerate() {
+                if cases.len() <= index {
+                    cases.push((name, Vec::new()));
                 }
-                contestant.figures[index].1.push(nanos / requests / 1e3);
+                cases[index].1.push(nanos / requests / 1e3);
             }
         }
     }
@@ -61,13 +72,13 @@ pub(crate) fn table(title: &str, mut contestants: Vec<Contestant>, rounds: usize
         "{title}: µs a request, median of {rounds} alternating rounds; in brackets how many times as fast Tatami is"
     );
     print!("  {:<12}", "");
-    contestants.iter().for_each(|contestant| print!(" {:>19}", contestant.name));
+    names.iter().for_each(|name| print!(" {name:>19}"));
     println!();
-    let Some((ours, others)) = contestants.split_first() else { return Ok(()) };
-    for (case, (name, mine)) in ours.figures.iter().enumerate() {
+    let Some((ours, others)) = all.split_first() else { return Ok(()) };
+    for (case, (name, mine)) in ours.iter().enumerate() {
         print!("  {name:<12} {:>19.1}", median(mine));
         for other in others {
-            let theirs = median(&other.figures[case].1);
+            let theirs = median(&other[case].1);
             print!(" {theirs:>12.1} ({:>4.2})", theirs / median(mine));
         }
         println!();

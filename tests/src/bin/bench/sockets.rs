@@ -54,12 +54,7 @@ pub(crate) fn vsock(rounds: usize, clock: &str) -> Result<()> {
 pub(crate) fn net(rounds: usize, clock: &str) -> Result<()> {
     succeed("modprobe", "-a tun vhost_net")?;
     let _tap = Tap::new()?;
-    let service = TcpListener::bind((HOST, PORT as u16))?;
-    serve(move || {
-        let stream = service.accept()?.0;
-        stream.set_nodelay(true)?;
-        Ok(stream.into())
-    });
+    serve_tcp(HOST)?;
     let ours = |more: &str| tatami(&format!("--cmdline BENCH=net --tap {TAP} {more}"));
     let theirs = |vhost: &str| {
         let network = format!("-netdev tap,id=net,ifname={TAP},script=no,downscript=no,vhost={vhost}");
@@ -74,6 +69,17 @@ pub(crate) fn net(rounds: usize, clock: &str) -> Result<()> {
     exits(ours("")?, tatami(&format!("--tap {TAP}"))?)?;
     table(&format!("TCP over a tap with vhost-net, {clock}"), by_kernel, rounds)?;
     exits(ours("--vhost")?, tatami(&format!("--tap {TAP} --vhost"))?)
+}
+
+/// Serves by TCP at one of the host's addresses.
+pub(crate) fn serve_tcp(host: &str) -> Result<()> {
+    let service = TcpListener::bind((host, PORT as u16)).with_context(|| format!("{host}:{PORT}"))?;
+    serve(move || {
+        let stream = service.accept()?.0;
+        stream.set_nodelay(true)?;
+        Ok(stream.into())
+    });
+    Ok(())
 }
 
 /// A tap that is up, and gone with the benchmark.
@@ -95,7 +101,7 @@ impl Drop for Tap {
     }
 }
 
-fn succeed(program: &str, words: &str) -> Result<()> {
+pub(crate) fn succeed(program: &str, words: &str) -> Result<()> {
     let status =
         Command::new(program).args(words.split(' ')).status().with_context(|| format!("cannot start {program}"))?;
     ensure!(status.success(), "{program} {words}: {status}");
