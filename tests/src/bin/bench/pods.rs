@@ -177,9 +177,9 @@ fn turn(kubelet: &Kubelet, container: &str, full: bool) -> Result<()> {
 fn print_memory(name: &str, all: &[Spent]) {
     let mib = |kib: u64| kib as f64 / 1024.0;
     println!("one more pod of one container that may use {} MiB, with {name}: MB", LIMIT >> 20);
-    println!("  {:<24} {:>14} {:>22} {:>16}", "", "host has less", "PSS, guest apart", "PSS of guest");
+    println!("  {:<24} {:>14} {:>22} {:>20}", "", "host has less", "PSS, the rest apart", "of guest, or of dd");
     for Spent { when, host, share } in all {
-        println!("  {when:<24} {:>14.1} {:>22.1} {:>16.1}", mib(*host), mib(share.own), mib(share.guest));
+        println!("  {when:<24} {:>14.1} {:>22.1} {:>20.1}", mib(*host), mib(share.own), mib(share.guest));
     }
     println!();
 }
