@@ -18,6 +18,8 @@ pub struct VmConfig {
     pub spare_memory_mib: u32,
     /// What its RAM is made of on the host.
     pub memory_kind: MemoryKind,
+    /// What it frees is the host's again soon, without being asked for (free page reporting).
+    pub page_reporting: bool,
     /// Kernel parameters beyond those that the machine needs.
     pub command_line_extra: String,
     /// The guest's vsock address; 3 or more.
@@ -33,6 +35,8 @@ pub struct VmConfig {
     pub disk_queues: u8,
     /// How fast each slot's disk may be.
     pub disk_limit: RateLimit,
+    /// Their requests go through io_uring, many at once, where the host has it; otherwise one after another.
+    pub disk_uring: bool,
     /// Slots for networks, empty at the start: [`crate::VmmProcess::plug_nic`] fills them while the guest runs. The guest knows them
     /// by [`nic_address`].
     pub nics: Vec<NicConfig>,
@@ -219,6 +223,7 @@ impl Default for VmConfig {
             memory_mib: 128,
             spare_memory_mib: 0,
             memory_kind: MemoryKind::Anonymous,
+            page_reporting: true,
             command_line_extra: String::new(),
             vsock_cid: 3,
             root_disk: false,
@@ -226,6 +231,7 @@ impl Default for VmConfig {
             disk_slots: 0,
             disk_queues: 1,
             disk_limit: RateLimit::default(),
+            disk_uring: true,
             nics: Vec::new(),
             vhost_user: Vec::new(),
             console: false,

@@ -43,6 +43,8 @@ pub use kernel::LoadError;
 pub use kvm::KvmError;
 pub use memory::MemoryError;
 pub use stop::StopReason;
-pub use tatami_devices::virtio::{Allowance, DiskPart, FS_QUEUES_MAX, FsCache, NicLimits, RateLimit, vhost_lacks};
+pub use tatami_devices::virtio::{
+    Allowance, BLK_QUEUES_MAX, DiskPart, FS_QUEUES_MAX, FsCache, NicLimits, RateLimit, vhost_lacks,
+};
 pub use threads::VmmThreads;
 pub use vcpu::ExitCounts;

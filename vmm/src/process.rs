@@ -156,11 +156,12 @@ fn devices(
     let FolderConfig { queues, cache } = start.config.folder;
     let files = FsConfig { tag: SHARED_TAG.to_owned(), root, cache, queues, proc_self_fd: jail.proc_self_fd };
     let ports = Box::new(ServerPorts(Arc::clone(channel)));
+    let balloon = Balloon::new(adjustable.balloon.clone(), Arc::clone(&backing) as _, Arc::clone(threads));
     let fixed: [Box<dyn VirtioDevice>; FIXED_DEVICES] = [
         Box::new(Fs::new(files, Arc::clone(threads))?),
         Box::new(Vsock::new(start.config.vsock_cid.into(), listener, ports, Arc::clone(threads))?),
         Box::new(Rng::new(Arc::clone(threads))),
-        Box::new(Balloon::new(adjustable.balloon.clone(), Arc::clone(&backing) as _, Arc::clone(threads))),
+        Box::new(balloon.with_reporting(start.config.page_reporting)),
     ];
     let mut devices = Vec::from(fixed);
     devices.extend(vhost_user(&start.config, sockets, threads)?);

@@ -26,7 +26,7 @@ use crate::kvm::{MachineState, VcpuState};
 use crate::memory::{self, MemoryError, Ram};
 
 /// Raised whenever the meaning of the state changes.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 /// The unit in which memory is kept or left out, in bytes: a page of the host.
 const PAGE: usize = 4096;
 /// Fewer zero pages than this between two written ones are written as well: every stretch costs a mapping.

@@ -31,6 +31,7 @@ use super::{
 /// The balloon.
 pub struct Balloon {
     size: BalloonSize,
+    reporting: bool,
     backing: Arc<dyn Backing>,
     threads: Arc<dyn Threads>,
     worker: Option<Worker<Service>>,
@@ -93,7 +94,12 @@ impl std::fmt::Debug for Balloon {
 impl Balloon {
     /// A balloon that `size` tells how large to be, and whose pages go back through `backing`.
     pub fn new(size: BalloonSize, backing: Arc<dyn Backing>, threads: Arc<dyn Threads>) -> Self {
-        Balloon { size, backing, threads, worker: None }
+        Balloon { size, reporting: true, backing, threads, worker: None }
+    }
+
+    /// The same, if `reporting`; otherwise it takes only the pages that it asks for, and the driver is not offered to report free ones.
+    pub fn with_reporting(self, reporting: bool) -> Self {
+        Balloon { reporting, ..self }
     }
 }
 
@@ -103,7 +109,8 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        FEATURE_DEFLATE_ON_OOM | FEATURE_PAGE_POISON | FEATURE_PAGE_REPORTING
+        let reporting = if self.reporting { FEATURE_PAGE_REPORTING } else { 0 };
+        FEATURE_DEFLATE_ON_OOM | FEATURE_PAGE_POISON | reporting
     }
 
     fn queue_sizes(&self) -> &[u16] {

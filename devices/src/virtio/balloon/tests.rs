@@ -150,6 +150,15 @@ fn a_driver_without_reporting_leaves_its_queue_out() {
 }
 
 #[test]
+fn reporting_is_offered_unless_it_is_switched_off() {
+    let offered = |reporting| {
+        let balloon = Balloon::new(BalloonSize::default(), Arc::new(Notes::default()), threads());
+        balloon.with_reporting(reporting).features() & FEATURE_PAGE_REPORTING != 0
+    };
+    assert_eq!((offered(true), offered(false)), (true, false));
+}
+
+#[test]
 fn too_many_or_ragged_page_numbers_stop_the_device() {
     for len in [NUMBERS_LIMIT + 4, 8 << 20, 6] {
         let mut rig = started(u64::MAX);
