@@ -12,6 +12,8 @@ use crate::cgroup;
 
 /// Where the host's shared folder appears; a container's root is `<id>/rootfs` in it.
 const SHARED: &str = "/run/tatami/shared";
+/// Where services of a guest that was made for Kata look for it, or for the folder `sandbox-mounts` in it.
+const KATAS: [&str; 2] = ["/run/kata-containers/shared", "/run/kata-containers/shared/containers"];
 /// linux/magic.h: what an initramfs is unpacked into.
 const RAMFS_MAGIC: u64 = 0x8584_58f6;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -70,6 +72,9 @@ pub(crate) fn share(tag: &str) -> Result<(), MountError> {
     let mut mounted = MOUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     if !*mounted {
         add("virtiofs", tag, SHARED, MountFlags::NODEV, c"")?;
+        let [folder, link] = KATAS;
+        fs::create_dir_all(folder).map_err(step("create", folder))?;
+        std::os::unix::fs::symlink(SHARED, link).map_err(step("create", link))?;
         *mounted = true;
     }
     Ok(())

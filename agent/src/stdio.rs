@@ -202,6 +202,7 @@ impl Ends {
 pub(crate) fn pipes(stdio: &Stdio, owner: (u32, u32)) -> io::Result<(Ends, Vec<OwnedFd>)> {
     let mut ends = Ends::default();
     let mut streams = Vec::new();
+    let size = if stdio.pipe_size > 0 { stdio.pipe_size as usize } else { PIPE_SIZE };
     let mut pipe = |wanted: bool, process_reads: bool| -> io::Result<Option<Arc<End>>> {
         if !wanted {
             streams.push(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?);
@@ -209,7 +210,7 @@ pub(crate) fn pipes(stdio: &Stdio, owner: (u32, u32)) -> io::Result<(Ends, Vec<O
         }
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         // A smaller one is slower, no less right.
-        let _ = fcntl_setpipe_size(&writer, PIPE_SIZE);
+        let _ = fcntl_setpipe_size(&writer, size);
         let (ours, theirs) = if process_reads { (writer, reader) } else { (reader, writer) };
         fchown(&theirs, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))?;
         streams.push(theirs);
@@ -265,5 +266,21 @@ impl Drop for TerminalSocket {
     fn drop(&mut self) {
         // Left behind it would only be clutter in a tmpfs.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pipe::fcntl_getpipe_size;
+
+    #[tokio::test]
+    async fn pipes_hold_what_is_asked_for_or_what_is_usual() {
+        let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let size = |pipe_size| {
+            let stdio = Stdio { stdout: true, pipe_size, ..Default::default() };
+            fcntl_getpipe_size(&pipes(&stdio, owner).unwrap().1[1]).unwrap()
+        };
+        assert_eq!((size(8192), size(0)), (8192, PIPE_SIZE));
     }
 }
