@@ -15,10 +15,17 @@ use super::{ConfigurationError, OURS, hypervisor};
 /// What they all begin with. Others of Kata's tell the runtime what it knows already.
 const PREFIX: &str = "io.katacontainers.config.";
 /// Settings that annotations have another name for.
-const OTHER_NAMES: [(&str, &str); 2] =
-    [("default_max_vcpus", "default_maxvcpus"), ("default_max_memory", "default_maxmemory")];
+const OTHER_NAMES: [(&str, &str); 4] = [
+    ("default_max_vcpus", "default_maxvcpus"),
+    ("default_max_memory", "default_maxmemory"),
+    ("block_device_num_queues", "num_queues"),
+    ("block_device_queue_size", "queue_size"),
+];
+/// The settings that are the operator's alone: what pods may set, and what of the host a guest may have.
+const OPERATORS: [&str; 2] = ["enable_annotations", "sandbox_bind_mounts"];
 /// The settings whose values are paths of the host's, and the patterns that the values must match.
-const PATHS: [(&str, &str); 1] = [("file_mem_backend", "valid_file_mem_backends")];
+const PATHS: [(&str, &str); 2] =
+    [("file_mem_backend", "valid_file_mem_backends"), ("entropy_source", "valid_entropy_sources")];
 
 /// Enters those of `annotations` that are Kata's as settings that go before what is in `document`.
 ///
@@ -43,7 +50,7 @@ pub(super) fn take(document: &mut Document, annotations: &HashMap<String, String
             "agent" => (Section::Agent, "agent.kata".to_owned()),
             _ => return Err(refused("nobody knows it".to_owned())),
         };
-        if keys::fate(section, key) == Fate::Unknown || key.starts_with("valid_") || key == "enable_annotations" {
+        if keys::fate(section, key) == Fate::Unknown || key.starts_with("valid_") || OPERATORS.contains(&key) {
             return Err(refused("no such setting can be made by a pod".to_owned()));
         }
         if section == Section::Hypervisor {
@@ -102,7 +109,7 @@ fn is_among(patterns: &[String], path: &str) -> Result<bool, String> {
 mod tests {
     use super::super::Configuration;
 
-    const FILE: &str = "[hypervisor.qemu]\nenable_annotations = ['^default_', 'kernel_params', 'file_mem_backend', '_rate$']\n\
+    const FILE: &str = "[hypervisor.qemu]\nenable_annotations = ['^default_', 'kernel_params', 'file_mem_backend', '_rate$', '^block_']\n\
                         kernel_params = 'a=b'\nvalid_file_mem_backends = ['/dev/shm', '/mnt/*']\n";
 
     fn load(annotations: &[(&str, &str)]) -> Result<Configuration, String> {
@@ -122,14 +129,16 @@ mod tests {
             ("config.hypervisor.default_max_vcpus", "3"),
             ("config.hypervisor.kernel_params", "c=d"),
             ("config.hypervisor.rx_rate_limiter_max_rate", "8000"),
+            ("config.hypervisor.block_device_num_queues", "3"),
             ("config.hypervisor.file_mem_backend", "/mnt/pmem"),
+            ("config.agent.container_pipe_size", "65536"),
             ("config.runtime.disable_guest_seccomp", "true"),
             ("config.agent.create_container_timeout", "9"),
             ("pkg.oci.bundle_path", "/any"),
         ])
         .unwrap();
         assert_eq!((set.memory_mib, set.vcpus, set.kernel_params.as_str()), (Some(300), Some(1), "a=b c=d"));
-        assert_eq!(set.max_vcpus, Some(3));
+        assert_eq!((set.max_vcpus, set.disk_queues, set.pipe_size), (Some(3), Some(3), Some(65536)));
         assert_eq!(set.limits.receive.bytes.map(|bytes| bytes.per_second.get()), Some(1000));
         assert!(set.no_seccomp && set.memory.is_some_and(|(_, folder)| folder == Some("/mnt/pmem".into())));
     }
@@ -148,6 +157,8 @@ mod tests {
         refused("config.hypervisor.enable_annotations", ".*", "no such setting");
         refused("config.hypervisor.valid_file_mem_backends", "/", "no such setting");
         refused("config.hypervisor.default_such", "1", "no such setting");
+        refused("config.runtime.sandbox_bind_mounts", "/etc:rw", "no such setting");
+        refused("config.agent.container_pipe_size", "4294967296", "expected a number that can be");
         refused("config.such.thing", "1", "nobody knows it");
         refused("config.such", "1", "nobody knows it");
         for path in ["/etc", "/mnt/a/b", "/mnt/../etc", "/dev/shm/../x", "dev/shm"] {

@@ -67,6 +67,22 @@ pub(super) enum Value {
     Other(&'static str),
 }
 
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Bool(value) => write!(f, "{value}"),
+            Value::Integer(number) => write!(f, "{number}"),
+            Value::Float(number) => write!(f, "{number}"),
+            Value::Text(text) | Value::Loose(text) => write!(f, "{text:?}"),
+            Value::List(values) => {
+                let all: Vec<String> = values.iter().map(ToString::to_string).collect();
+                write!(f, "[{}]", all.join(", "))
+            }
+            Value::Other(what) => f.write_str(what),
+        }
+    }
+}
+
 /// A value and where it stands.
 #[derive(Clone, Debug)]
 pub(super) struct Setting {

@@ -44,19 +44,23 @@ const USED: &[(Section, &[&str])] = &[
         ],
     ),
     (Hypervisor, &["disable_vhost_net", "network_queues", "rx_rate_limiter_max_rate", "tx_rate_limiter_max_rate"]),
-    (Hypervisor, &["enable_annotations", "valid_file_mem_backends"]),
-    (Runtime, &["internetworking_model", "emptydir_mode"]),
+    (Hypervisor, &["enable_annotations", "valid_file_mem_backends", "valid_entropy_sources"]),
+    (Hypervisor, &["enable_virtio_mem", "reclaim_guest_freed_memory", "entropy_source", "virtio_fs_queue_size"]),
+    (Hypervisor, &["num_queues", "queue_size", "block_device_aio"]),
+    (Runtime, &["internetworking_model", "emptydir_mode", "sandbox_bind_mounts"]),
     (Runtime, &["enable_debug", "hypervisor_name", "agent_name", "name", "disable_guest_seccomp"]),
     (Runtime, &["create_container_timeout", "static_sandbox_resource_mgmt"]),
-    (Agent, &["create_container_timeout"]),
+    (Agent, &["create_container_timeout", "dial_timeout", "reconnect_timeout_ms", "container_pipe_size"]),
 ];
 
 const VMM: &str = "the VMM is Tatami itself";
 const MACHINE: &str = "the virtual machine has one form, without firmware, buses and bridges";
-const ALWAYS: &str = "it is always so";
 const GUEST: &str = "the host gives a guest memory when it touches it";
-const NAMESPACE: &str = "a sandbox's network is that of its network namespace";
+const NAMESPACE: &str =
+    "a sandbox's network is that of its network namespace; an internetworking_model of \"none\" leaves it alone";
 const FILES: &str = "the file server is part of Tatami: only virtio_fs_cache is a choice";
+const PAGE_CACHE: &str =
+    "the host keeps what disks hold in its page cache, and a guest's flush always reaches the disk";
 const DISKS: &str = "disks are virtio-blk, by io_uring where the host has it";
 const CONFIDENTIAL: &str = "there are no confidential guests";
 const PASSTHROUGH: &str = "host devices are not passed through";
@@ -89,11 +93,6 @@ const IDLE: &[(Section, &[&str], &str)] = &[
         ],
         MACHINE,
     ),
-    (
-        Hypervisor,
-        &["reclaim_guest_freed_memory", "enable_virtio_mem", "entropy_source", "valid_entropy_sources"],
-        ALWAYS,
-    ),
     (Hypervisor, &["enable_mem_prealloc"], GUEST),
     (
         Hypervisor,
@@ -102,7 +101,6 @@ const IDLE: &[(Section, &[&str], &str)] = &[
             "virtio_fs_daemon",
             "valid_virtio_fs_daemon_paths",
             "virtio_fs_cache_size",
-            "virtio_fs_queue_size",
             "virtio_fs_extra_args",
             "virtio_fs_inode_file_handles",
             "msize_9p",
@@ -113,15 +111,9 @@ const IDLE: &[(Section, &[&str], &str)] = &[
         Hypervisor,
         &[
             "block_device_driver",
-            "block_device_aio",
-            "block_device_cache_set",
-            "block_device_cache_direct",
-            "block_device_cache_noflush",
             "disable_block_device_use",
             "enable_iothreads",
             "indep_iothreads",
-            "num_queues",
-            "queue_size",
             "enable_vhost_user_store",
             "vhost_user_store_path",
             "valid_vhost_user_store_paths",
@@ -133,6 +125,7 @@ const IDLE: &[(Section, &[&str], &str)] = &[
         ],
         DISKS,
     ),
+    (Hypervisor, &["block_device_cache_set", "block_device_cache_direct", "block_device_cache_noflush"], PAGE_CACHE),
     (
         Hypervisor,
         &["confidential_guest", "sev_snp_guest", "tdx_quote_generation_service_socket_port", "guest_pre_attestation"],
@@ -157,17 +150,20 @@ const IDLE: &[(Section, &[&str], &str)] = &[
     (Agent, &["enable_debug"], "`enable_debug` of [runtime] logs more"),
     (Agent, &["enable_tracing", "trace_mode", "trace_type"], TRACING),
     (Agent, &["kernel_modules"], KERNEL),
-    (Agent, &["debug_console_enabled"], "there is no debug console yet: `tatami exec` runs in the container"),
     (
         Agent,
-        &["dial_timeout", "dial_timeout_ms", "reconnect_timeout_ms", "cdh_api_timeout"],
-        "the agent calls by itself",
+        &["debug_console_enabled"],
+        "there is no debug console: the log has the guest kernel's last lines, and `ctr task exec` or `kubectl exec` run in the container",
     ),
-    (Agent, &["container_pipe_size"], "streams are as fast as their reader"),
+    (Agent, &["dial_timeout_ms"], "the agent calls by itself: reconnect_timeout_ms is how long that may take"),
+    (Agent, &["cdh_api_timeout", "cdh_api_timeout_ms"], CONFIDENTIAL),
     (Runtime, &["disable_new_netns", "dan_conf"], NAMESPACE),
-    (Runtime, &["sandbox_cgroup_only"], "the VMM is in a cgroup of its own below the caller's"),
+    (
+        Runtime,
+        &["sandbox_cgroup_only"],
+        "the VMM has a cgroup of its own beside the server's, and is held by what holds both",
+    ),
     (Runtime, &["enable_vcpus_pinning"], "vCPUs are not pinned yet"),
-    (Runtime, &["sandbox_bind_mounts"], "volumes are as the container's bundle has them"),
     (Runtime, &["disable_guest_empty_dir"], EMPTY_DIRS),
     (Runtime, &["vfio_mode"], PASSTHROUGH),
     (Runtime, &["guest_selinux_label"], "SELinux is the host's alone"),

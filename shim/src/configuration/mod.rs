@@ -4,6 +4,7 @@
 //! nothing: a node's file need not be rewritten to try Tatami. Knows nothing of any one container.
 
 mod annotations;
+mod devices;
 mod document;
 mod files;
 mod keys;
@@ -13,17 +14,20 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tatami_vmm::{Allowance, FsCache, MAX_QUEUE_PAIRS, MemoryKind, NicLimits, RateLimit};
+use tatami_vmm::{Allowance, BLK_QUEUES_MAX, FsCache, MAX_QUEUE_PAIRS, MemoryKind, NicLimits, RateLimit};
 
 use self::document::{Document, Setting, Value};
 pub use self::document::{DocumentError, Place};
 pub use self::files::VARIABLE;
 use self::keys::{Fate, Section};
 use crate::network::interfaces::Model;
+use crate::sandbox::mounts::HostVolume;
 
 /// Where Kata installs its own guests. Their agent is Kata's.
 const KATAS_FOLDERS: [&str; 2] = ["/usr/share/kata-containers/", "/opt/kata/"];
 const KATAS_GUEST: &str = "it is Kata's own, whose agent Tatami does not speak to: Tatami's is used";
+/// What the kernel takes for the size of a pipe (F_SETPIPE_SZ).
+const PIPE_SIZE_MAX: i64 = i32::MAX as i64;
 /// A hypervisor's section of this name goes before all others.
 const OURS: &str = "tatami";
 
@@ -100,10 +104,22 @@ pub struct Configuration {
     pub max_memory_mib: Option<u32>,
     /// Sandboxes stay as large as they start.
     pub fixed_size: bool,
+    /// Memory neither comes nor goes while they live.
+    pub fixed_memory: bool,
+    /// What a guest frees is not reported to the host.
+    pub no_reporting: bool,
     /// What memory is made of, and the folder of its file if it lies in one.
     pub memory: Option<(MemoryKind, Option<PathBuf>)>,
     /// How long a guest believes what it has read.
     pub cache: Option<FsCache>,
+    /// Queues of a disk.
+    pub disk_queues: Option<u8>,
+    /// Disks are read and written by a thread each, without io_uring.
+    pub disk_threads: bool,
+    /// What of the host the guest itself is shown, each by the last part of its path.
+    pub guest_mounts: Vec<HostVolume>,
+    /// Bytes that a pipe of a process's standard streams holds in the guest.
+    pub pipe_size: Option<u32>,
     /// More is logged.
     pub debug: bool,
     /// Seccomp profiles are not applied in the guest.
@@ -116,7 +132,7 @@ pub struct Configuration {
     pub limits: NicLimits,
     /// How the guest is joined to the network.
     pub model: Model,
-    /// How long a sandbox's first container may take to come up.
+    /// How long the guest may take to come up.
     pub patience: Option<Duration>,
     /// The settings that change nothing, and why not.
     pub idle: Vec<String>,
@@ -148,6 +164,7 @@ impl Configuration {
         let mut settings = Settings { document, hypervisor: chosen, idle: Vec::new() };
         settings.look_over();
         settings.check_empty_dirs()?;
+        settings.check_devices()?;
         let guest = |settings: &mut Settings<'_>, name| settings.guest_file(name);
         let (kernel, image, initrd) =
             (guest(&mut settings, "kernel")?, guest(&mut settings, "image")?, guest(&mut settings, "initrd")?);
@@ -171,10 +188,8 @@ impl Configuration {
             (false, Some(folder)) => Some((MemoryKind::File, Some(folder.into()))),
             (false, None) => None,
         };
-        let seconds = match settings.number(Section::Agent, "create_container_timeout", 1..=86_400)? {
-            None => settings.number(Section::Runtime, "create_container_timeout", 1..=86_400)?,
-            seconds => seconds,
-        };
+        let model = settings.model()?;
+        settings.check_namespace(model)?;
         Ok(Configuration {
             kernel,
             user_space: image.or(initrd),
@@ -193,8 +208,20 @@ impl Configuration {
                 .filter(|mib| *mib > 0)
                 .map(|mib| mib as u32),
             fixed_size: settings.flag(Section::Runtime, "static_sandbox_resource_mgmt")?,
+            fixed_memory: settings.switch(Section::Hypervisor, "enable_virtio_mem")? == Some(false),
+            no_reporting: settings.switch(Section::Hypervisor, "reclaim_guest_freed_memory")? == Some(false),
             memory,
             cache: settings.cache()?,
+            disk_queues: settings
+                .number(Section::Hypervisor, "num_queues", 0..=BLK_QUEUES_MAX.into())?
+                .filter(|queues| *queues > 0)
+                .map(|queues| queues as u8),
+            disk_threads: settings.disk_threads()?,
+            guest_mounts: settings.guest_mounts()?,
+            pipe_size: settings
+                .number(Section::Agent, "container_pipe_size", 0..=PIPE_SIZE_MAX)?
+                .filter(|bytes| *bytes > 0)
+                .map(|bytes| bytes as u32),
             debug: settings.flag(Section::Runtime, "enable_debug")?,
             no_seccomp: settings.flag(Section::Runtime, "disable_guest_seccomp")?,
             no_vhost: settings.flag(Section::Hypervisor, "disable_vhost_net")?,
@@ -206,8 +233,8 @@ impl Configuration {
                 receive: settings.rate("rx_rate_limiter_max_rate")?,
                 transmit: settings.rate("tx_rate_limiter_max_rate")?,
             },
-            model: settings.model()?,
-            patience: seconds.map(|seconds| Duration::from_secs(seconds as u64)),
+            model,
+            patience: settings.patience()?,
             idle: settings.idle,
         })
     }
@@ -285,11 +312,16 @@ impl<'a> Settings<'a> {
     }
 
     fn flag(&self, section: Section, name: &str) -> Result<bool, ConfigurationError> {
+        Ok(self.switch(section, name)?.unwrap_or(false))
+    }
+
+    /// What is true unless it is switched off, or false unless it is switched on.
+    fn switch(&self, section: Section, name: &str) -> Result<Option<bool>, ConfigurationError> {
         match self.get(section, name) {
-            None => Ok(false),
-            Some(Setting { value: Value::Bool(value), .. }) => Ok(*value),
+            None => Ok(None),
+            Some(Setting { value: Value::Bool(value), .. }) => Ok(Some(*value)),
             Some(setting @ Setting { value: Value::Loose(text), .. }) => {
-                text.parse().map_err(|_| wrong(setting, name, "true or false"))
+                text.parse().map(Some).map_err(|_| wrong(setting, name, "true or false"))
             }
             Some(setting) => Err(wrong(setting, name, "true or false")),
         }
@@ -361,6 +393,30 @@ impl<'a> Settings<'a> {
         })
     }
 
+    /// The shortest of the times that a guest may take: whatever is set first gives up first.
+    fn patience(&self) -> Result<Option<Duration>, ConfigurationError> {
+        let seconds = |section, name, least| self.number(section, name, least..=86_400);
+        let limits = [
+            seconds(Section::Agent, "create_container_timeout", 1)?.map(|seconds| seconds * 1000),
+            seconds(Section::Runtime, "create_container_timeout", 1)?.map(|seconds| seconds * 1000),
+            seconds(Section::Agent, "dial_timeout", 0)?.map(|seconds| seconds * 1000),
+            self.number(Section::Agent, "reconnect_timeout_ms", 0..=86_400_000)?,
+        ];
+        let shortest = limits.into_iter().flatten().filter(|limit| *limit > 0).min();
+        Ok(shortest.map(|limit| Duration::from_millis(limit as u64)))
+    }
+
+    /// There is nothing to do for a VMM without a namespace of its own, as it has no use for the host's network.
+    fn check_namespace(&self, model: Model) -> Result<(), ConfigurationError> {
+        const NAME: &str = "disable_new_netns";
+        match self.get(Section::Runtime, NAME) {
+            Some(setting) if self.flag(Section::Runtime, NAME)? && model != Model::None => {
+                Err(wrong(setting, NAME, "false, or an internetworking_model of \"none\""))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A rate in bits a second; 0 is no limit.
     fn rate(&self, name: &str) -> Result<RateLimit, ConfigurationError> {
         let bits = self.number(Section::Hypervisor, name, 0..=i64::MAX)?.unwrap_or(0) as u64;
@@ -399,14 +455,7 @@ impl<'a> Settings<'a> {
 }
 
 fn wrong(setting: &Setting, name: &str, wanted: &'static str) -> ConfigurationError {
-    let found = match &setting.value {
-        Value::Bool(value) => value.to_string(),
-        Value::Integer(number) => number.to_string(),
-        Value::Float(number) => number.to_string(),
-        Value::Text(text) | Value::Loose(text) => format!("{text:?}"),
-        Value::List(_) => "a list".to_owned(),
-        Value::Other(what) => (*what).to_owned(),
-    };
+    let found = setting.value.to_string();
     ConfigurationError::Value { place: setting.place.clone(), name: name.to_owned(), found, wanted }
 }
 
@@ -464,6 +513,90 @@ mod tests {
             let error = set(wrong).unwrap_err();
             assert!(error.contains(&format!("c.toml:2: {}: expected", wrong.replace('=', "is"))), "{error}");
         }
+    }
+
+    #[test]
+    fn memory_and_disks_are_as_usual_unless_they_are_set() {
+        let set = |text: &str| read(&[&format!("[hypervisor.q]\n{text}")]);
+        let usual = "enable_virtio_mem = true\nreclaim_guest_freed_memory = true\nblock_device_aio = 'io_uring'\nnum_queues = 0\n\
+                     queue_size = 512\nvirtio_fs_queue_size = 1024\nentropy_source = '/dev/urandom'\n";
+        assert_eq!(set(usual).unwrap(), Configuration::default());
+        let other = "enable_virtio_mem = false\nreclaim_guest_freed_memory = false\nblock_device_aio = 'threads'\nnum_queues = 8\n";
+        let expected = Configuration {
+            fixed_memory: true,
+            no_reporting: true,
+            disk_queues: Some(8),
+            disk_threads: true,
+            ..Configuration::default()
+        };
+        assert_eq!(set(other).unwrap(), expected);
+        for wrong in [
+            "num_queues = 9",
+            "block_device_aio = \"aio\"",
+            "queue_size = 100",
+            "virtio_fs_queue_size = 65536",
+            "entropy_source = \"/no/such\"",
+            "entropy_source = \"etc\"",
+            "enable_virtio_mem = 1",
+            "reclaim_guest_freed_memory = \"yes\"",
+        ] {
+            let error = set(wrong).unwrap_err();
+            assert!(error.contains(&format!("c.toml:2: {}: expected", wrong.replace('=', "is"))), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_devices_are_not_is_named_with_the_value_and_the_reason() {
+        let text = "[hypervisor.q]\nblock_device_aio = 'native'\nqueue_size = 128\nvirtio_fs_queue_size = 256\nentropy_source = '/dev/null'\n\
+                    block_device_cache_direct = true\n";
+        let configuration = read(&[text]).unwrap();
+        let named = |words: &str| configuration.idle.iter().filter(|line| line.contains(words)).count();
+        assert_eq!(configuration.idle.len(), 5, "{:?}", configuration.idle);
+        assert_eq!(named("c.toml:2: block_device_aio \"native\" changes nothing: "), 1);
+        assert_eq!((named("c.toml:3: queue_size 128"), named("c.toml:4: virtio_fs_queue_size 256")), (1, 1));
+        assert_eq!((named("c.toml:5: entropy_source \"/dev/null\""), named("block_device_cache_direct")), (1, 1));
+    }
+
+    #[test]
+    fn the_guest_is_shown_what_is_there_and_may_write_only_where_it_is_said() {
+        let shown = |list: &str| read(&[&format!("[runtime]\nsandbox_bind_mounts = {list}")]);
+        let mount = |path: &str, read_only| HostVolume { source: path.into(), read_only, recursive: true };
+        let expected = [mount("/etc/passwd", true), mount("/etc", true), mount("/tmp", false)];
+        assert_eq!(shown("['/etc/passwd', '/etc:ro', '/tmp:rw']").unwrap().guest_mounts, expected);
+        assert_eq!(shown("[]").unwrap(), Configuration::default());
+        for (wrong, found) in [
+            ("'/etc'", "\"/etc\""),
+            ("[1]", "[1]"),
+            ("['etc']", "[\"etc\"]"),
+            ("['/']", "[\"/\"]"),
+            ("['/no/such']", "[\"/no/such\"]"),
+            ("['/usr/bin', '/bin']", "[\"/usr/bin\", \"/bin\"]"),
+        ] {
+            let error = shown(wrong).unwrap_err();
+            assert!(error.contains(&format!("c.toml:2: sandbox_bind_mounts is {found}: expected a list")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_guest_has_the_shortest_of_all_times() {
+        let patience = |text: &str| read(&[text]).map(|set| set.patience);
+        let all = "[agent.kata]\ncreate_container_timeout = 9\ndial_timeout = 5\nreconnect_timeout_ms = 3500\n[runtime]\n\
+                   create_container_timeout = 8\n";
+        assert_eq!(patience(all), Ok(Some(Duration::from_millis(3500))));
+        assert_eq!(patience("[agent.kata]\ndial_timeout = 5\n"), Ok(Some(Duration::from_secs(5))));
+        assert_eq!(patience("[agent.kata]\ndial_timeout = 0\nreconnect_timeout_ms = 0\n"), Ok(None));
+        let error = patience("[agent.kata]\ndial_timeout = -1\n").unwrap_err();
+        assert!(error.contains("c.toml:2: dial_timeout is -1: expected"), "{error}");
+    }
+
+    #[test]
+    fn without_a_namespace_there_is_no_network() {
+        let set =
+            |model: &str| read(&[&format!("[runtime]\ndisable_new_netns = true\ninternetworking_model = '{model}'\n")]);
+        let idle = set("none").unwrap().idle;
+        assert!(idle.len() == 1 && idle[0].contains("c.toml:2: runtime.disable_new_netns changes nothing"), "{idle:?}");
+        let error = set("tcfilter").unwrap_err();
+        assert!(error.contains("c.toml:2: disable_new_netns is true: expected false, or"), "{error}");
     }
 
     #[test]

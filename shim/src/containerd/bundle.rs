@@ -112,6 +112,7 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -
     // Huge pages are set aside for all that there may be.
     let set_aside = set.max_memory_mib.is_none() && matches!(set.memory, Some((MemoryKind::HugePages, _)));
     let most = if set_aside { Size { memory_mib: 0, ..most } } else { most };
+    let most = if set.fixed_memory { Size { memory_mib: 0, ..most } } else { most };
     let most = if set.fixed_size { Size { memory_mib: 0, vcpus: 0 } } else { most };
     let plain = VmConfig::default();
     VmConfig {
@@ -120,9 +121,12 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -
         memory_mib,
         spare_memory_mib: most.memory_mib.saturating_sub(memory_mib) / MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB,
         memory_kind: set.memory.as_ref().map_or(plain.memory_kind, |(kind, _)| *kind),
+        page_reporting: !set.no_reporting,
         command_line_extra: set.kernel_params.clone(),
         folder: FolderConfig { cache: set.cache.unwrap_or(plain.folder.cache), ..plain.folder },
         disk_slots: if is_pod { POD_DISK_SLOTS } else { 1 },
+        disk_queues: set.disk_queues.unwrap_or(plain.disk_queues),
+        disk_uring: !set.disk_threads,
         ..plain
     }
 }
@@ -229,8 +233,20 @@ mod tests {
         assert!(free.max_vcpus >= free.vcpus && u64::from(free.max_vcpus) <= POD_VCPUS);
         let bounded = Configuration { max_vcpus: Some(3), max_memory_mib: Some(1024), ..Configuration::default() };
         assert_eq!((of(&bounded).max_vcpus, of(&bounded).spare_memory_mib), (3, 1024 - 256));
+        let fixed = of(&Configuration { fixed_memory: true, ..bounded.clone() });
+        assert_eq!((fixed.max_vcpus, fixed.spare_memory_mib), (3, 0));
         let fixed = of(&Configuration { fixed_size: true, ..bounded });
         assert_eq!((fixed.vcpus, fixed.max_vcpus, fixed.spare_memory_mib), (1, 1, 0));
+    }
+
+    #[test]
+    fn a_machines_devices_are_as_they_are_set() {
+        let of = |set: &Configuration| machine(None, true, set);
+        let VmConfig { page_reporting, disk_queues, disk_uring, .. } = of(&Configuration::default());
+        assert_eq!((page_reporting, disk_queues, disk_uring), (true, 1, true));
+        let set = Configuration { no_reporting: true, disk_queues: Some(2), disk_threads: true, ..Default::default() };
+        let VmConfig { page_reporting, disk_queues, disk_uring, .. } = of(&set);
+        assert_eq!((page_reporting, disk_queues, disk_uring), (false, 2, false));
     }
 
     #[test]

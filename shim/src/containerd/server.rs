@@ -8,6 +8,7 @@ use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use tatami_vmm::{MAX_QUEUE_PAIRS, NicLimits, VmConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -45,6 +46,8 @@ struct Prepared {
     settings: Settings,
     /// Containers' seccomp profiles are left out.
     no_seccomp: bool,
+    /// Bytes that pipes hold in the guest, if that is set.
+    pipe_size: Option<u32>,
     growth: Growth,
     /// How its guest is joined to the network.
     how: How,
@@ -91,7 +94,6 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     if !set.idle.is_empty() {
         log::warn!("the configuration is Kata's, of which some has no meaning here: {}", set.idle.join("; "));
     }
-    let no_seccomp = set.no_seccomp;
     // The host's kernel knows no limits.
     let by_vmm = set.no_vhost || set.limits != NicLimits::NONE;
     let how = How { model: set.model, vhost: if by_vmm { VhostUse::Off } else { VhostUse::Auto } };
@@ -100,6 +102,9 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
     let (namespace, id) = (start.invocation.namespace.clone(), start.invocation.id.clone());
     ground.note_client(&Client { namespace, id });
+    if !set.guest_mounts.is_empty() {
+        ground.shared().show_to_guest(&set.guest_mounts).context("sandbox_bind_mounts")?;
+    }
     let namespace = start.spec.as_ref().map_or(Namespace::Own, Namespace::of);
     namespace.enter()?;
     if namespace == Namespace::Host {
@@ -124,7 +129,7 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
         boot_limit: set.patience.unwrap_or(BOOT_LIMIT),
     };
     let growth = Growth::new(&settings.vm, bundle::own(&set));
-    Ok(Prepared { ground, settings, no_seccomp, growth, how })
+    Ok(Prepared { ground, settings, no_seccomp: set.no_seccomp, pipe_size: set.pipe_size, growth, how })
 }
 
 async fn serve(
@@ -134,6 +139,7 @@ async fn serve(
     timings: Timings,
 ) -> anyhow::Result<()> {
     let no_seccomp = prepared.as_ref().is_ok_and(|prepared| prepared.no_seccomp);
+    let pipe_size = prepared.as_ref().ok().and_then(|prepared| prepared.pipe_size);
     let (mut network, mut size) = (None, None);
     let sandbox = prepared.and_then(|Prepared { ground, settings, growth, how, .. }| {
         size = Some(growth);
@@ -149,6 +155,9 @@ async fn serve(
     }
     if no_seccomp {
         tasks.leave_seccomp_out();
+    }
+    if let Some(bytes) = pipe_size {
+        tasks.size_pipes(bytes);
     }
     if let Some(network) = network {
         tasks.offer_network(network);

@@ -15,7 +15,7 @@ use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
 };
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
-use tatami_protocol::agent::Stats;
+use tatami_protocol::agent::{Stats, Stdio};
 use tokio::sync::{Notify, watch};
 
 use super::arguments::is_id;
@@ -59,6 +59,8 @@ pub(crate) struct Tasks {
     wanted: AtomicBool,
     /// Containers' seccomp profiles are left out: the operator has set it so.
     no_seccomp: AtomicBool,
+    /// Bytes that pipes hold in the guest: the operator has set it so, or 0.
+    pipe_size: AtomicU32,
     /// Its network namespace is one in which somebody may look for the containers' ports.
     is_pod: AtomicBool,
     /// The guest's questions to Docker's resolver are answered.
@@ -107,6 +109,7 @@ impl Tasks {
             serial: AtomicU32::new(1),
             wanted: AtomicBool::new(false),
             no_seccomp: AtomicBool::new(false),
+            pipe_size: AtomicU32::new(0),
             is_pod: AtomicBool::new(false),
             names: AtomicBool::new(false),
             over: Notify::new(),
@@ -135,6 +138,16 @@ impl Tasks {
     /// From now on containers' seccomp profiles are left out.
     pub(super) fn leave_seccomp_out(&self) {
         self.no_seccomp.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on the pipes of processes' streams hold so many bytes in the guest.
+    pub(super) fn size_pipes(&self, bytes: u32) {
+        self.pipe_size.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The streams that a process gets in the guest, on a terminal of `size` if on any.
+    fn streams(&self, stdio: &StdioPaths, size: (u32, u32)) -> Stdio {
+        Stdio { pipe_size: self.pipe_size.load(Ordering::Relaxed), ..stdio.wanted(size) }
     }
 
     /// Somebody knows of the sandbox, and will end it.
@@ -285,7 +298,7 @@ impl Tasks {
     async fn run_exec(&self, id: &str, exec: &Exec, guest: &Guest) -> Result<(), TaskError> {
         let process = &exec.process;
         let opened = process.stdio().open(id, &self.namespace).await?;
-        let wanted = process.stdio().wanted(exec.size);
+        let wanted = self.streams(process.stdio(), exec.size);
         let agent = guest.agent();
         guest.call(agent.create_exec(id, process.exec(), exec.spec.to_vec(), wanted.clone())).await?;
         let run = async {

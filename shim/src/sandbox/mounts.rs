@@ -38,6 +38,8 @@ pub const GUEST_SHARED: &str = "/run/tatami/shared";
 const VOLUMES: &str = "volumes";
 /// The place of volumes that several containers may have: no container's, whose places have other names.
 const COMMON: &str = "common";
+/// The place of what is shown to the guest and to no container of it, called as Kata calls it.
+const FOR_GUEST: &str = "sandbox-mounts";
 
 /// Why a mount could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -222,6 +224,31 @@ impl SharedFolder {
         Ok(Layout { host_root, guest_root, guest_volumes })
     }
 
+    /// Shows the guest itself `volumes`, each by the last part of its path, which no two have in common. Call it once, before there are
+    /// containers.
+    ///
+    /// # Errors
+    /// [`MountError`], as [`SharedFolder::lay_out`] has it.
+    pub fn show_to_guest(&self, volumes: &[HostVolume]) -> Result<(), MountError> {
+        self.folder(FOR_GUEST)?;
+        for volume in volumes {
+            let source = HostPath::open(&volume.source)?;
+            let last = volume.source.file_name().unwrap_or_default();
+            self.bind_at(&Path::new(FOR_GUEST).join(last), &source, volume)?;
+        }
+        Ok(())
+    }
+
+    /// Shows `source` at `name`, which it makes.
+    fn bind_at(&self, name: &Path, source: &HostPath, volume: &HostVolume) -> Result<(), MountError> {
+        if source.is_folder {
+            self.folder(name)?
+        } else {
+            self.file(name)?
+        }
+        bind(source, &self.path.join(name), depth(volume), volume.read_only)
+    }
+
     /// Shows `volumes` in the folder `name` of a container's place, or where another container has the same; where they are in the guest.
     fn show(&self, container: &str, name: &str, volumes: &[HostVolume]) -> Result<Vec<PathBuf>, MountError> {
         let folder = format!("{container}/{name}");
@@ -237,14 +264,9 @@ impl SharedFolder {
             names.push(match common {
                 Some(common) => self.show_common(container, common, &source, volume)?,
                 None => {
-                    let name = format!("{folder}/{number}");
-                    if source.is_folder {
-                        self.folder(&name)?
-                    } else {
-                        self.file(&name)?
-                    }
-                    bind(&source, &self.path.join(&name), depth(volume), volume.read_only)?;
-                    PathBuf::from(name)
+                    let name = Path::new(&folder).join(number.to_string());
+                    self.bind_at(&name, &source, volume)?;
+                    name
                 }
             });
         }
@@ -386,11 +408,11 @@ impl SharedFolder {
         rustix::fs::mkdirat(&self.below, name, Mode::from_raw_mode(0o755)).map_err(refused("create", name))
     }
 
-    fn file(&self, name: &str) -> Result<(), MountError> {
+    fn file(&self, name: &Path) -> Result<(), MountError> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         rustix::fs::openat(&self.below, name, flags, Mode::from_raw_mode(0o644))
             .map(drop)
-            .map_err(refused("create", Path::new(name)))
+            .map_err(refused("create", name))
     }
 }
 

@@ -48,7 +48,8 @@ impl Containerd {
     }
 
     /// Starts one in `home` that serves CRI, with runc and with ours as the runtimes `runc` and `kata`, and for ours with containerd's
-    /// Sandbox API too, as `kata-sandbox`, with macvtaps, as `kata-macvtap`, and with networks that are slow, as `kata-slow`. Its pods'
+    /// Sandbox API too, as `kata-sandbox`, with macvtaps, as `kata-macvtap`, and with networks that are slow, as `kata-slow`, and with much
+    /// that is not as usual, as `kata-set`. Its pods'
     /// networks are all that lie in the folder `cni` of the home, and their plug-ins what lies in `cni-plugins`.
     ///
     /// # Panics
@@ -89,6 +90,15 @@ impl Containerd {
                 "kata-slow",
                 "[hypervisor.tatami]\nenable_annotations = [\"tx_rate_limiter_max_rate\"]\nnetwork_queues = 2\n\
                  rx_rate_limiter_max_rate = 800000\ntx_rate_limiter_max_rate = 400000\n",
+            ),
+            configured(
+                "kata-set",
+                &format!(
+                    "[hypervisor.tatami]\nenable_virtio_mem = false\nreclaim_guest_freed_memory = false\nnum_queues = 2\n\
+                     block_device_aio = \"threads\"\n[agent.kata]\ncontainer_pipe_size = 4096\n[runtime]\n\
+                     sandbox_bind_mounts = [\"{}\"]\n",
+                    home.path("kata-set.toml").display()
+                ),
             ),
             runtime("kata-sandbox", "kata", if home.release() == Release::Newer { "sandboxer = \"shim\"" } else { "" }),
         ];

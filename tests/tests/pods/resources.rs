@@ -13,6 +13,8 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("what a container uses", usage),
     Case::new("a pod is as large as its containers need", size)
         .without_reference("with runc a pod's machine is the host"),
+    Case::new("a machine as Kata's configuration has it", configured)
+        .without_reference("runc reads no configuration of Kata's"),
 ];
 
 const MIB: i64 = 1 << 20;
@@ -97,6 +99,25 @@ fn size(kubelet: &mut Kubelet, notes: &mut Notes) {
         thread::sleep(Duration::from_millis(500));
     }
     notes.want("what is given back", more() <= 64, true);
+}
+
+fn configured(kubelet: &mut Kubelet, notes: &mut Notes) {
+    kubelet.by_handler("kata-set");
+    let pod = kubelet.run("pod");
+    let id = kubelet.start(&pod, "c", &["sleep", "100000"]);
+    // Virtio 1.2, 5.5.3 and 5.2.3: bits 5 and 12 of the features that driver and device agree on, the lowest first.
+    let drivers = "cd /sys/bus/virtio/drivers; ";
+    let seen = |script: &str| kubelet.shell(&id, &format!("{drivers}{script}"));
+    notes.want("free pages are reported", seen("cut -c6 virtio_balloon/virtio*/features"), "0");
+    notes.want("disks have several queues", seen("cat virtio_blk/virtio*/features | cut -c13 | sort -u"), "1");
+    notes.want("memory can come", seen("ls virtio_mem | grep -c ^virtio"), "0");
+    notes.want("what comes through small pipes", seen("head -c 300000 /dev/zero | tr '\\0' x").len(), 300_000);
+    let shown =
+        std::path::Path::new("/proc").join(kubelet.ground().to_string()).join("root/sandbox-mounts/kata-set.toml");
+    let text = std::fs::read_to_string(&shown).unwrap_or_else(|error| error.to_string());
+    notes.want("the guest is shown a file", text.contains("sandbox_bind_mounts"), true);
+    let written = std::fs::write(&shown, "").map_err(|error| error.kind());
+    notes.want("it can be written", format!("{written:?}"), "Err(ReadOnlyFilesystem)");
 }
 
 fn usage(kubelet: &mut Kubelet, notes: &mut Notes) {

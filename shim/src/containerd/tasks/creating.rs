@@ -206,7 +206,7 @@ impl Tasks {
         container.resolv_conf = resolv_conf;
         let state = hooks::state(&container.version, &request.id, "creating", bundle_path);
         self.host.run(&container.hooks.create, &state).await.map_err(|error| TaskError::Failed(error.to_string()))?;
-        let wanted = init.stdio().wanted(plan.console_size());
+        let wanted = self.streams(init.stdio(), plan.console_size());
         let devices = std::mem::take(&mut plan.devices);
         let volumes = std::mem::take(&mut plan.guest_volumes);
         let spec = plan.finish(&layout)?;
