@@ -50,7 +50,7 @@ const USED: &[(Section, &[&str])] = &[
     (Runtime, &["internetworking_model", "emptydir_mode", "sandbox_bind_mounts"]),
     (Runtime, &["enable_debug", "hypervisor_name", "agent_name", "name", "disable_guest_seccomp"]),
     (Runtime, &["create_container_timeout", "static_sandbox_resource_mgmt"]),
-    (Agent, &["create_container_timeout", "dial_timeout", "reconnect_timeout_ms", "container_pipe_size"]),
+    (Agent, &["create_container_timeout", "container_pipe_size"]),
 ];
 
 const VMM: &str = "the VMM is Tatami itself";
@@ -155,7 +155,11 @@ const IDLE: &[(Section, &[&str], &str)] = &[
         &["debug_console_enabled"],
         "there is no debug console: the log has the guest kernel's last lines, and `ctr task exec` or `kubectl exec` run in the container",
     ),
-    (Agent, &["dial_timeout_ms"], "the agent calls by itself: reconnect_timeout_ms is how long that may take"),
+    (
+        Agent,
+        &["dial_timeout", "dial_timeout_ms", "reconnect_timeout_ms"],
+        "the agent calls by itself: create_container_timeout is how long all of it may take",
+    ),
     (Agent, &["cdh_api_timeout", "cdh_api_timeout_ms"], CONFIDENTIAL),
     (Runtime, &["disable_new_netns", "dan_conf"], NAMESPACE),
     (
