@@ -296,7 +296,7 @@ fn nonsense_and_silence_at_work_fail_what_is_asked() {
 #[test]
 fn an_end_that_is_not_told_truly_ends_the_device() {
     let nonsense: [fn() -> Deed; 4] = [
-        || Deed::Say([0_u32, 200].map(u32::to_le_bytes).concat()),
+        || Deed::Say([0, u32::from(spec::QUEUE_SIZE) + 1].map(u32::to_le_bytes).concat()),
         || Deed::Say([0_u32, 0x1_0000].map(u32::to_le_bytes).concat()),
         || Deed::Ignore,
         || Deed::Leave,
