@@ -78,7 +78,11 @@ fn volumes_are_files_or_folders_and_read_only_goes_all_the_way_down() {
 
         fs::write(layout.host_root.join("written"), "").unwrap();
         assert!(tree.join("written").exists());
-        let at = |number: usize| ground.shared().path().join(format!("c1/volumes/{number}"));
+        let at = |number: usize| {
+            let place =
+                layout.guest_volumes[number].strip_prefix("/run/tatami/shared").expect("it is in the shared folder");
+            ground.shared().path().join(place)
+        };
         assert_eq!(fs::read_to_string(at(0).join("below/inner")).unwrap(), "mounted");
         fs::write(at(0).join("x"), "").unwrap();
         assert!(data.join("x").exists());
@@ -87,6 +91,16 @@ fn volumes_are_files_or_folders_and_read_only_goes_all_the_way_down() {
             assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{}", place.display());
         }
         assert_eq!(fs::read_to_string(at(2)).unwrap(), "content");
+
+        // What two may write to is one file system to both, until the last of them is gone.
+        let volumes = [volume(&dir.join("link"), false), volume(&data, true)];
+        let other = ground.shared().lay_out("c2", &Root::Plain(tree.clone()), &volumes).unwrap();
+        assert_eq!(other.guest_volumes[0], layout.guest_volumes[0]);
+        assert_eq!(other.guest_volumes[1], Path::new("/run/tatami/shared/c2/volumes/1"));
+        ground.shared().clear("c1").unwrap();
+        assert!(at(0).join("below/inner").exists() && !at(2).exists());
+        ground.shared().clear("c2").unwrap();
+        assert!(!at(0).exists());
         rustix::mount::unmount(data.join("below"), rustix::mount::UnmountFlags::DETACH).unwrap();
     });
 }
