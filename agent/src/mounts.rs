@@ -11,7 +11,7 @@ use rustix::mount::{MountFlags, mount, mount_move};
 use crate::cgroup;
 
 /// Where the host's shared folder appears; a container's root is `<id>/rootfs` in it.
-const SHARED: &str = "/run/tatami/shared";
+pub(crate) const SHARED: &str = "/run/tatami/shared";
 /// Where services of a guest that was made for Kata look for it, or for the folder `sandbox-mounts` in it.
 const KATAS: [&str; 2] = ["/run/kata-containers/shared", "/run/kata-containers/shared/containers"];
 /// linux/magic.h: what an initramfs is unpacked into.

@@ -19,14 +19,13 @@ use tatami_protocol::agent::storage::Kind;
 use tatami_protocol::agent::{BlockStorage, Disk, OverlayStorage, Place, Storage, TmpfsStorage};
 
 use crate::error::Error;
+use crate::mounts::SHARED;
 use crate::nodes::Number;
 use crate::sandbox::check_id;
 use device::Device;
 
 /// Where they are mounted, by the container's or volume's folder and the storage's name.
 const STORAGES: &str = "/run/tatami/storages";
-/// Where the host's shared folder is.
-const SHARED: &str = "/run/tatami/shared";
 /// What may lie on a disk. Every file system's code reads what others wrote, so there are few.
 const ON_DISK: [&str; 3] = ["erofs", "ext4", "xfs"];
 /// How long what is unmounted may stay in use: by the mount namespace of a process that just ended, for one.

@@ -15,8 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use tatami_protocol::agent::{Change, CreateContainerRequest};
 
-/// Where the host's shared folder is.
-const SHARED: &str = "/run/tatami/shared";
+use crate::mounts::SHARED;
 
 /// `struct fuse_change` of the kernel's.
 #[repr(C)]

@@ -291,8 +291,7 @@ impl SharedFolder {
             return Ok(name);
         }
         let name = Path::new(COMMON).join(shown.number().to_string());
-        self.folder(&name)?;
-        let bound = bind(source, &self.path.join(&name), depth(volume), false);
+        let bound = self.bind_at(&name, source, volume);
         if bound.is_err() {
             let _ = rustix::fs::unlinkat(&self.below, &name, AtFlags::REMOVEDIR);
         }

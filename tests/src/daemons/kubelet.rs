@@ -3,7 +3,7 @@
 use std::cell::{Ref, RefCell};
 use std::fs;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
 use std::thread;
@@ -193,24 +193,15 @@ impl Kubelet {
     /// # Errors
     /// What the server says.
     pub fn run_described(&self, config: api::PodSandboxConfig) -> Result<Pod, String> {
-        fs::create_dir_all(&config.log_directory).expect("a folder");
-        let request =
-            api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: self.handler.to_owned() };
-        let answer = self.cri.call(async |mut client| client.run_pod_sandbox(request).await)?;
-        Ok(Pod { id: answer.pod_sandbox_id, config })
+        run_pod(&self.cri, self.handler, config)
     }
 
     /// Runs several pods at once.
     pub fn run_at_once(&self, configs: Vec<api::PodSandboxConfig>) -> Vec<Result<Pod, String>> {
         let socket = self.containerd().socket();
         let run = |config: api::PodSandboxConfig| {
-            fs::create_dir_all(&config.log_directory).expect("a folder");
-            let (cri, handler) = (Cri::new(&socket), self.handler.to_owned());
-            thread::spawn(move || {
-                let request = api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler };
-                let answer = cri.call(async |mut client| client.run_pod_sandbox(request).await)?;
-                Ok(Pod { id: answer.pod_sandbox_id, config })
-            })
+            let (cri, handler) = (Cri::new(&socket), self.handler);
+            thread::spawn(move || run_pod(&cri, handler, config))
         };
         let running: Vec<_> = configs.into_iter().map(run).collect();
         running
@@ -455,6 +446,23 @@ impl Kubelet {
         let remove = api::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
         let stopped = self.cri.call(async |mut client| client.stop_pod_sandbox(stop).await).map(drop);
         told(stopped.and_then(|()| self.cri.call(async |mut client| client.remove_pod_sandbox(remove).await).map(drop)))
+    }
+}
+
+fn run_pod(cri: &Cri, handler: &str, config: api::PodSandboxConfig) -> Result<Pod, String> {
+    fs::create_dir_all(&config.log_directory).expect("a folder");
+    let request = api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
+    let answer = cri.call(async |mut client| client.run_pod_sandbox(request).await)?;
+    Ok(Pod { id: answer.pod_sandbox_id, config })
+}
+
+/// A folder or file of the host's for a container.
+pub fn mount(host: &Path, container: &str, readonly: bool) -> api::Mount {
+    api::Mount {
+        host_path: host.display().to_string(),
+        container_path: container.to_owned(),
+        readonly,
+        ..Default::default()
     }
 }
 

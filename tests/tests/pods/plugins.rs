@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::daemons::kubelet::{Kubelet, Pod, host, in_host_network, with_host_network};
 
 use crate::networks::{SERVER, page};
-use tatami_tests::daemons::kubelet::{Kubelet, Pod, host, in_host_network, with_host_network};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("a network by ptp, with large packets", ptp),

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tatami_tests::LoopDisk;
 use tatami_tests::compare::{Case, Notes, Stage};
+use tatami_tests::daemons::kubelet::{Kubelet, Pod, host, mount, told};
 use tatami_tests::daemons::{IMAGE, Release, api};
-
-use tatami_tests::daemons::kubelet::{Kubelet, Pod, host, told};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("folders and files of the host", of_the_host),
@@ -24,17 +23,19 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("an image as a volume", of_an_image),
 ];
 
-fn mount(host: &Path, container: &str, readonly: bool) -> api::Mount {
-    api::Mount {
-        host_path: host.display().to_string(),
-        container_path: container.to_owned(),
-        readonly,
-        ..Default::default()
-    }
-}
-
 fn with(name: &str, command: &[&str], mounts: Vec<api::Mount>) -> api::ContainerConfig {
     api::ContainerConfig { mounts, ..Kubelet::container(name, command) }
+}
+
+/// A container that waits, and has this.
+fn waiting(kubelet: &Kubelet, pod: &Pod, name: &str, mount: api::Mount) -> String {
+    kubelet.start_described(pod, with(name, &["sleep", "100000"], vec![mount])).expect("it starts")
+}
+
+/// How a container fares that writes to a folder: `1` and `none` if that may only be read.
+fn written(kubelet: &Kubelet, container: &str, folder: &str) -> String {
+    let script = format!("touch {folder}/x 2>&1 | grep -c 'Read-only'; test -e {folder}/x || echo none");
+    kubelet.shell(container, &script)
 }
 
 /// hostPath volumes, and subPath, which the kubelet binds itself.
@@ -54,11 +55,7 @@ fn of_the_host(kubelet: &mut Kubelet, notes: &mut Notes) {
     let id = kubelet.start_described(&pod, with("c", &["sleep", "100000"], mounts)).expect("it starts");
     notes.want("what is there", kubelet.shell(&id, "cat /data/file /etc/one-file"), "from the host\nfrom the host");
     notes.want("whose it is", kubelet.shell(&id, "stat -c '%u:%g %a' /data/file"), "1000:2000 640");
-    notes.want(
-        "what may only be read",
-        kubelet.shell(&id, "touch /look/x 2>&1 | grep -c 'Read-only'; test -e /look/x || echo none"),
-        "1\nnone",
-    );
+    notes.want("what may only be read", written(kubelet, &id, "/look"), "1\nnone");
     notes.want(
         "what is written",
         kubelet.shell(&id, "echo guest >/data/new; chown 1234:5678 /data/new; echo sub >/sub/x; sync; echo ok"),
@@ -93,8 +90,7 @@ fn replaced(kubelet: &mut Kubelet, notes: &mut Notes) {
     write("1", "one\n");
     symlink("..data/key", volume.join("key")).expect("a link");
     let pod = kubelet.run("pod");
-    let config = with("c", &["sleep", "100000"], vec![mount(&volume, "/config", true)]);
-    let id = kubelet.start_described(&pod, config).expect("it starts");
+    let id = waiting(kubelet, &pod, "c", mount(&volume, "/config", true));
     notes.want("at first", kubelet.shell(&id, "cat /config/key"), "one");
     write("2", "two and more\n");
     fs::remove_dir_all(volume.join("..1")).expect("it was there");
@@ -110,10 +106,7 @@ fn shared(kubelet: &mut Kubelet, notes: &mut Notes) {
     fs::create_dir_all(&folder).expect("a folder");
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).expect("a mode");
     let pod = kubelet.run("pod");
-    let start = |name: &str| {
-        let config = with(name, &["sleep", "100000"], vec![mount(&folder, "/shared", false)]);
-        kubelet.start_described(&pod, config).expect("it starts")
-    };
+    let start = |name: &str| waiting(kubelet, &pod, name, mount(&folder, "/shared", false));
     let (one, other) = (start("one"), start("other"));
     kubelet.shell(&one, "for i in $(seq 50); do echo $i >/shared/f$i; done");
     notes.want(
@@ -156,20 +149,13 @@ fn in_memory(kubelet: &mut Kubelet, notes: &mut Notes) {
     let folder = kubelet.scratch().join("kubernetes.io~empty-dir/cache");
     let mounted = OnHost::mount(&["-t", "tmpfs", "-o", "size=4m,mode=777", "tmpfs"], &folder);
     let pod = kubelet.run("pod");
-    let start = |name: &str, readonly: bool| {
-        let config = with(name, &["sleep", "100000"], vec![mount(&folder, "/cache", readonly)]);
-        kubelet.start_described(&pod, config).expect("it starts")
-    };
+    let start = |name: &str, readonly: bool| waiting(kubelet, &pod, name, mount(&folder, "/cache", readonly));
     let (one, other) = (start("one", false), start("other", true));
     notes.want("what it is", kubelet.shell(&one, "stat -f -c %T /cache; stat -c '%a %u:%g' /cache"), "tmpfs\n777 0:0");
     notes.want("how large", kubelet.shell(&one, "df -k /cache | tail -1 | awk '{print $2}'"), "4096");
     notes.want("what one writes", kubelet.shell(&one, "echo word >/cache/file && mkfifo /cache/p && echo ok"), "ok");
     notes.want("the other reads", kubelet.shell(&other, "cat /cache/file"), "word");
-    notes.want(
-        "and does not write",
-        kubelet.shell(&other, "touch /cache/x 2>&1 | grep -c 'Read-only'; test -e /cache/x || echo none"),
-        "1\nnone",
-    );
+    notes.want("and does not write", written(kubelet, &other, "/cache"), "1\nnone");
     let much =
         "dd if=/dev/zero of=/cache/much bs=1M count=8 2>&1 | grep -c 'No space'; wc -c </cache/much; rm /cache/much";
     let said = kubelet.shell(&one, much);
@@ -219,10 +205,7 @@ fn direct(kubelet: &mut Kubelet, notes: &mut Notes) {
     let plain = info("block", disk.path(), "ext4", r#""noatime","errors=remount-ro""#);
     let told = Direct::add(&volume, &plain.replace('}', r#","metadata":{"fsGroup":"3000"}}"#));
     let pod = kubelet.run("pod");
-    let start = |name: &str, readonly: bool| {
-        let config = with(name, &["sleep", "100000"], vec![mount(&volume, "/data", readonly)]);
-        kubelet.start_described(&pod, config).expect("it starts")
-    };
+    let start = |name: &str, readonly: bool| waiting(kubelet, &pod, name, mount(&volume, "/data", readonly));
     let one = start("one", false);
     let how = "grep ' /data ' /proc/mounts | cut -d' ' -f3,4 | grep -c '^ext4 rw,noatime.*errors=remount-ro'";
     notes.want("what it is", kubelet.shell(&one, how), "1");

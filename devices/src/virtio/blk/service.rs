@@ -2,8 +2,8 @@
 //!
 //! What the host's page cache can answer or take is carried out on the spot, which is the fastest there is: a read that comes
 //! alone or after one that was there, and every write (a ring hands those to a thread of the kernel's on ext4, which takes five
-//! times as long). Everything else goes through io_uring, many at once, and is answered in whatever order it ends; without io_uring, one after another. Knows
-//! policy only: what a request is, and how its steps are taken, is in the modules beside it.
+//! times as long). Everything else goes through io_uring, many at once, and is answered in whatever order it ends; without
+//! io_uring, one after another. Knows policy only: what a request is, and how its steps are taken, is in the modules beside it.
 
 use std::io;
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tatami_tests::checkout;
 use tatami_tests::compare::Stage;
-use tatami_tests::daemons::kubelet::{HOST, Kubelet, Networks, in_host_network, with_host_network};
+use tatami_tests::daemons::kubelet::{HOST, Kubelet, Networks, in_host_network, mount, with_host_network};
 use tatami_tests::daemons::{Containerd, Home, Release, api};
 
 use crate::contest::{self, Times, median};
@@ -217,12 +217,7 @@ fn measuring(kubelet: &Kubelet) -> Result<String> {
     let program = checkout().join("target/release/bench-init");
     fs::copy(&program, folder.join("bench-init")).with_context(|| format!("{}: see make bench", program.display()))?;
     let mut container = Kubelet::container("c", &["sleep", "100000"]);
-    container.mounts = vec![api::Mount {
-        host_path: folder.display().to_string(),
-        container_path: "/bench".to_owned(),
-        readonly: true,
-        ..Default::default()
-    }];
+    container.mounts = vec![mount(&folder, "/bench", true)];
     let pod = said(kubelet.run_described(kubelet.described("measuring")))?;
     said(kubelet.start_described(&pod, container))
 }
