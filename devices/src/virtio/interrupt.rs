@@ -67,6 +67,11 @@ impl LineInterrupt {
         self.pending.fetch_and(!bits, Ordering::AcqRel);
     }
 
+    /// The driver sees what is pending, and that acknowledges it (4.1.4.5).
+    pub(super) fn take_pending(&self) -> u32 {
+        self.pending.swap(0, Ordering::AcqRel)
+    }
+
     /// Whether the device asked to be reset.
     pub fn is_reset_needed(&self) -> bool {
         self.needs_reset.load(Ordering::Acquire)
@@ -93,10 +98,30 @@ impl LineInterrupt {
         }
     }
 
-    fn raise(&self, bits: u32) {
+    /// Notes that the configuration space may differ from now on.
+    pub(super) fn note_change(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Notes that the device asks for a reset.
+    pub(super) fn note_reset_needed(&self) {
+        self.needs_reset.store(true, Ordering::Release);
+    }
+
+    /// Sets pending bits and leaves the line alone.
+    pub(super) fn set_pending(&self, bits: u32) {
         self.pending.fetch_or(bits, Ordering::AcqRel);
+    }
+
+    /// Raises the line as it is.
+    pub(super) fn signal(&self) {
         // Fails only when the counter is at its end: then the line is raised already.
         let _ = self.line.write(1);
+    }
+
+    fn raise(&self, bits: u32) {
+        self.set_pending(bits);
+        self.signal();
     }
 }
 
@@ -106,12 +131,12 @@ impl Interrupt for LineInterrupt {
     }
 
     fn config(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.note_change();
         self.raise(INTERRUPT_CONFIG);
     }
 
     fn needs_reset(&self) {
-        self.needs_reset.store(true, Ordering::Release);
+        self.note_reset_needed();
         self.raise(INTERRUPT_CONFIG);
     }
 }

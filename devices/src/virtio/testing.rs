@@ -17,6 +17,8 @@ use super::spec::{
 };
 use super::{GuestMemory, MmioTransport, Role, Threads, TransportState, VirtioDevice};
 
+pub(crate) mod probe;
+
 /// Low RAM of the test machine, in bytes; buffers and rings live here.
 pub(crate) const LOW_BYTES: usize = 16 << 20;
 /// High RAM begins at 4 GiB and is this long.

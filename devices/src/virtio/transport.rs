@@ -1,6 +1,6 @@
 //! What every transport does alike (virtio 1.2, 3.1): status, feature negotiation, queue set-up, activation, reset, save.
 //!
-//! Knows no registers: `mmio.rs` (and a PCI transport beside it) turns reads and writes at offsets into calls of [`Transport`].
+//! Knows no registers: `mmio.rs` and `pci/` turn reads and writes at offsets into calls of [`Transport`].
 //! Whatever the driver writes is kept as written and judged once, when it says that it is ready; until a reset, nothing it
 //! writes afterwards has an effect on queues or features.
 
@@ -8,7 +8,6 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, GuestAddress, GuestMemory as _};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -19,110 +18,17 @@ use super::spec::{
 };
 use super::{Activation, ActiveQueue, GuestMemory, Interrupt, LineInterrupt, SaveError, VirtioDevice};
 
-/// One queue's registers, as the driver wrote them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueueState {
-    /// Size in descriptors that the driver chose.
-    pub size: u32,
-    /// The driver has finished with this queue's set-up.
-    pub ready: bool,
-    /// Guest physical addresses of the descriptor table, the available ring and the used ring.
-    pub areas: [u64; 3],
-    /// How far the device has come, as (available, used) index; none while the queue is not at work.
-    pub position: Option<(u16, u16)>,
-}
+mod state;
 
-/// All of a transport that outlives its process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TransportState {
-    /// Device status.
-    pub status: u8,
-    /// The features that the driver accepted.
-    pub driver_features: u64,
-    /// Which 32 bits of the device's features the driver looks at.
-    pub device_features_page: u32,
-    /// Which 32 bits of its features the driver writes.
-    pub driver_features_page: u32,
-    /// The queue that queue registers mean.
-    pub selected_queue: u32,
-    /// Interrupt status bits not yet acknowledged.
-    pub pending_interrupts: u32,
-    /// The device has asked for a reset.
-    pub needs_reset: bool,
-    /// The queues.
-    pub queues: Vec<QueueState>,
-    /// What the device itself remembers.
-    pub device: Vec<u8>,
-}
-
-/// Why a saved state does not fit the device it is given to.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// It is another device's, or another version's.
-    #[error("the saved state has {found} queues, the device {expected}: restore it into the device it was saved from")]
-    QueueCount {
-        /// Queues of the state.
-        found: usize,
-        /// Queues of the device.
-        expected: usize,
-    },
-    /// It holds features that this device does not offer.
-    #[error("the saved driver uses features {0:#x}, which this device does not offer")]
-    Features(u64),
-    /// What the device remembered is not of one like this.
-    #[error("the saved state is damaged, or of a device with other settings")]
-    Device,
-    /// The file server does not take up what its guest knew.
-    #[error("the files that the saved guest had open cannot be opened again: {0}")]
-    Files(#[source] io::Error),
-    /// A queue that cannot be.
-    #[error("the saved state is damaged: {0}")]
-    Queue(#[from] QueueFault),
-    /// No descriptor left for an event, or no memory.
-    #[error("the host has not what the device needs: {0}")]
-    Resource(#[from] io::Error),
-}
-
-/// Why a queue cannot work as the driver set it up.
-#[derive(Debug, thiserror::Error)]
-pub enum QueueFault {
-    /// Not a power of two, or more than the device allows.
-    #[error("queue {index}: size {size} is not a power of two of at most {max}")]
-    Size {
-        /// Queue index.
-        index: u16,
-        /// What the driver asked for.
-        size: u32,
-        /// What it may ask for.
-        max: u16,
-    },
-    /// An area is misaligned.
-    #[error("queue {index}: address {address:#x} is not aligned to {alignment}")]
-    Alignment {
-        /// Queue index.
-        index: u16,
-        /// Guest physical address.
-        address: u64,
-        /// Bytes.
-        alignment: u64,
-    },
-    /// An area is not wholly RAM.
-    #[error("queue {index}: {len} bytes at {address:#x} are not wholly guest RAM")]
-    NotRam {
-        /// Queue index.
-        index: u16,
-        /// Guest physical address.
-        address: u64,
-        /// Bytes.
-        len: u64,
-    },
-}
+pub use state::{QueueFault, QueueState, RestoreError, TransportState};
 
 /// A device and everything its driver has set up so far.
 pub struct Transport {
     device: Box<dyn VirtioDevice>,
     memory: GuestMemory,
-    interrupt: Arc<LineInterrupt>,
+    line: Arc<LineInterrupt>,
+    /// What the device raises: the line itself, or what stands before it.
+    interrupt: Arc<dyn Interrupt>,
     kicks: Vec<EventFd>,
     status: u8,
     device_features_page: u32,
@@ -158,13 +64,29 @@ impl Transport {
     /// # Errors
     /// When event descriptors (one for the interrupt, one a queue) are not to be had.
     pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
+        let line = Arc::new(LineInterrupt::new()?);
+        let interrupt = Arc::clone(&line);
+        Transport::with_interrupt(device, memory, line, interrupt)
+    }
+
+    /// The same where the device raises `interrupt`, which leaves to `line` what is not sent in another way.
+    ///
+    /// # Errors
+    /// When event descriptors are not to be had.
+    pub(super) fn with_interrupt(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemory,
+        line: Arc<LineInterrupt>,
+        interrupt: Arc<dyn Interrupt>,
+    ) -> io::Result<Self> {
         let kicks =
             device.queue_sizes().iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<Result<_, _>>()?;
         let queues = fresh_queues(device.as_ref());
         Ok(Transport {
             device,
             memory,
-            interrupt: Arc::new(LineInterrupt::new()?),
+            line,
+            interrupt,
             kicks,
             status: 0,
             device_features_page: 0,
@@ -181,9 +103,9 @@ impl Transport {
         self.device.as_ref()
     }
 
-    /// The interrupt; its line is to be tied to an interrupt controller.
+    /// The interrupt line; to be tied to an interrupt controller.
     pub fn interrupt(&self) -> &Arc<LineInterrupt> {
-        &self.interrupt
+        &self.line
     }
 
     /// One event descriptor a queue, by index, that lives as long as the transport: written, it kicks the queue.
@@ -206,7 +128,7 @@ impl Transport {
 
     /// Device status (2.1).
     pub fn status(&self) -> u8 {
-        let asked = if self.interrupt.is_reset_needed() { STATUS_NEEDS_RESET } else { 0 };
+        let asked = if self.line.is_reset_needed() { STATUS_NEEDS_RESET } else { 0 };
         self.status | asked
     }
 
@@ -253,6 +175,16 @@ impl Transport {
         page(self.offered(), self.device_features_page)
     }
 
+    /// Which 32 bits the driver has selected, of the device's features and of its own.
+    pub(super) fn feature_pages(&self) -> (u32, u32) {
+        (self.device_features_page, self.driver_features_page)
+    }
+
+    /// The 32 feature bits of its own that the driver has selected.
+    pub(super) fn driver_features(&self) -> u32 {
+        page(self.driver_features, self.driver_features_page)
+    }
+
     /// The driver selects 32 of the device's feature bits.
     pub fn select_device_features(&mut self, page: u32) {
         self.device_features_page = page;
@@ -287,9 +219,19 @@ impl Transport {
         self.device.queue_sizes().get(self.selected_queue as usize).copied().unwrap_or(0)
     }
 
+    /// Which queue is selected; there may be none of that number.
+    pub(super) fn selected_queue(&self) -> u32 {
+        self.selected_queue
+    }
+
+    /// The selected queue's registers, if there is such a queue.
+    pub(super) fn queue(&self) -> Option<&QueueState> {
+        self.queues.get(self.selected_queue as usize)
+    }
+
     /// Whether the selected queue is set up.
     pub fn is_queue_ready(&self) -> bool {
-        self.queues.get(self.selected_queue as usize).is_some_and(|queue| queue.ready)
+        self.queue().is_some_and(|queue| queue.ready)
     }
 
     /// The driver writes to the selected queue's set-up; in time only between FEATURES_OK and DRIVER_OK.
@@ -347,8 +289,8 @@ impl Transport {
             device_features_page: self.device_features_page,
             driver_features_page: self.driver_features_page,
             selected_queue: self.selected_queue,
-            pending_interrupts: self.interrupt.pending(),
-            needs_reset: self.interrupt.is_reset_needed(),
+            pending_interrupts: self.line.pending(),
+            needs_reset: self.line.is_reset_needed(),
             queues,
             device: self.device.save()?,
         })
@@ -388,7 +330,7 @@ impl Transport {
         self.selected_queue = state.selected_queue;
         self.queues.clone_from(&state.queues);
         self.queues.iter_mut().for_each(|queue| queue.position = None);
-        self.interrupt.restore(state.pending_interrupts, state.needs_reset);
+        self.line.restore(state.pending_interrupts, state.needs_reset);
         Ok(())
     }
 
@@ -429,7 +371,7 @@ impl Transport {
     }
 
     fn activate(&mut self, queues: Vec<Option<ActiveQueue>>) {
-        let interrupt: Arc<dyn Interrupt> = Arc::clone(&self.interrupt) as _;
+        let interrupt = Arc::clone(&self.interrupt);
         let activation = Activation { memory: self.memory.clone(), features: self.driver_features, queues, interrupt };
         match self.device.activate(activation) {
             Ok(()) => self.work = WorkState::Running,
@@ -465,7 +407,7 @@ impl Transport {
         self.driver_features_page = 0;
         self.selected_queue = 0;
         self.queues = fresh_queues(self.device.as_ref());
-        self.interrupt.clear();
+        self.line.clear();
         for kick in &self.kicks {
             // A kick that nobody heard is not the next driver's.
             let _ = kick.read();
