@@ -59,6 +59,7 @@ pub fn begin(name: &str) {
 /// All of them.
 pub const TARGETS: &[Target] = &[
     Target { name: "mmio", run: rings::mmio, seeds: seeds::registers },
+    Target { name: "pci", run: rings::pci, seeds: seeds::functions },
     Target { name: "ring", run: rings::ring, seeds: seeds::noise },
     Target { name: "rng", run: devices::rng, seeds: seeds::noise },
     Target { name: "blk", run: devices::blk, seeds: seeds::noise },

@@ -1,10 +1,12 @@
 //! The split queue and the transport's registers, without a device behind them, and held to what the devices rely on.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use tatami_devices::pci::{ConfigPorts, PciBus};
+use tatami_devices::virtio::pci::PciInterrupts;
 use tatami_devices::virtio::{
-    ActivateError, Activation, ActiveQueue, Chain, DeviceKind, LineInterrupt, MmioTransport, Ring, Transport,
-    VirtioDevice, ring,
+    ActivateError, Activation, ActiveQueue, Chain, DeviceKind, Interrupt, LineInterrupt, Message, MessageRoutes,
+    MmioTransport, PciTransport, Ring, Transport, VirtioDevice, ring,
 };
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory as _};
@@ -14,7 +16,12 @@ use crate::driver;
 use crate::input::Input;
 
 /// A device that holds its queues and does nothing.
-struct Idle(Vec<Option<ActiveQueue>>);
+#[derive(Default)]
+struct Idle {
+    queues: Vec<Option<ActiveQueue>>,
+    /// What it was last given to raise.
+    raised: Arc<Mutex<Option<Arc<dyn Interrupt>>>>,
+}
 
 impl VirtioDevice for Idle {
     fn kind(&self) -> DeviceKind {
@@ -42,23 +49,24 @@ impl VirtioDevice for Idle {
                 assert!(activation.memory.check_range(GuestAddress(area), len), "a ring outside of RAM");
             }
         }
-        self.0 = activation.queues;
+        *self.raised.lock().expect("nobody has panicked") = Some(activation.interrupt);
+        self.queues = activation.queues;
         Ok(())
     }
 
     fn pause(&mut self) -> Vec<Option<ActiveQueue>> {
-        std::mem::take(&mut self.0)
+        std::mem::take(&mut self.queues)
     }
 
     fn reset(&mut self) {
-        self.0.clear();
+        self.queues.clear();
     }
 }
 
 /// Registers: read, written, saved and restored in any order. What a device at work was given does not change under it.
 pub fn mmio(data: &[u8]) {
     let mut input = Input::new(data);
-    let mut mmio = MmioTransport::new(Box::new(Idle(Vec::new())), driver::memory()).expect("event descriptors");
+    let mut mmio = MmioTransport::new(Box::new(Idle::default()), driver::memory()).expect("event descriptors");
     let mut given = None;
     while !input.is_empty() {
         let register = u64::from(input.byte()) * 4;
@@ -76,6 +84,62 @@ pub fn mmio(data: &[u8]) {
         let state = mmio.save().expect("a device that remembers nothing");
         let set_up = (state.driver_features, state.queues);
         match (Transport::is_active(mmio.transport()), &given) {
+            (false, _) => given = None,
+            (true, None) => given = Some(set_up),
+            (true, Some(given)) => assert_eq!(*given, set_up, "changed while the device was at work"),
+        }
+    }
+}
+
+/// Nobody to send messages to.
+struct Nowhere;
+
+impl MessageRoutes for Nowhere {
+    fn route(&self, _vector: u16, _message: Message) {}
+}
+
+/// The same behind PCI: its memory, its configuration space through the ports, its messages. The first byte says whether it has any.
+pub fn pci(data: &[u8]) {
+    const ADDRESS: u32 = 0xd000_0000;
+    let mut input = Input::new(data);
+    let messages = input.byte() & 1 == 0;
+    let interrupts = if messages { PciInterrupts::Messages(Box::new(Nowhere)) } else { PciInterrupts::Pin };
+    let device = Idle::default();
+    let raised = Arc::clone(&device.raised);
+    let pci = PciTransport::new(Box::new(device), driver::memory(), ADDRESS, interrupts).expect("event descriptors");
+    let (pci, mut bus) = (Arc::new(Mutex::new(pci)), PciBus::default());
+    bus.add(Arc::clone(&pci) as _).expect("a place on an empty bus");
+    let ports = ConfigPorts::new(Arc::new(bus));
+    let lock = || pci.lock().expect("nobody has panicked");
+    let mut given = None;
+    while !input.is_empty() {
+        // A structure, and how far into it.
+        let offset = u64::from(input.byte() % 8) << 12 | u64::from(input.byte());
+        match input.byte() % 12 {
+            0..=3 => lock().write(offset, &input.word().to_le_bytes()[..input.pick(&[1, 2, 4])]),
+            4 => lock().write(offset.wrapping_add(input.double()), input.bytes(9)),
+            5 => lock().read(offset.wrapping_add(input.double()), &mut vec![0; usize::from(input.byte() % 20)]),
+            6 => ports.write(0, &(1 << 31 | 1 << 11 | u32::from(input.byte())).to_le_bytes()),
+            7 => ports.write(4, &input.word().to_le_bytes()[..input.pick(&[1, 2, 4])]),
+            8 => ports.write(input.byte().into(), input.bytes(9)),
+            9 => ports.read(input.byte().into(), &mut vec![0; usize::from(input.byte() % 9)]),
+            10 => match &*raised.lock().expect("nobody has panicked") {
+                Some(interrupt) if input.byte() & 1 == 0 => interrupt.queue(input.byte().into()),
+                Some(interrupt) => interrupt.config(),
+                None => {}
+            },
+            _ => {
+                let mut pci = lock();
+                pci.transport_mut().pause();
+                let state = pci.save().expect("a device that remembers nothing");
+                pci.restore(&state).expect("a transport's own state");
+                pci.transport_mut().resume();
+            }
+        }
+        let pci = lock();
+        let state = pci.transport().save().expect("a device that remembers nothing");
+        let set_up = (state.driver_features, state.queues);
+        match (pci.transport().is_active(), &given) {
             (false, _) => given = None,
             (true, None) => given = Some(set_up),
             (true, Some(given)) => assert_eq!(*given, set_up, "changed while the device was at work"),

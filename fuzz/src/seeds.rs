@@ -36,6 +36,33 @@ pub fn registers() -> Vec<Vec<u8>> {
     vec![at_work.clone(), [at_work, rewritten].concat()]
 }
 
+/// The same way over PCI, as [`crate::rings::pci`] reads it.
+pub fn functions() -> Vec<Vec<u8>> {
+    let write = |structure: u8, register: u8, value: u32, width: u8| {
+        [&[structure, register, 0, 0xff][..], &value.to_le_bytes(), &[width]].concat()
+    };
+    let [byte, half, word] = [0, 1, 2];
+    let mut steps = vec![vec![0], write(0, 0x14, 1, byte), write(0, 0x14, 3, byte)];
+    steps.extend([write(0, 0x08, 1, word), write(0, 0x0c, 1, word), write(0, 0x14, 0xb, byte)]);
+    steps.push(write(0, 0x10, 0, half));
+    for queue in 0..3 {
+        let at = 0x1_0000 * (queue + 1);
+        steps.extend([write(0, 0x16, queue, half), write(0, 0x18, [256, 1, 1024][queue as usize], half)]);
+        steps.extend(
+            [0x20, 0x28, 0x30].into_iter().zip([at, at + 0x8000, at + 0xc000]).map(|(r, a)| write(0, r, a, word)),
+        );
+        steps.extend([write(0, 0x1a, queue + 1, half), write(0, 0x1c, 1, half)]);
+    }
+    steps.push(write(0, 0x14, 0xf, byte));
+    // Messages: the capability's control, a vector, and what raises it.
+    let on = [&[0, 0, 6, 0x40][..], &[0, 0, 7, 0xff], &0xc000_0011_u32.to_le_bytes(), &[2]].concat();
+    let raised = vec![0, 0, 10, 0, 0, 0, 0, 10, 1];
+    steps.extend([on, write(4, 0x10, 0xfee0_0000, word), write(4, 0x1c, 0, word), raised, vec![0, 0, 11]]);
+    let at_work = steps.concat();
+    let rewritten = [write(0, 0x16, 0, half), write(0, 0x18, 8, half), write(0, 0x14, 0, byte)].concat();
+    vec![at_work.clone(), [at_work, rewritten].concat()]
+}
+
 /// A small kernel that could be loaded.
 pub fn kernels() -> Vec<Vec<u8>> {
     let put = |bytes: &mut Vec<u8>, at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
