@@ -1,9 +1,9 @@
 //! Boots a kernel in this very process, unjailed, with its serial line on stdout: for debugging and for measuring.
 //!
-//! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--balloon]
+//! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--rng] [--balloon]
 //! [--quiet] [--disk IMAGE] [--direct] [--no-uring] [--queues N] [--tap INTERFACE [--vhost]]`
 //! ends when the guest resets, with the time it took, the exits it needed and what KVM counted (where debugfs is mounted) on
-//! stderr. An entropy device is always there, a memory balloon if wanted; files of DIR appear under the tag `shared`, and SOCKET
+//! stderr. It has no device but those that are asked for: of entropy, for memory given back; files of DIR appear under the tag `shared`, and SOCKET
 //! is made; the guest reaches whoever listens at SOCKET_PORT. IMAGE is the guest's disk, past the host's page cache with `--direct`;
 //! INTERFACE a tap of one queue, whose frames the host's kernel moves with `--vhost`.
 #![allow(unsafe_code, reason = "a tap is opened by ioctl, which has no safe wrapper")]
@@ -36,6 +36,7 @@ struct Arguments {
     uring: bool,
     tap: Option<String>,
     vhost: bool,
+    rng: bool,
     balloon: bool,
     config: VmConfig,
 }
@@ -83,7 +84,10 @@ fn main() -> anyhow::Result<()> {
 
 fn devices(arguments: &Arguments) -> anyhow::Result<Vec<Box<dyn VirtioDevice>>> {
     let threads: Arc<dyn Threads> = Arc::new(VmmThreads::default());
-    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new(Arc::clone(&threads)))];
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    if arguments.rng {
+        devices.push(Box::new(Rng::new(Arc::clone(&threads))));
+    }
     if arguments.balloon {
         let backing = RamBacking::new(arguments.config.memory_kind, false);
         devices.push(Box::new(Balloon::new(BalloonSize::default(), Arc::new(backing), Arc::clone(&threads))));
@@ -195,7 +199,7 @@ fn arguments() -> anyhow::Result<Arguments> {
     let mut config = VmConfig { console: true, ..VmConfig::default() };
     let (mut kernel, mut initrd, mut shared, mut vsock, mut balloon) = (None, None, None, None, false);
     let (mut disk, mut direct, mut uring) = (None, false, true);
-    let (mut tap, mut vhost) = (None, false);
+    let (mut tap, mut vhost, mut rng) = (None, false, false);
     let mut given = std::env::args().skip(1);
     while let Some(name) = given.next() {
         let mut value = || given.next().with_context(|| format!("{name} wants a value"));
@@ -213,6 +217,7 @@ fn arguments() -> anyhow::Result<Arguments> {
             "--queues" => config.disk_queues = value()?.parse()?,
             "--tap" => tap = Some(value()?),
             "--vhost" => vhost = true,
+            "--rng" => rng = true,
             "--balloon" => balloon = true,
             "--quiet" => config.console = false,
             _ => bail!("unknown argument {name}"),
@@ -220,5 +225,5 @@ fn arguments() -> anyhow::Result<Arguments> {
     }
     config.max_vcpus = config.vcpus;
     let kernel = kernel.context("--kernel is missing")?;
-    Ok(Arguments { kernel, initrd, shared, vsock, disk, direct, uring, tap, vhost, balloon, config })
+    Ok(Arguments { kernel, initrd, shared, vsock, disk, direct, uring, tap, vhost, rng, balloon, config })
 }
