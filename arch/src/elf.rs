@@ -2,6 +2,8 @@
 //!
 //! Knows only headers; reading segments into memory is the loader's business.
 
+use crate::kernel::KernelFormatError;
+
 /// What a kernel image must say of itself: `EI_CLASS` 64-bit, `EI_DATA` little endian, and this `e_machine`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ElfMachine {
@@ -11,49 +13,22 @@ pub struct ElfMachine {
     pub name: &'static str,
 }
 
-/// Why a file cannot be booted.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KernelFormatError {
-    /// Shorter than an ELF header, or without its magic number.
-    #[error("the kernel is not an ELF file: give the uncompressed vmlinux")]
-    NotElf,
-    /// A compressed image with its own decompressor.
-    #[error(
-        "the kernel is a bzImage: give the uncompressed vmlinux instead (scripts/extract-vmlinux of the kernel's source extracts it)"
-    )]
-    BzImage,
-    /// 32-bit or big endian.
-    #[error("the kernel is not a 64-bit little-endian ELF file")]
-    WrongClass,
-    /// Another architecture.
-    #[error("the kernel is for another architecture (ELF machine {found}), this host runs {expected}")]
-    WrongMachine {
-        /// The file's `e_machine`.
-        found: u16,
-        /// The host's architecture.
-        expected: &'static str,
-    },
-    /// An object file or the like.
-    #[error("the kernel is an ELF file of type {0}, not an executable: give the linked vmlinux")]
-    NotExecutable(u16),
-}
-
 /// The header of an ELF file that may be booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ElfHeader {
+pub(crate) struct ElfHeader {
     /// `e_entry`.
-    pub entry: u64,
+    pub(crate) entry: u64,
 }
 
 impl ElfHeader {
     /// How many of the file's first bytes [`ElfHeader::check`] wants to see, where the file has them.
-    pub const WANTED: usize = 0x206;
+    pub(crate) const WANTED: usize = 0x206;
 
     /// Checks the beginning of a file against what `machine` boots.
     ///
     /// # Errors
     /// Says what the file is instead.
-    pub fn check(start: &[u8], machine: ElfMachine) -> Result<ElfHeader, KernelFormatError> {
+    pub(crate) fn check(start: &[u8], machine: ElfMachine) -> Result<ElfHeader, KernelFormatError> {
         const ET_EXEC: u16 = 2;
         const ET_DYN: u16 = 3;
         if start.len() < 64 || start[..4] != *b"\x7fELF" {

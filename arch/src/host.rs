@@ -3,3 +3,7 @@
 /// The machine of the host this was compiled for.
 #[cfg(target_arch = "x86_64")]
 pub type Host = crate::x86_64::X86_64;
+
+/// The machine of the host this was compiled for.
+#[cfg(target_arch = "aarch64")]
+pub type Host = crate::aarch64::Aarch64;

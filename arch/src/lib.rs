@@ -4,14 +4,20 @@
 //! Every architecture compiles on every host, so that its tables are tested everywhere; [`Host`] names the one that this
 //! binary can run. The crate deliberately knows neither KVM nor devices nor files: it computes, others place.
 
+pub mod aarch64;
 mod command_line;
 mod elf;
 mod host;
+mod image;
+mod kernel;
 mod machine;
 pub mod x86_64;
 
 pub use command_line::{CommandLine, CommandLineError};
-pub use elf::{ElfHeader, ElfMachine, KernelFormatError};
+pub use elf::ElfMachine;
 #[allow(unused_imports, unreachable_pub, reason = "empty on a host that no machine here is for")]
 pub use host::*;
-pub use machine::{Blob, BootImage, BootInputs, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region, Space};
+pub use kernel::{KernelFormat, KernelFormatError, KernelHeader};
+pub use machine::{
+    Blob, BootImage, BootImageError, BootInputs, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region, Space,
+};

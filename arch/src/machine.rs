@@ -4,8 +4,8 @@
 
 use std::fmt::Debug;
 
-use crate::CommandLineError;
-use crate::elf::ElfMachine;
+use crate::kernel::KernelFormat;
+use crate::{CommandLine, CommandLineError};
 
 /// A range of guest RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct Blob {
 
 /// What the boot image depends on.
 #[derive(Clone, Debug)]
-pub struct BootInputs<'a> {
+pub struct BootInputs<'a, V> {
     /// RAM, as [`Machine::ram`] laid it out.
     pub ram: &'a [Region],
     /// vCPUs that the guest is told of; those beyond the ones it starts by itself stay offline.
@@ -82,6 +82,10 @@ pub struct BootInputs<'a> {
     pub initrd: Option<Extent>,
     /// Entropy for the guest's random number generator, fresh for each boot.
     pub seed: [u8; 32],
+    /// Where virtio devices are, in the order in which the guest shall find them.
+    pub devices: &'a [DeviceSlot],
+    /// What of the machine is as the host has it.
+    pub variant: V,
 }
 
 /// Memory contents and registers with which the first vCPU starts.
@@ -97,17 +101,21 @@ pub struct BootImage<R> {
 pub trait Machine {
     /// The boot vCPU's registers.
     type Registers: Clone + Debug;
+    /// In what machines of this kind differ because hosts do, for the tables that tell the guest; nothing where they do not.
+    type Variant: Clone + Debug + Default;
 
     /// What the kernel's build calls the architecture.
     const NAME: &'static str;
-    /// What a kernel for this machine says of itself.
-    const ELF: ElfMachine;
+    /// The kernels that it boots.
+    const KERNEL: KernelFormat;
     /// The most vCPUs that the machine's tables can describe.
     const MAX_VCPUS: u8;
     /// The 16550 serial line and its interrupt.
     const SERIAL: (FixedSlot, u32);
     /// What Linux calls the serial line, for `console=`.
     const CONSOLE: &'static str;
+    /// The pl031 that tells the guest the time of day as it starts, where the machine has one.
+    const CLOCK: Option<FixedSlot>;
     /// The keyboard controller through which the guest resets, where the machine has one.
     const RESET: Option<FixedSlot>;
     /// The least RAM that its boot image fits in.
@@ -125,6 +133,12 @@ pub trait Machine {
     /// Kernel parameters that this machine always needs, beyond those common to all.
     fn command_line() -> &'static str;
 
+    /// Makes virtio devices known on the command line, where the guest is not told of them in [`Self::boot_image`].
+    ///
+    /// # Errors
+    /// When the line would be too long.
+    fn announce(devices: &[DeviceSlot], line: &mut CommandLine) -> Result<(), CommandLineError>;
+
     /// Chooses the address of an initrd of `size` bytes, out of the way of the `kernel`.
     ///
     /// # Errors
@@ -134,8 +148,27 @@ pub trait Machine {
     /// Computes what must be in memory and registers for the kernel to start.
     ///
     /// # Errors
-    /// When the command line is longer than the kernel would read.
-    fn boot_image(inputs: &BootInputs<'_>) -> Result<BootImage<Self::Registers>, CommandLineError>;
+    /// When the command line is longer than the kernel would read, or a table has no room.
+    fn boot_image(inputs: &BootInputs<'_, Self::Variant>) -> Result<BootImage<Self::Registers>, BootImageError>;
+}
+
+/// What must be in memory cannot be computed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BootImageError {
+    /// The kernel's command line.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
+    /// A device tree that cannot be written.
+    #[error("the device tree cannot be made: {0}")]
+    DeviceTree(String),
+    /// A device tree larger than the kernel maps.
+    #[error("the device tree has {found} bytes, the kernel takes {limit}: attach fewer devices")]
+    DeviceTreeTooLarge {
+        /// What it has.
+        found: usize,
+        /// What there is room for.
+        limit: usize,
+    },
 }
 
 /// Something is larger than the RAM it should go into.

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tatami_arch::{BootInputs, CommandLine, CommandLineError, DeviceSlot, Host, Machine, Region};
+use tatami_arch::{BootImageError, BootInputs, CommandLine, CommandLineError, DeviceSlot, Host, Machine, Region};
 use tatami_devices::virtio::mmio::NOTIFY_OFFSET;
 use tatami_devices::virtio::{
     GuestMemory, MemRegion, MemSize, MmioTransport, RestoreError, SaveError, Threads, VirtioDevice,
@@ -19,7 +19,7 @@ use crate::config::{ConfigError, VmConfig};
 use crate::kernel::{self, LoadError, LoadedKernel};
 use crate::kvm::{Kvm, KvmError, Processors, Vcpu, Vm};
 use crate::memory::{self, HUGE_PAGE, MemoryError, Ram};
-use crate::ports::{ResetPort, SerialPort};
+use crate::ports::{Clock, ResetPort, SerialPort};
 use crate::snapshot::{Snapshot, SnapshotError, State};
 use crate::stop::{StopReason, StopSignal};
 use crate::vcpu::{self, ExitCounts, RunningVcpu};
@@ -68,9 +68,12 @@ pub enum BootError {
     /// A thread, a descriptor or random bytes could not be had.
     #[error("cannot start the machine: {0}")]
     Resource(#[from] io::Error),
+    /// What the kernel finds in memory.
+    #[error(transparent)]
+    Image(#[from] BootImageError),
     /// The boot image reaches beyond memory, which its own limits forbid.
     #[error("cannot write the boot image: {0}")]
-    Image(String),
+    ImageBeyondMemory(String),
 }
 
 /// What a machine is made of, beside its configuration.
@@ -176,11 +179,10 @@ impl BuiltVm {
                 (snapshot.map(&state, ram)?, Beginning::Restore(Box::new(state)))
             }
         };
-        let vm = kvm.create_vm(memory)?;
+        let (vm, vcpus) = kvm.create_vm(memory, config.max_vcpus)?;
         let stop = StopSignal::new()?;
         let devices = Devices::new(&vm, serial, devices, &stop)?;
-        let (vcpus, counts) = (Vec::with_capacity(config.max_vcpus.into()), ExitCounts::default());
-        let (config, stretches) = (config.clone(), Vec::new());
+        let (config, counts, stretches) = (config.clone(), ExitCounts::default(), Vec::new());
         let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config, spare, counts, threads, stretches };
         match beginning {
             Beginning::Load(kernel, initrd) => machine.load(kernel, initrd, &regions)?,
@@ -202,9 +204,8 @@ impl BuiltVm {
             _ => None,
         };
         let mut command_line = CommandLine::new::<Host>(config.vcpus, console)?;
-        for slot in (0..self.devices.virtio.len()).map_while(Host::device_slot) {
-            command_line.add_device(slot)?;
-        }
+        let slots: Vec<_> = (0..self.devices.virtio.len()).map_while(Host::device_slot).collect();
+        Host::announce(&slots, &mut command_line)?;
         if self.spare.is_some() {
             command_line.add(MOVABLE)?;
         }
@@ -225,23 +226,20 @@ impl BuiltVm {
             entry,
             initrd,
             seed: seed()?,
+            devices: &slots,
+            variant: self.vm.variant(),
         })?;
         for blob in &image.blobs {
             write_blob(memory, blob.address, &blob.bytes)?;
         }
-        for id in 0..config.max_vcpus {
-            let mut vcpu = self.vm.create_vcpu(id)?;
-            self.processors.set_up(&mut vcpu, id, (id == 0).then_some(&image.registers))?;
-            self.vcpus.push(vcpu);
+        for (id, vcpu) in (0..).zip(&mut self.vcpus) {
+            self.processors.set_up(vcpu, id, (id == 0).then_some(&image.registers))?;
         }
         Ok(())
     }
 
     /// Makes everything but memory what it was.
     fn restore(&mut self, state: &State) -> Result<(), BootError> {
-        for id in 0..self.config.max_vcpus {
-            self.vcpus.push(self.vm.create_vcpu(id)?);
-        }
         self.vm.restore(&state.machine)?;
         for (id, (vcpu, saved)) in (0..).zip(self.vcpus.iter_mut().zip(&state.vcpus)) {
             self.processors.restore(vcpu, id, saved)?;
@@ -367,12 +365,15 @@ impl Devices {
     }
 }
 
-/// The devices that are not virtio: a serial line, and where the machine has it, the reset command.
+/// The devices that are not virtio: a serial line, and where the machine has them, a clock and the reset command.
 fn add_fixed_devices(bus: &mut Bus, vm: &Vm, out: Box<dyn Write + Send>, stop: &StopSignal) -> Result<(), BootError> {
     let (slot, irq) = Host::SERIAL;
     let (serial, interrupt) = SerialPort::new(out)?;
     vm.connect_interrupt(&interrupt, irq)?;
     bus.add(slot.space, slot.address..slot.address + slot.size, Box::new(serial));
+    if let Some(slot) = Host::CLOCK {
+        bus.add(slot.space, slot.address..slot.address + slot.size, Box::new(Clock::default()));
+    }
     if let Some(slot) = Host::RESET {
         bus.add(slot.space, slot.address..slot.address + slot.size, Box::new(ResetPort::new(stop.clone())));
     }
@@ -417,7 +418,7 @@ impl BusDevice for Arc<VirtioRegisters> {
 }
 
 fn write_blob(memory: &GuestMemory, address: u64, bytes: &[u8]) -> Result<(), BootError> {
-    memory.write_slice(bytes, GuestAddress(address)).map_err(|error| BootError::Image(error.to_string()))
+    memory.write_slice(bytes, GuestAddress(address)).map_err(|error| BootError::ImageBeyondMemory(error.to_string()))
 }
 
 /// Entropy for the guest, from the host's generator.

@@ -29,8 +29,16 @@ pub fn kernel(file: &mut File, initrd: u64) {
     assert!(is_ram(loaded.extent), "the kernel is said to be at {:?}", loaded.extent);
     let initrd = Host::place_initrd(&ram, loaded.extent, initrd).ok();
     assert!(initrd.is_none_or(|initrd| initrd.size == 0 || is_ram(initrd)), "the initrd goes to {initrd:?}");
-    let inputs =
-        BootInputs { ram: &ram, max_vcpus: 1, command_line: "quiet", entry: loaded.entry, initrd, seed: [0; 32] };
+    let inputs = BootInputs {
+        ram: &ram,
+        max_vcpus: 1,
+        command_line: "quiet",
+        entry: loaded.entry,
+        initrd,
+        seed: [0; 32],
+        devices: &[],
+        variant: Default::default(),
+    };
     Host::boot_image(&inputs).expect("a short command line");
 }
 

@@ -5,11 +5,11 @@ use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
 
 use linux_loader::loader::KernelLoader;
-use tatami_arch::{ElfHeader, Extent, Host, KernelFormatError, Machine, PlacementError, Region};
+use tatami_arch::{Extent, Host, KernelFormat, KernelFormatError, KernelHeader, Machine, PlacementError, Region};
 use tatami_devices::virtio::GuestMemory;
 use vm_memory::{Bytes, GuestAddress, GuestMemory as _};
 
-use crate::kvm::KernelFormat;
+use crate::kvm::KernelFile;
 
 /// Why a kernel or an initrd cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +45,12 @@ pub(crate) struct LoadedKernel {
 /// # Errors
 /// Says what the file is instead, or what is wrong with it.
 pub(crate) fn load_kernel(memory: &GuestMemory, file: &mut File) -> Result<LoadedKernel, LoadError> {
-    let mut start = [0; ElfHeader::WANTED];
+    let mut start = [0; KernelFormat::WANTED];
     let len = read_start(file, &mut start).map_err(|error| LoadError::Read("kernel", error))?;
-    let header = ElfHeader::check(&start[..len], Host::ELF)?;
-    let loaded = KernelFormat::load(memory, None, file, None).map_err(|error| LoadError::Kernel(error.to_string()))?;
-    let (entry, end) = (header.entry, loaded.kernel_end);
+    let KernelHeader { entry, base, size } = Host::KERNEL.check(&start[..len])?;
+    let loaded = KernelFile::load(memory, base.map(GuestAddress), file, None)
+        .map_err(|error| LoadError::Kernel(error.to_string()))?;
+    let end = size.map_or(loaded.kernel_end, |size| loaded.kernel_end.max(entry + size));
     let Some(size) = end.checked_sub(entry).filter(|size| *size > 0) else {
         return Err(LoadError::Kernel("its entry point lies outside of it".to_owned()));
     };

@@ -1,11 +1,12 @@
-//! What is left of the PC: the first serial line, and the keyboard controller's reset command.
+//! What is left of older machines: a serial line, a clock, and the keyboard controller's reset command.
 //!
 //! The registers are vm-superio's; here they get an address and a lock.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
-use vm_superio::{I8042Device, Serial, Trigger};
+use vm_superio::rtc_pl031::NoEvents;
+use vm_superio::{I8042Device, Rtc, Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
@@ -54,6 +55,26 @@ impl<W: Write + Send> BusDevice for SerialPort<W> {
     }
 }
 
+/// The time of day (pl031). It has an alarm, which nobody here hears.
+#[derive(Default)]
+pub(crate) struct Clock(Mutex<Rtc<NoEvents>>);
+
+impl BusDevice for Clock {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        // Its registers are words; whatever else is asked of them reads as nothing.
+        match data.try_into() {
+            Ok(word) => self.0.lock().unwrap_or_else(PoisonError::into_inner).read(offset as u16, word),
+            Err(_) => data.fill(0),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Ok(word) = data.try_into() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(offset as u16, word);
+        }
+    }
+}
+
 /// The keyboard controller, which knows one command: reset.
 pub(crate) struct ResetPort(Mutex<I8042Device<StopSignal>>);
 
@@ -87,6 +108,19 @@ mod tests {
         port.write(0, b"a");
         port.write(0, b"bc");
         assert_eq!(port.0.lock().unwrap().writer().as_slice(), b"abc");
+    }
+
+    #[test]
+    fn the_clock_tells_the_time_in_words() {
+        let clock = Clock::default();
+        let mut word = [0; 4];
+        clock.read(0, &mut word);
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        assert!(now.abs_diff(u32::from_le_bytes(word).into()) < 10);
+        clock.write(0, &[1]);
+        let mut byte = [7];
+        clock.read(0, &mut byte);
+        assert_eq!(byte, [0]);
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(super) fn seed(seed: &[u8; 32]) -> Vec<u8> {
 }
 
 /// The page itself.
-pub(super) fn boot_params(inputs: &BootInputs<'_>) -> Vec<u8> {
+pub(super) fn boot_params(inputs: &BootInputs<'_, ()>) -> Vec<u8> {
     let mut page = vec![0; 4096];
     put(&mut page, BOOT_FLAG, &0xaa55u16.to_le_bytes());
     put(&mut page, HEADER, b"HdrS");
@@ -60,7 +60,7 @@ pub(super) fn boot_params(inputs: &BootInputs<'_>) -> Vec<u8> {
 }
 
 /// RAM as (start, end), with the PC's hole below 1 MiB cut out.
-fn memory_map(inputs: &BootInputs<'_>) -> Vec<(u64, u64)> {
+fn memory_map(inputs: &BootInputs<'_, ()>) -> Vec<(u64, u64)> {
     let mut map = vec![(0, layout::LOW_RAM_END)];
     for region in inputs.ram {
         map.push((region.start.max(layout::HIGH_RAM), region.end()));
@@ -97,6 +97,8 @@ mod tests {
             entry: 0,
             initrd: Some(Extent { start: 0x700_0000, size: 4321 }),
             seed: [0; 32],
+            devices: &[],
+            variant: (),
         });
         assert_eq!(page[E820_ENTRIES], 3);
         let entry = |index: usize| {

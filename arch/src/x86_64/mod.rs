@@ -11,9 +11,9 @@ mod registers;
 mod tables;
 
 use crate::machine::{
-    Blob, BootImage, BootInputs, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region, Space,
+    Blob, BootImage, BootImageError, BootInputs, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region, Space,
 };
-use crate::{CommandLine, CommandLineError, ElfMachine};
+use crate::{CommandLine, CommandLineError, ElfMachine, KernelFormat};
 
 pub use registers::{Registers, Segment, TableRegister};
 
@@ -23,15 +23,18 @@ pub struct X86_64;
 
 impl Machine for X86_64 {
     type Registers = Registers;
+    type Variant = ();
 
     const NAME: &'static str = "x86_64";
-    const ELF: ElfMachine = ElfMachine { number: 62, name: "x86_64" };
+    const KERNEL: KernelFormat = KernelFormat::Elf(ElfMachine { number: 62, name: Self::NAME });
     // The MP table's 8-bit APIC ids, less the broadcast id and the I/O APIC's.
     const MAX_VCPUS: u8 = 254;
     const MIN_MEMORY: u64 = 32 << 20;
     const SERIAL: (FixedSlot, u32) =
         (FixedSlot { space: Space::Ports, address: layout::SERIAL_PORT, size: 8 }, layout::SERIAL_IRQ);
     const CONSOLE: &'static str = "ttyS0";
+    // The guest asks KVM's paravirtual clock.
+    const CLOCK: Option<FixedSlot> = None;
     const RESET: Option<FixedSlot> = Some(FixedSlot { space: Space::Ports, address: layout::I8042_PORT, size: 5 });
 
     fn ram(bytes: u64) -> Vec<Region> {
@@ -66,6 +69,10 @@ impl Machine for X86_64 {
         "earlycon=uart8250,io,0x3f8 reboot=f,k tsc=reliable no_timer_check noreplace-smp swiotlb=noforce"
     }
 
+    fn announce(devices: &[DeviceSlot], line: &mut CommandLine) -> Result<(), CommandLineError> {
+        devices.iter().try_for_each(|slot| line.add_device(*slot))
+    }
+
     fn place_initrd(ram: &[Region], kernel: Extent, size: u64) -> Result<Extent, PlacementError> {
         let top = ram.first().map_or(0, Region::end);
         let free = top.saturating_sub(kernel.end());
@@ -76,9 +83,9 @@ impl Machine for X86_64 {
         }
     }
 
-    fn boot_image(inputs: &BootInputs<'_>) -> Result<BootImage<Registers>, CommandLineError> {
+    fn boot_image(inputs: &BootInputs<'_, ()>) -> Result<BootImage<Registers>, BootImageError> {
         if inputs.command_line.len() >= CommandLine::CAPACITY {
-            return Err(CommandLineError::TooLong(CommandLine::CAPACITY));
+            return Err(CommandLineError::TooLong(CommandLine::CAPACITY).into());
         }
         let mut command_line = inputs.command_line.as_bytes().to_vec();
         command_line.push(0);
@@ -156,6 +163,8 @@ mod tests {
             entry: 0x100_0000,
             initrd: None,
             seed: [7; 32],
+            devices: &[],
+            variant: (),
         })
         .unwrap();
         let mut extents: Vec<_> =

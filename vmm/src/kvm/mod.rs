@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, IoEventAddress, VcpuExit, VcpuFd, VmFd};
-use tatami_arch::Space;
+use tatami_arch::{Host, Machine, Space};
 use tatami_devices::virtio::GuestMemory;
 use vm_memory::{Address, GuestMemory as _, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -22,8 +22,9 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as platform;
 
+use platform::InterruptController;
 pub(crate) use platform::{
-    KernelFormat, MachineState, OLD_CALLS, Processors, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, VcpuState,
+    KernelFile, MachineState, OLD_CALLS, Processors, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, VcpuState,
     call_arguments, probe_instructions,
 };
 
@@ -98,11 +99,12 @@ impl Kvm {
         self.fd.get_max_vcpus()
     }
 
-    /// Creates a machine with `memory`, which it keeps mapped for as long as it lives.
+    /// Creates a machine with `memory`, which it keeps mapped for as long as it lives, and its vCPUs: which of them and the
+    /// interrupt controller comes first is the architecture's affair.
     ///
     /// # Errors
     /// Whatever KVM says.
-    pub(crate) fn create_vm(&self, memory: GuestMemory) -> Result<Vm, KvmError> {
+    pub(crate) fn create_vm(&self, memory: GuestMemory, vcpus: u8) -> Result<(Vm, Vec<Vcpu>), KvmError> {
         let fd = self.fd.create_vm().map_err(failed("create a virtual machine"))?;
         for (slot, region) in memory.iter().enumerate() {
             let slot = kvm_userspace_memory_region {
@@ -115,13 +117,14 @@ impl Kvm {
             // SAFETY: the region is mapped for as long as `memory` lives, and `Vm` keeps it alive beyond the descriptor.
             unsafe { fd.set_user_memory_region(slot) }.map_err(failed("map guest memory"))?;
         }
-        platform::create_interrupt_controller(&fd)?;
-        Ok(Vm { fd, memory })
+        let (vcpus, interrupts) = platform::create_vcpus(&fd, vcpus)?;
+        Ok((Vm { interrupts, fd, memory }, vcpus.into_iter().map(|fd| Vcpu { fd }).collect()))
     }
 }
 
 /// A virtual machine: memory and interrupt lines.
 pub(crate) struct Vm {
+    interrupts: InterruptController,
     // Before `memory`, so that it is closed before the memory is unmapped.
     fd: VmFd,
     memory: GuestMemory,
@@ -133,12 +136,9 @@ impl Vm {
         &self.memory
     }
 
-    /// Creates vCPU number `id`.
-    ///
-    /// # Errors
-    /// Whatever KVM says.
-    pub(crate) fn create_vcpu(&self, id: u8) -> Result<Vcpu, KvmError> {
-        Ok(Vcpu { fd: self.fd.create_vcpu(id.into()).map_err(failed("create a vCPU"))? })
+    /// What of it is as this host has it.
+    pub(crate) fn variant(&self) -> <Host as Machine>::Variant {
+        self.interrupts.variant()
     }
 
     /// What its vCPUs share, memory apart; none of them may run.
@@ -146,7 +146,7 @@ impl Vm {
     /// # Errors
     /// Whatever KVM says.
     pub(crate) fn save(&self) -> Result<MachineState, KvmError> {
-        MachineState::save(&self.fd)
+        MachineState::save(&self.fd, &self.interrupts)
     }
 
     /// Makes that what it was when it was saved.
@@ -154,7 +154,7 @@ impl Vm {
     /// # Errors
     /// Whatever KVM says.
     pub(crate) fn restore(&self, state: &MachineState) -> Result<(), KvmError> {
-        state.restore(&self.fd)
+        state.restore(&self.fd, &self.interrupts)
     }
 
     /// Lets each write to `event` raise interrupt line `irq` once (edge).

@@ -23,8 +23,8 @@ use crate::memory;
 pub(crate) use calls::{OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
 pub(crate) use state::{MachineState, VcpuState};
 
-/// The kind of kernel image that this architecture boots.
-pub(crate) use linux_loader::loader::Elf as KernelFormat;
+/// Reads the kind of kernel that this architecture boots.
+pub(crate) use linux_loader::loader::Elf as KernelFile;
 
 /// What KVM must have here beyond what it must have everywhere.
 pub(super) const REQUIRED: [(Cap, &str); 4] = [
@@ -34,12 +34,22 @@ pub(super) const REQUIRED: [(Cap, &str); 4] = [
     (Cap::MpState, "vCPU states"),
 ];
 
-/// Gives the machine its PICs, I/O APIC and local APICs. There is no timer chip: the guest has the local APIC's timer, and
-/// kvm-clock tells it how fast that runs.
-pub(super) fn create_interrupt_controller(vm: &VmFd) -> Result<(), KvmError> {
+/// What KVM has for the machine's interrupt controllers: nothing that would have to be held.
+pub(super) struct InterruptController;
+
+impl InterruptController {
+    /// They are the same on every host.
+    pub(super) fn variant(&self) {}
+}
+
+/// Gives the machine its PICs, I/O APIC and, with its vCPUs, local APICs. There is no timer chip: the guest has the local APIC's
+/// timer, and kvm-clock tells it how fast that runs.
+pub(super) fn create_vcpus(vm: &VmFd, count: u8) -> Result<(Vec<VcpuFd>, InterruptController), KvmError> {
     vm.set_tss_address(layout::TSS as usize).map_err(failed("set the task state address"))?;
     vm.set_identity_map_address(layout::IDENTITY_MAP).map_err(failed("set the identity map"))?;
-    vm.create_irq_chip().map_err(failed("create the interrupt controller"))
+    vm.create_irq_chip().map_err(failed("create the interrupt controller"))?;
+    let vcpus = (0..count).map(|id| vm.create_vcpu(id.into()).map_err(failed("create a vCPU")));
+    Ok((vcpus.collect::<Result<_, _>>()?, InterruptController))
 }
 
 /// What all vCPUs of a machine have in common.
@@ -263,6 +273,8 @@ pub(crate) fn probe_instructions(device: OwnedFd) -> Result<Result<(), String>, 
         entry: CODE,
         initrd: None,
         seed: [0; 32],
+        devices: &[],
+        variant: (),
     });
     let image = image.map_err(|error| KvmError::Call { what: "boot", source: std::io::Error::other(error) })?;
     let code = [(CODE, &INSTRUCTIONS[..])];
@@ -272,9 +284,9 @@ pub(crate) fn probe_instructions(device: OwnedFd) -> Result<Result<(), String>, 
             .write_slice(bytes, GuestAddress(address))
             .map_err(|error| KvmError::Call { what: "fill memory", source: std::io::Error::other(error) })?;
     }
-    let vm = kvm.create_vm(memory)?;
-    let mut vcpu = vm.create_vcpu(0)?;
-    Processors::new(&kvm, 1)?.set_up(&mut vcpu, 0, Some(&image.registers))?;
+    let (_vm, mut vcpus) = kvm.create_vm(memory, 1)?;
+    let vcpu = &mut vcpus[0];
+    Processors::new(&kvm, 1)?.set_up(vcpu, 0, Some(&image.registers))?;
     Ok(match vcpu.run() {
         Exit::Write(Space::Ports, port, [0x41]) if port == u64::from(PORT) => Ok(()),
         Exit::Failed(reason) => Err(format!("{reason}{}", vcpu.whereabouts())),

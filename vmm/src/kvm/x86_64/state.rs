@@ -11,7 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
-use super::{KvmError, failed, libc_error};
+use super::{InterruptController, KvmError, failed, libc_error};
 
 /// Armed by its value, which counts only once the local APIC's timer is in the mode for it: restored last.
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
@@ -41,7 +41,7 @@ pub(crate) struct VcpuState {
 }
 
 impl MachineState {
-    pub(in crate::kvm) fn save(vm: &VmFd) -> Result<MachineState, KvmError> {
+    pub(in crate::kvm) fn save(vm: &VmFd, _: &InterruptController) -> Result<MachineState, KvmError> {
         let mut clock = vm.get_clock().map_err(failed("read the guest's clock"))?;
         // Flags say how exact the reading is; setting takes none, and the guest's clock goes on from where it was.
         clock.flags = 0;
@@ -53,7 +53,7 @@ impl MachineState {
         Ok(MachineState { clock, chips: chips.collect::<Result<_, KvmError>>()? })
     }
 
-    pub(in crate::kvm) fn restore(&self, vm: &VmFd) -> Result<(), KvmError> {
+    pub(in crate::kvm) fn restore(&self, vm: &VmFd, _: &InterruptController) -> Result<(), KvmError> {
         for chip in &self.chips {
             vm.set_irqchip(chip).map_err(failed("set an interrupt controller"))?;
         }
