@@ -1,6 +1,6 @@
 //! The only module that talks to KVM: virtual machines, their memory slots and interrupt lines, and vCPUs.
 //!
-//! What differs between architectures is in one file each (`x86_64.rs`), all defining the same names. Deliberately knows no
+//! What differs between architectures is in one file each (`x86_64.rs`, `aarch64.rs`), all defining the same names. Deliberately knows no
 //! devices and no boot: it is told which bytes go where.
 
 #![allow(unsafe_code, reason = "memory slots and the shared run page are raw addresses by KVM's design")]
@@ -17,8 +17,12 @@ use tatami_devices::virtio::GuestMemory;
 use vm_memory::{Address, GuestMemory as _, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+#[cfg(target_arch = "aarch64")]
+use aarch64 as platform;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as platform;
 

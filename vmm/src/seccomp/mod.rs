@@ -23,7 +23,7 @@ use seccompiler::{
 };
 use tatami_devices::virtio::Role;
 
-pub(crate) use self::calls::{Call, Test, any, when};
+pub(crate) use self::calls::{Call, Test, when};
 
 /// Why a thread cannot be confined.
 #[derive(Debug, thiserror::Error)]

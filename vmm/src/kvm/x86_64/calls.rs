@@ -6,10 +6,10 @@ use kvm_bindings::{
     kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
-use crate::seccomp::{Call, Test, any, when};
+use crate::seccomp::{Call, Test, when};
 
 /// What waits for descriptors here, in place of `epoll_pwait` and `ppoll`.
-pub(crate) const OLD_CALLS: &[Call] = &[any(libc::SYS_epoll_wait), any(libc::SYS_poll)];
+pub(crate) const OLD_CALLS: &[Call] = &[when(libc::SYS_epoll_wait, &[]), when(libc::SYS_poll, &[])];
 
 /// A vCPU's thread runs it, and says where it was when it could not go on.
 pub(crate) const VCPU_REQUESTS: &[Call] =
