@@ -8,11 +8,13 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tatami_arch::{BootImageError, BootInputs, CommandLine, CommandLineError, DeviceSlot, Host, Machine, Region};
-use tatami_devices::virtio::mmio::NOTIFY_OFFSET;
+use tatami_devices::virtio::mmio::{ACKNOWLEDGE_OFFSET, NOTIFY_OFFSET};
+use tatami_devices::virtio::spec::INTERRUPT_USED;
 use tatami_devices::virtio::{
     GuestMemory, MemRegion, MemSize, MmioTransport, RestoreError, SaveError, Threads, VirtioDevice,
 };
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Bus, BusDevice};
 use crate::config::{ConfigError, VmConfig};
@@ -179,9 +181,9 @@ impl BuiltVm {
                 (snapshot.map(&state, ram)?, Beginning::Restore(Box::new(state)))
             }
         };
-        let (vm, vcpus) = kvm.create_vm(memory, config.max_vcpus)?;
+        let (mut vm, vcpus) = kvm.create_vm(memory, config.max_vcpus)?;
         let stop = StopSignal::new()?;
-        let devices = Devices::new(&vm, serial, devices, &stop)?;
+        let devices = Devices::new(&mut vm, serial, devices, &stop)?;
         let (config, counts, stretches) = (config.clone(), ExitCounts::default(), Vec::new());
         let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config, spare, counts, threads, stretches };
         match beginning {
@@ -303,7 +305,7 @@ impl BuiltVm {
 
 impl RunningVm {
     /// Readable once the guest has stopped by itself.
-    pub fn stopped(&self) -> &vmm_sys_util::eventfd::EventFd {
+    pub fn stopped(&self) -> &EventFd {
         self.rest.stop.event()
     }
 
@@ -350,7 +352,7 @@ impl RunningVm {
 impl Devices {
     /// Puts all devices in their places.
     fn new(
-        vm: &Vm,
+        vm: &mut Vm,
         serial: Box<dyn Write + Send>,
         devices: Vec<Box<dyn VirtioDevice>>,
         stop: &StopSignal,
@@ -383,14 +385,21 @@ fn add_fixed_devices(bus: &mut Bus, vm: &Vm, out: Box<dyn Write + Send>, stop: &
 /// Puts a virtio device into its slot: registers on the bus, interrupt and kicks past it.
 fn add_device(
     bus: &mut Bus,
-    vm: &Vm,
+    vm: &mut Vm,
     slot: DeviceSlot,
     device: Box<dyn VirtioDevice>,
 ) -> Result<Arc<VirtioRegisters>, BootError> {
-    let transport = MmioTransport::new(device, vm.memory().clone())?;
+    let new = if vm.can_show_registers() { MmioTransport::readable } else { MmioTransport::new };
+    let transport = new(device, vm.memory().clone())?;
+    if let Some(page) = transport.page() {
+        vm.show_registers(page, slot.address)?;
+        // Nobody listens: KVM keeps what it needs of the descriptor, and the write ends there.
+        let unheard = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        vm.connect_write(&unheard, slot.address + ACKNOWLEDGE_OFFSET, INTERRUPT_USED)?;
+    }
     vm.connect_interrupt(transport.transport().interrupt().line(), slot.irq)?;
     for (index, kick) in transport.transport().kicks().iter().enumerate() {
-        vm.connect_kick(kick, slot.address + NOTIFY_OFFSET, index as u32)?;
+        vm.connect_write(kick, slot.address + NOTIFY_OFFSET, index as u32)?;
     }
     let registers = Arc::new(VirtioRegisters(Mutex::new(transport)));
     let range = slot.address..slot.address + slot.size;

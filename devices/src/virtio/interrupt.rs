@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Interrupt;
+use super::mmio::RegisterPage;
 use super::spec::{INTERRUPT_CONFIG, INTERRUPT_USED};
 
 /// Whom to tell that a configuration space has changed; nobody while no driver is there.
@@ -32,10 +33,28 @@ impl ConfigListener {
 /// The line, the interrupt status register behind it (virtio 1.2, 4.2.2), and what else a device can tell its driver.
 #[derive(Debug)]
 pub struct LineInterrupt {
-    pending: AtomicU32,
+    status: StatusRegister,
     needs_reset: AtomicBool,
     generation: AtomicU32,
     line: EventFd,
+}
+
+/// Where the interrupt status register is.
+#[derive(Debug)]
+enum StatusRegister {
+    /// Asked for.
+    Here(AtomicU32),
+    /// Read by the guest itself.
+    Shown(Arc<RegisterPage>),
+}
+
+impl StatusRegister {
+    fn bits(&self) -> &AtomicU32 {
+        match self {
+            StatusRegister::Here(bits) => bits,
+            StatusRegister::Shown(page) => page.interrupt_status(),
+        }
+    }
 }
 
 impl LineInterrupt {
@@ -44,8 +63,17 @@ impl LineInterrupt {
     /// # Errors
     /// When no event descriptor is to be had.
     pub fn new() -> io::Result<Self> {
+        LineInterrupt::with_status(StatusRegister::Here(AtomicU32::new(0)))
+    }
+
+    /// One whose status the guest reads in `page`.
+    pub(super) fn shown(page: Arc<RegisterPage>) -> io::Result<Self> {
+        LineInterrupt::with_status(StatusRegister::Shown(page))
+    }
+
+    fn with_status(status: StatusRegister) -> io::Result<Self> {
         Ok(LineInterrupt {
-            pending: AtomicU32::new(0),
+            status,
             needs_reset: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             line: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
@@ -59,17 +87,17 @@ impl LineInterrupt {
 
     /// The interrupt status bits that the driver has not acknowledged.
     pub fn pending(&self) -> u32 {
-        self.pending.load(Ordering::Acquire)
+        self.status.bits().load(Ordering::Acquire)
     }
 
     /// The driver has seen `bits`.
     pub fn acknowledge(&self, bits: u32) {
-        self.pending.fetch_and(!bits, Ordering::AcqRel);
+        self.status.bits().fetch_and(!bits, Ordering::AcqRel);
     }
 
     /// The driver sees what is pending, and that acknowledges it (4.1.4.5).
     pub(super) fn take_pending(&self) -> u32 {
-        self.pending.swap(0, Ordering::AcqRel)
+        self.status.bits().swap(0, Ordering::AcqRel)
     }
 
     /// Whether the device asked to be reset.
@@ -84,7 +112,7 @@ impl LineInterrupt {
 
     /// The driver has reset the device: nothing is pending any more.
     pub fn clear(&self) {
-        self.pending.store(0, Ordering::Release);
+        self.status.bits().store(0, Ordering::Release);
         self.needs_reset.store(false, Ordering::Release);
         // A line that was raised but not delivered must not reach the next driver.
         let _ = self.line.read();
@@ -110,7 +138,7 @@ impl LineInterrupt {
 
     /// Sets pending bits and leaves the line alone.
     pub(super) fn set_pending(&self, bits: u32) {
-        self.pending.fetch_or(bits, Ordering::AcqRel);
+        self.status.bits().fetch_or(bits, Ordering::AcqRel);
     }
 
     /// Raises the line as it is.

@@ -1,18 +1,31 @@
 //! virtio-mmio version 2 (virtio 1.2, 4.2.2): registers at offsets, nothing more.
 //!
 //! Does no I/O and knows no addresses: the bus says at which offset of the device's region a guest read or wrote. What the
-//! registers mean is [`Transport`]'s.
+//! registers mean is [`Transport`]'s. Where the guest may read them as memory ([`RegisterPage`]), they are put there whenever it
+//! has written one: that is what changes them, and what a driver does before it reads what a device has changed (it
+//! acknowledges the interrupt).
 
 use std::io;
+use std::sync::Arc;
 
 use super::spec::{INTERRUPT_CONFIG, INTERRUPT_USED};
-use super::{GuestMemory, QueueState, RestoreError, SaveError, Transport, TransportState, VirtioDevice};
+use super::{
+    GuestMemory, Interrupt, LineInterrupt, QueueState, RestoreError, SaveError, Transport, TransportState, VirtioDevice,
+};
+
+mod page;
+
+pub use page::RegisterPage;
 
 /// Bytes of guest physical address space that one device takes.
 pub const REGION_BYTES: u64 = 0x1000;
 /// Where the driver writes a queue's index to kick it: tie [`Transport::kicks`] to writes of this register (ioeventfd, 4 bytes
 /// wide, the queue's index as datamatch).
 pub const NOTIFY_OFFSET: u64 = 0x050;
+/// Where the driver acknowledges interrupts. Where the registers are read as memory, nobody need hear of a write of
+/// [`INTERRUPT_USED`] alone: let it end in the kernel (ioeventfd, 4 bytes wide, that value as datamatch), and the bit stays set
+/// until the next one that is heard. A driver then looks at its queues once too often, at worst.
+pub const ACKNOWLEDGE_OFFSET: u64 = INTERRUPT_ACKNOWLEDGE;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -42,7 +55,10 @@ const CONFIG_SPACE: u64 = 0x100;
 
 /// A virtio device on the memory bus.
 #[derive(Debug)]
-pub struct MmioTransport(Transport);
+pub struct MmioTransport {
+    transport: Transport,
+    page: Option<Arc<RegisterPage>>,
+}
 
 impl MmioTransport {
     /// Puts `device` behind a register file.
@@ -50,17 +66,35 @@ impl MmioTransport {
     /// # Errors
     /// When event descriptors are not to be had.
     pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
-        Ok(MmioTransport(Transport::new(device, memory)?))
+        Ok(MmioTransport { transport: Transport::new(device, memory)?, page: None })
+    }
+
+    /// The same, with registers that the guest may read in [`MmioTransport::page`].
+    ///
+    /// # Errors
+    /// When event descriptors or a page are not to be had.
+    pub fn readable(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
+        let page = Arc::new(RegisterPage::new()?);
+        let line = Arc::new(LineInterrupt::shown(Arc::clone(&page))?);
+        let transport = Transport::with_interrupt(device, memory, Arc::clone(&line), line)?;
+        let transport = MmioTransport { transport, page: Some(page) };
+        transport.show();
+        Ok(transport)
+    }
+
+    /// Where the guest may read the registers, if it may.
+    pub fn page(&self) -> Option<&Arc<RegisterPage>> {
+        self.page.as_ref()
     }
 
     /// What is behind the registers: the interrupt, the kicks, pausing.
     pub fn transport(&self) -> &Transport {
-        &self.0
+        &self.transport
     }
 
     /// The same, for pausing and resuming.
     pub fn transport_mut(&mut self) -> &mut Transport {
-        &mut self.0
+        &mut self.transport
     }
 
     /// See [`Transport::save`].
@@ -68,7 +102,7 @@ impl MmioTransport {
     /// # Errors
     /// As there.
     pub fn save(&self) -> Result<TransportState, SaveError> {
-        self.0.save()
+        self.transport.save()
     }
 
     /// See [`Transport::restore`].
@@ -76,14 +110,16 @@ impl MmioTransport {
     /// # Errors
     /// As there.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
-        self.0.restore(state)
+        let restored = self.transport.restore(state);
+        self.show();
+        restored
     }
 
     /// The guest reads `data.len()` bytes at `offset`. Registers are read whole; anything else reads as zero.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
-            self.0.read_config(offset, data);
+            self.transport.read_config(offset, data);
         } else if let Ok(register) = <&mut [u8; 4]>::try_from(data) {
             *register = self.register(offset).to_le_bytes();
         }
@@ -91,45 +127,68 @@ impl MmioTransport {
 
     /// The guest writes `data` at `offset`. Registers are written whole; anything else is ignored.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
+        let was_active = self.transport.is_active();
         if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
-            self.0.write_config(offset, data);
+            self.transport.write_config(offset, data);
         } else if let Ok(register) = <[u8; 4]>::try_from(data) {
             self.set_register(offset, u32::from_le_bytes(register));
         }
+        let changed = self.show();
+        // What it read while nobody could tell it of changes may be true no more.
+        if changed && !was_active && self.transport.is_active() {
+            self.transport.interrupt().config();
+        }
+    }
+
+    /// Puts all registers where the guest reads them; whether the configuration space was another before.
+    fn show(&self) -> bool {
+        let Some(page) = &self.page else { return false };
+        for offset in (0..CONFIG_SPACE).step_by(4).filter(|offset| *offset != INTERRUPT_STATUS) {
+            page.set(offset, self.register(offset));
+        }
+        let mut space = [0; (REGION_BYTES - CONFIG_SPACE) as usize];
+        self.transport.read_config(0, &mut space);
+        let (words, _) = space.as_chunks();
+        (CONFIG_SPACE..)
+            .step_by(4)
+            .zip(words)
+            .fold(false, |changed, (offset, word)| page.set(offset, u32::from_le_bytes(*word)) || changed)
     }
 
     fn register(&self, offset: u64) -> u32 {
         match offset {
             MAGIC_VALUE => MAGIC,
             VERSION_NUMBER => VERSION,
-            DEVICE_ID => self.0.device().kind() as u32,
+            DEVICE_ID => self.transport.device().kind() as u32,
             VENDOR_ID => VENDOR,
-            DEVICE_FEATURES => self.0.device_features(),
-            QUEUE_SIZE_MAX => u32::from(self.0.queue_size_max()),
-            QUEUE_READY => u32::from(self.0.is_queue_ready()),
-            INTERRUPT_STATUS => self.0.interrupt().pending(),
-            STATUS => u32::from(self.0.status()),
+            DEVICE_FEATURES => self.transport.device_features(),
+            QUEUE_SIZE_MAX => u32::from(self.transport.queue_size_max()),
+            QUEUE_READY => u32::from(self.transport.is_queue_ready()),
+            INTERRUPT_STATUS => self.transport.interrupt().pending(),
+            STATUS => u32::from(self.transport.status()),
             // No shared memory: a length of all ones says so (4.2.2).
             SHARED_MEMORY_FIRST..=SHARED_MEMORY_LAST => u32::MAX,
-            CONFIG_GENERATION => self.0.interrupt().generation(),
+            CONFIG_GENERATION => self.transport.interrupt().generation(),
             _ => 0,
         }
     }
 
     fn set_register(&mut self, offset: u64, value: u32) {
         match offset {
-            DEVICE_FEATURES_SELECT => self.0.select_device_features(value),
-            DRIVER_FEATURES => self.0.set_driver_features(value),
-            DRIVER_FEATURES_SELECT => self.0.select_driver_features(value),
-            QUEUE_SELECT => self.0.select_queue(value),
-            QUEUE_SIZE => self.0.set_up_queue(|queue| queue.size = value),
-            QUEUE_READY => self.0.set_up_queue(|queue| queue.ready = value == 1),
-            NOTIFY_OFFSET => self.0.kick(value),
-            INTERRUPT_ACKNOWLEDGE => self.0.interrupt().acknowledge(value & (INTERRUPT_USED | INTERRUPT_CONFIG)),
+            DEVICE_FEATURES_SELECT => self.transport.select_device_features(value),
+            DRIVER_FEATURES => self.transport.set_driver_features(value),
+            DRIVER_FEATURES_SELECT => self.transport.select_driver_features(value),
+            QUEUE_SELECT => self.transport.select_queue(value),
+            QUEUE_SIZE => self.transport.set_up_queue(|queue| queue.size = value),
+            QUEUE_READY => self.transport.set_up_queue(|queue| queue.ready = value == 1),
+            NOTIFY_OFFSET => self.transport.kick(value),
+            INTERRUPT_ACKNOWLEDGE => {
+                self.transport.interrupt().acknowledge(value & (INTERRUPT_USED | INTERRUPT_CONFIG))
+            }
             // The status has 8 bits; a driver that sets others has lost its way, and its write is ignored.
             STATUS => {
                 if let Ok(status) = u8::try_from(value) {
-                    self.0.set_status(status);
+                    self.transport.set_status(status);
                 }
             }
             _ => self.set_queue_area(offset, value),
@@ -143,7 +202,7 @@ impl MmioTransport {
         let Some((area, _, shift)) = half else {
             return;
         };
-        self.0.set_up_queue(|queue: &mut QueueState| {
+        self.transport.set_up_queue(|queue: &mut QueueState| {
             let mask = u64::from(u32::MAX) << shift;
             queue.areas[area] = queue.areas[area] & !mask | u64::from(value) << shift;
         });

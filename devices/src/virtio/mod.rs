@@ -36,7 +36,7 @@ pub use device::{
 pub use fs::{FS_QUEUES_MAX, Fs, FsCache, FsConfig, FsError};
 pub use interrupt::LineInterrupt;
 pub use mem::{Mem, MemRegion, MemSize, TooMuch};
-pub use mmio::MmioTransport;
+pub use mmio::{MmioTransport, RegisterPage};
 pub use net::{Net, NicError, NicKind, NicLimits, NicShape, NicSlot, vhost_lacks};
 pub use pci::{Message, MessageRoutes, PciState, PciTransport};
 pub use rate_limit::{Allowance, RateLimit, RateLimiter};

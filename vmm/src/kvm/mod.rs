@@ -8,12 +8,14 @@
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, VcpuExit, VcpuFd, VmFd};
 use tatami_arch::{Host, Machine, Space};
-use tatami_devices::virtio::GuestMemory;
+use tatami_devices::virtio::mmio::REGION_BYTES;
+use tatami_devices::virtio::{GuestMemory, RegisterPage};
 use vm_memory::{Address, GuestMemory as _, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -122,16 +124,19 @@ impl Kvm {
             unsafe { fd.set_user_memory_region(slot) }.map_err(failed("map guest memory"))?;
         }
         let (vcpus, interrupts) = platform::create_vcpus(&fd, vcpus)?;
-        Ok((Vm { interrupts, fd, memory }, vcpus.into_iter().map(|fd| Vcpu { fd }).collect()))
+        let pages = (platform::READABLE_REGISTERS && self.fd.check_extension(Cap::ReadonlyMem)).then(Vec::new);
+        Ok((Vm { interrupts, fd, memory, pages }, vcpus.into_iter().map(|fd| Vcpu { fd }).collect()))
     }
 }
 
 /// A virtual machine: memory and interrupt lines.
 pub(crate) struct Vm {
     interrupts: InterruptController,
-    // Before `memory`, so that it is closed before the memory is unmapped.
+    // Before `memory` and `pages`, so that it is closed before they are unmapped.
     fd: VmFd,
     memory: GuestMemory,
+    /// Registers that the guest reads as memory, where it can.
+    pages: Option<Vec<Arc<RegisterPage>>>,
 }
 
 impl Vm {
@@ -161,6 +166,29 @@ impl Vm {
         state.restore(&self.fd, &self.interrupts)
     }
 
+    /// Whether guests can read devices' registers without leaving ([`Vm::show_registers`]).
+    pub(crate) fn can_show_registers(&self) -> bool {
+        self.pages.is_some()
+    }
+
+    /// Has the guest read `page` at `address`; what it writes there goes the way it would without.
+    ///
+    /// # Errors
+    /// Whatever KVM says.
+    pub(crate) fn show_registers(&mut self, page: &Arc<RegisterPage>, address: u64) -> Result<(), KvmError> {
+        let pages = self.pages.get_or_insert_default();
+        pages.push(Arc::clone(page));
+        let slot = kvm_userspace_memory_region {
+            slot: (self.memory.num_regions() + pages.len() - 1) as u32,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: address,
+            memory_size: REGION_BYTES,
+            userspace_addr: page.as_ptr() as u64,
+        };
+        // SAFETY: the page is mapped, and as long as the slot; it stays so beyond the descriptor, for as long as it is in `pages`.
+        unsafe { self.fd.set_user_memory_region(slot) }.map_err(failed("map a device's registers"))
+    }
+
     /// Lets each write to `event` raise interrupt line `irq` once (edge).
     ///
     /// # Errors
@@ -173,8 +201,8 @@ impl Vm {
     ///
     /// # Errors
     /// Whatever KVM says.
-    pub(crate) fn connect_kick(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
-        self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), value).map_err(failed("connect a queue's kick"))
+    pub(crate) fn connect_write(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
+        self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), value).map_err(failed("connect a register"))
     }
 }
 

@@ -313,3 +313,70 @@ fn a_driver_that_has_written_features_that_nobody_offered_can_be_saved() {
     after.add_status(STATUS_FEATURES_OK);
     assert_eq!(after.status() & STATUS_FEATURES_OK, 0, "they are judged when they are to be accepted");
 }
+
+/// A driver that may read its registers as memory.
+fn reader(device: Box<dyn VirtioDevice>) -> Driver {
+    let mut driver = Driver::new(Box::new(Probe::default()));
+    driver.transport = MmioTransport::readable(device, driver.memory.clone()).unwrap();
+    driver
+}
+
+/// What stands in the page is what would be read.
+fn agrees(driver: &Driver) {
+    let page = driver.transport.page().expect("a page");
+    for offset in (0..REGION_BYTES).step_by(4) {
+        assert_eq!(page.get(offset), driver.get(offset), "at {offset:#x}");
+    }
+}
+
+#[test]
+fn what_a_driver_reads_as_memory_is_what_it_would_be_told() {
+    let mut driver = reader(Box::new(Probe::default()));
+    agrees(&driver);
+    for page in [0, 1, 2] {
+        driver.set(0x14, page);
+        agrees(&driver);
+    }
+    driver.bring_up(u64::MAX);
+    agrees(&driver);
+    for queue in [1, 7, 0] {
+        driver.set(0x30, queue);
+        agrees(&driver);
+    }
+    let interrupt = Arc::clone(driver.transport.transport().interrupt());
+    interrupt.queue(0);
+    agrees(&driver);
+    interrupt.config();
+    assert_eq!(
+        driver.transport.page().unwrap().get(0x60),
+        INTERRUPT_USED | INTERRUPT_CONFIG,
+        "set by the device itself"
+    );
+    driver.set(0x64, INTERRUPT_CONFIG);
+    agrees(&driver);
+    assert_eq!(driver.get(0xfc), 1, "the generation that it knows once it has acknowledged");
+    driver.transport.transport_mut().pause();
+    let state = driver.transport.save().unwrap();
+    driver.reset();
+    agrees(&driver);
+    let mut after = reader(Box::new(Probe::default()));
+    after.transport.restore(&state).unwrap();
+    agrees(&after);
+    assert_eq!(after.transport.page().unwrap().get(0x60), INTERRUPT_USED);
+}
+
+#[test]
+fn what_changed_between_a_drivers_last_look_and_its_start_is_told() {
+    let probe = Probe::default();
+    let mut driver = reader(Box::new(probe.clone()));
+    driver.negotiate(u64::MAX);
+    driver.set_up_queue(0);
+    let first = |driver: &Driver| driver.transport.page().unwrap().get(0x100) as u8;
+    probe.seen(|seen| seen.first = 5);
+    assert_eq!((first(&driver), driver.get(0x60)), (0, 0), "what it read last");
+    driver.add_status(STATUS_DRIVER_OK);
+    assert_eq!((first(&driver), driver.get(0x60)), (5, INTERRUPT_CONFIG));
+    driver.set(0x64, INTERRUPT_CONFIG);
+    driver.set(0x30, 1);
+    assert_eq!(driver.get(0x60), 0, "once");
+}

@@ -16,6 +16,8 @@ pub(crate) struct Seen {
     pub(crate) activations: usize,
     pub(crate) resets: usize,
     pub(crate) written: Vec<(u64, Vec<u8>)>,
+    /// The first byte of the configuration space; each further one is one more.
+    pub(crate) first: u8,
 }
 
 /// A device that does nothing but remember.
@@ -46,8 +48,9 @@ impl VirtioDevice for Probe {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let first = self.seen(|seen| seen.first).wrapping_add(offset as u8);
         for (index, byte) in data.iter_mut().enumerate() {
-            *byte = (offset as u8).wrapping_add(index as u8);
+            *byte = first.wrapping_add(index as u8);
         }
     }
 

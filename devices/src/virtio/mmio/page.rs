@@ -1,0 +1,58 @@
+//! A device's registers as a page of memory that its guest may read: the values stand there, and no read leaves the guest.
+//!
+//! A driver reads the interrupt status with every interrupt; trapped, that is an exit to user space a request. Knows no register
+//! but that one, whose home is here: devices' threads set bits of it while a driver looks.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vm_memory::{MmapRegion, VolatileMemory};
+
+use super::{INTERRUPT_STATUS, REGION_BYTES};
+
+/// [`REGION_BYTES`] of memory, page-aligned, to be mapped where the device answers, for reading only.
+pub struct RegisterPage(MmapRegion);
+
+impl fmt::Debug for RegisterPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RegisterPage").field(&self.0.as_ptr()).finish()
+    }
+}
+
+impl RegisterPage {
+    /// A page of zeros.
+    pub(super) fn new() -> io::Result<RegisterPage> {
+        Ok(RegisterPage(MmapRegion::new(REGION_BYTES as usize).map_err(io::Error::other)?))
+    }
+
+    /// Where it is in this process, for as long as it lives.
+    pub fn as_ptr(&self) -> *const u8 {
+        self.0.as_ptr()
+    }
+
+    /// The interrupt status register.
+    pub(in crate::virtio) fn interrupt_status(&self) -> &AtomicU32 {
+        self.word(INTERRUPT_STATUS)
+    }
+
+    /// Makes the 32 bits at `offset` (a multiple of 4 in the page) those of `value`; whether they were others before.
+    pub(super) fn set(&self, offset: u64, value: u32) -> bool {
+        let (word, value) = (self.word(offset), value.to_le());
+        let differs = word.load(Ordering::Relaxed) != value;
+        if differs {
+            word.store(value, Ordering::Release);
+        }
+        differs
+    }
+
+    /// What a guest reads at `offset`.
+    #[cfg(test)]
+    pub(super) fn get(&self, offset: u64) -> u32 {
+        u32::from_le(self.word(offset).load(Ordering::Acquire))
+    }
+
+    fn word(&self, offset: u64) -> &AtomicU32 {
+        self.0.get_atomic_ref(offset as usize).expect("an aligned word of the page")
+    }
+}
