@@ -11,6 +11,8 @@ pub struct ElfMachine {
     pub number: u16,
     /// The architecture's name in messages.
     pub name: &'static str,
+    /// Bits of the file's addresses that mean nothing before the kernel has set up translation.
+    pub ignored: u64,
 }
 
 /// The header of an ELF file that may be booted.
@@ -48,7 +50,7 @@ impl ElfHeader {
         }
         let mut entry = [0; 8];
         entry.copy_from_slice(&start[24..32]);
-        Ok(ElfHeader { entry: u64::from_le_bytes(entry) })
+        Ok(ElfHeader { entry: u64::from_le_bytes(entry) & !machine.ignored })
     }
 }
 
@@ -56,7 +58,7 @@ impl ElfHeader {
 mod tests {
     use super::*;
 
-    const X86_64: ElfMachine = ElfMachine { number: 62, name: "x86_64" };
+    const X86_64: ElfMachine = ElfMachine { number: 62, name: "x86_64", ignored: 0 };
 
     fn header() -> Vec<u8> {
         let mut bytes = vec![0; 64];

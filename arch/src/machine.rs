@@ -38,6 +38,15 @@ pub struct DeviceSlot {
     pub irq: u32,
 }
 
+/// A virtio device in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Where it is.
+    pub slot: DeviceSlot,
+    /// What it is (virtio 1.2, section 5, "Device Types").
+    pub kind: u32,
+}
+
 /// An address space in which devices answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Space {
@@ -82,8 +91,8 @@ pub struct BootInputs<'a, V> {
     pub initrd: Option<Extent>,
     /// Entropy for the guest's random number generator, fresh for each boot.
     pub seed: [u8; 32],
-    /// Where virtio devices are, in the order in which the guest shall find them.
-    pub devices: &'a [DeviceSlot],
+    /// The virtio devices, in the order in which the guest shall find them.
+    pub devices: &'a [Device],
     /// What of the machine is as the host has it.
     pub variant: V,
 }
@@ -110,9 +119,9 @@ pub trait Machine {
     const KERNEL: KernelFormat;
     /// The most vCPUs that the machine's tables can describe.
     const MAX_VCPUS: u8;
-    /// The 16550 serial line and its interrupt.
-    const SERIAL: (FixedSlot, u32);
-    /// What Linux calls the serial line, for `console=`.
+    /// The 16550 serial line and its interrupt, where the machine has one.
+    const SERIAL: Option<(FixedSlot, u32)>;
+    /// What Linux calls the serial line, or what is in its place, for `console=`.
     const CONSOLE: &'static str;
     /// The pl031 that tells the guest the time of day as it starts, where the machine has one.
     const CLOCK: Option<FixedSlot>;
@@ -137,7 +146,7 @@ pub trait Machine {
     ///
     /// # Errors
     /// When the line would be too long.
-    fn announce(devices: &[DeviceSlot], line: &mut CommandLine) -> Result<(), CommandLineError>;
+    fn announce(devices: &[Device], line: &mut CommandLine) -> Result<(), CommandLineError>;
 
     /// Chooses the address of an initrd of `size` bytes, out of the way of the `kernel`.
     ///

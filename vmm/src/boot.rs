@@ -7,7 +7,9 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tatami_arch::{BootImageError, BootInputs, CommandLine, CommandLineError, DeviceSlot, Host, Machine, Region};
+use tatami_arch::{
+    BootImageError, BootInputs, CommandLine, CommandLineError, Device, DeviceSlot, Host, Machine, Region,
+};
 use tatami_devices::virtio::mmio::{ACKNOWLEDGE_OFFSET, NOTIFY_OFFSET};
 use tatami_devices::virtio::spec::INTERRUPT_USED;
 use tatami_devices::virtio::{
@@ -206,8 +208,10 @@ impl BuiltVm {
             _ => None,
         };
         let mut command_line = CommandLine::new::<Host>(config.vcpus, console)?;
-        let slots: Vec<_> = (0..self.devices.virtio.len()).map_while(Host::device_slot).collect();
-        Host::announce(&slots, &mut command_line)?;
+        let kinds = self.devices.virtio.iter().map(|registers| registers.lock().transport().device().kind() as u32);
+        let places = (0..).map_while(Host::device_slot);
+        let devices: Vec<_> = places.zip(kinds).map(|(slot, kind)| Device { slot, kind }).collect();
+        Host::announce(&devices, &mut command_line)?;
         if self.spare.is_some() {
             command_line.add(MOVABLE)?;
         }
@@ -228,7 +232,7 @@ impl BuiltVm {
             entry,
             initrd,
             seed: seed()?,
-            devices: &slots,
+            devices: &devices,
             variant: self.vm.variant(),
         })?;
         for blob in &image.blobs {
@@ -369,10 +373,11 @@ impl Devices {
 
 /// The devices that are not virtio: a serial line, and where the machine has them, a clock and the reset command.
 fn add_fixed_devices(bus: &mut Bus, vm: &Vm, out: Box<dyn Write + Send>, stop: &StopSignal) -> Result<(), BootError> {
-    let (slot, irq) = Host::SERIAL;
-    let (serial, interrupt) = SerialPort::new(out)?;
-    vm.connect_interrupt(&interrupt, irq)?;
-    bus.add(slot.space, slot.address..slot.address + slot.size, Box::new(serial));
+    if let Some((slot, irq)) = Host::SERIAL {
+        let (serial, interrupt) = SerialPort::new(out)?;
+        vm.connect_interrupt(&interrupt, irq)?;
+        bus.add(slot.space, slot.address..slot.address + slot.size, Box::new(serial));
+    }
     if let Some(slot) = Host::CLOCK {
         bus.add(slot.space, slot.address..slot.address + slot.size, Box::new(Clock::default()));
     }

@@ -43,8 +43,8 @@ pub(super) fn device_tree(inputs: &BootInputs<'_, GicVersion>) -> Result<Vec<u8>
     timer(&mut tree, inputs.variant, inputs.max_vcpus)?;
     serial(&mut tree)?;
     clock(&mut tree)?;
-    for slot in inputs.devices {
-        virtio(&mut tree, slot)?;
+    for device in inputs.devices {
+        virtio(&mut tree, device.slot)?;
     }
     tree.end_node(root)?;
     tree.finish()
@@ -160,7 +160,7 @@ fn clock(tree: &mut FdtWriter) -> Result<(), Error> {
 }
 
 /// virtio/mmio.yaml.
-fn virtio(tree: &mut FdtWriter, slot: &DeviceSlot) -> Result<(), Error> {
+fn virtio(tree: &mut FdtWriter, slot: DeviceSlot) -> Result<(), Error> {
     let node = node_at(tree, "virtio_mmio", slot.address)?;
     tree.property_string("compatible", "virtio,mmio")?;
     tree.property_array_u64("reg", &[slot.address, slot.size])?;
@@ -177,40 +177,10 @@ fn node_at(tree: &mut FdtWriter, name: &str, address: u64) -> Result<FdtWriterNo
 mod tests {
     use super::*;
     use crate::aarch64::Aarch64;
-    use crate::machine::{Extent, Machine};
-    use std::io::Write;
-    use std::process::{Command, Stdio};
+    use crate::machine::{Device, Extent, Machine};
+    use crate::testing::read_back;
 
-    /// The tree as the reference compiler reads it, one line a property, each with the path of its node.
-    fn read_back(tree: &[u8]) -> Vec<String> {
-        let mut dtc = Command::new("dtc")
-            .args(["-I", "dtb", "-O", "dts", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("dtc runs (package device-tree-compiler)");
-        dtc.stdin.take().unwrap().write_all(tree).unwrap();
-        let output = dtc.wait_with_output().unwrap();
-        let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success() && complaints.is_empty(), "dtc: {complaints}");
-        let mut path = Vec::new();
-        let mut lines = Vec::new();
-        for line in String::from_utf8(output.stdout).unwrap().lines().map(str::trim) {
-            match line.strip_suffix(" {") {
-                Some("/") => path.push(""),
-                Some(_) => path.push(line.split_once(" {").map(|(name, _)| name.to_owned().leak() as &str).unwrap()),
-                None if line == "};" => drop(path.pop()),
-                None if line.ends_with(';') && !path.is_empty() => {
-                    lines.push(format!("{}/{}", path.join("/"), line.trim_end_matches(';')));
-                }
-                None => {}
-            }
-        }
-        lines
-    }
-
-    fn tree(max_vcpus: u8, variant: GicVersion, devices: &[DeviceSlot], initrd: Option<Extent>) -> Vec<String> {
+    fn tree(max_vcpus: u8, variant: GicVersion, devices: &[Device], initrd: Option<Extent>) -> Vec<String> {
         let ram = Aarch64::ram(128 << 20);
         let command_line = "quiet a=\"b c\"";
         let inputs = BootInputs {
@@ -274,8 +244,8 @@ mod tests {
 
     #[test]
     fn devices_have_registers_and_an_edge() {
-        let slots: Vec<_> = (0..2).map_while(Aarch64::device_slot).collect();
-        let lines = tree(1, GicVersion::V3, &slots, None);
+        let devices: Vec<_> = (0..2).map_while(Aarch64::device_slot).map(|slot| Device { slot, kind: 2 }).collect();
+        let lines = tree(1, GicVersion::V3, &devices, None);
         has(&lines, "/virtio_mmio@a001000/reg = <0x00 0xa001000 0x00 0x1000>");
         has(&lines, "/virtio_mmio@a001000/interrupts = <0x00 0x02 0x01>");
         has(&lines, "/virtio_mmio@a001000/dma-coherent");

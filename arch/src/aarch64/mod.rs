@@ -8,7 +8,8 @@ pub mod layout;
 mod registers;
 
 use crate::machine::{
-    Blob, BootImage, BootImageError, BootInputs, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region, Space,
+    Blob, BootImage, BootImageError, BootInputs, Device, DeviceSlot, Extent, FixedSlot, Machine, PlacementError,
+    Region, Space,
 };
 use crate::{CommandLine, CommandLineError, KernelFormat};
 
@@ -36,8 +37,8 @@ impl Machine for Aarch64 {
     const KERNEL: KernelFormat = KernelFormat::Image { base: layout::KERNEL };
     const MAX_VCPUS: u8 = 32;
     const MIN_MEMORY: u64 = 32 << 20;
-    const SERIAL: (FixedSlot, u32) =
-        (FixedSlot { space: Space::Memory, address: layout::SERIAL, size: 8 }, layout::SERIAL_IRQ);
+    const SERIAL: Option<(FixedSlot, u32)> =
+        Some((FixedSlot { space: Space::Memory, address: layout::SERIAL, size: 8 }, layout::SERIAL_IRQ));
     const CONSOLE: &'static str = "ttyS0";
     const CLOCK: Option<FixedSlot> =
         Some(FixedSlot { space: Space::Memory, address: layout::CLOCK, size: layout::PAGE_SIZE });
@@ -65,7 +66,7 @@ impl Machine for Aarch64 {
         "earlycon=uart8250,mmio,0x9000000 swiotlb=noforce"
     }
 
-    fn announce(_: &[DeviceSlot], _: &mut CommandLine) -> Result<(), CommandLineError> {
+    fn announce(_: &[Device], _: &mut CommandLine) -> Result<(), CommandLineError> {
         // The device tree has them.
         Ok(())
     }
@@ -150,7 +151,7 @@ mod tests {
     }
 
     fn image(max_vcpus: u8, command_line: &str) -> Result<BootImage<Registers>, BootImageError> {
-        let slots: Vec<_> = (0..).map_while(Aarch64::device_slot).collect();
+        let devices: Vec<_> = (0..).map_while(Aarch64::device_slot).map(|slot| Device { slot, kind: 2 }).collect();
         Aarch64::boot_image(&BootInputs {
             ram: &Aarch64::ram(64 << 20),
             max_vcpus,
@@ -158,7 +159,7 @@ mod tests {
             entry: layout::KERNEL,
             initrd: None,
             seed: [7; 32],
-            devices: &slots,
+            devices: &devices,
             variant: GicVersion::V3,
         })
     }

@@ -11,7 +11,8 @@ mod registers;
 mod tables;
 
 use crate::machine::{
-    Blob, BootImage, BootImageError, BootInputs, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region, Space,
+    Blob, BootImage, BootImageError, BootInputs, Device, DeviceSlot, Extent, FixedSlot, Machine, PlacementError,
+    Region, Space,
 };
 use crate::{CommandLine, CommandLineError, ElfMachine, KernelFormat};
 
@@ -26,12 +27,12 @@ impl Machine for X86_64 {
     type Variant = ();
 
     const NAME: &'static str = "x86_64";
-    const KERNEL: KernelFormat = KernelFormat::Elf(ElfMachine { number: 62, name: Self::NAME });
+    const KERNEL: KernelFormat = KernelFormat::Elf(ElfMachine { number: 62, name: Self::NAME, ignored: 0 });
     // The MP table's 8-bit APIC ids, less the broadcast id and the I/O APIC's.
     const MAX_VCPUS: u8 = 254;
     const MIN_MEMORY: u64 = 32 << 20;
-    const SERIAL: (FixedSlot, u32) =
-        (FixedSlot { space: Space::Ports, address: layout::SERIAL_PORT, size: 8 }, layout::SERIAL_IRQ);
+    const SERIAL: Option<(FixedSlot, u32)> =
+        Some((FixedSlot { space: Space::Ports, address: layout::SERIAL_PORT, size: 8 }, layout::SERIAL_IRQ));
     const CONSOLE: &'static str = "ttyS0";
     // The guest asks KVM's paravirtual clock.
     const CLOCK: Option<FixedSlot> = None;
@@ -69,8 +70,8 @@ impl Machine for X86_64 {
         "earlycon=uart8250,io,0x3f8 reboot=f,k tsc=reliable no_timer_check noreplace-smp swiotlb=noforce"
     }
 
-    fn announce(devices: &[DeviceSlot], line: &mut CommandLine) -> Result<(), CommandLineError> {
-        devices.iter().try_for_each(|slot| line.add_device(*slot))
+    fn announce(devices: &[Device], line: &mut CommandLine) -> Result<(), CommandLineError> {
+        devices.iter().try_for_each(|device| line.add_device(device.slot))
     }
 
     fn place_initrd(ram: &[Region], kernel: Extent, size: u64) -> Result<Extent, PlacementError> {
