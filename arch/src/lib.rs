@@ -11,6 +11,9 @@ mod host;
 mod image;
 mod kernel;
 mod machine;
+pub mod ppc64le;
+#[cfg(test)]
+mod testing;
 pub mod x86_64;
 
 pub use command_line::{CommandLine, CommandLineError};
@@ -19,5 +22,6 @@ pub use elf::ElfMachine;
 pub use host::*;
 pub use kernel::{KernelFormat, KernelFormatError, KernelHeader};
 pub use machine::{
-    Blob, BootImage, BootImageError, BootInputs, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region, Space,
+    Blob, BootImage, BootImageError, BootInputs, Device, DeviceSlot, Extent, FixedSlot, Machine, PlacementError,
+    Region, Space,
 };
