@@ -54,6 +54,11 @@ pub enum Space {
     Memory,
     /// x86's ports.
     Ports,
+    /// The configuration of PCI functions that is reached by calls, by the address that memory-mapped access would have (PCI Express 3.0,
+    /// section 7.2.2).
+    Configuration,
+    /// A terminal that is reached by calls: each is one access to address 0, of some characters.
+    Terminal,
 }
 
 /// A device that is not virtio and has its place by tradition.
@@ -121,6 +126,8 @@ pub trait Machine {
     const MAX_VCPUS: u8;
     /// The 16550 serial line and its interrupt, where the machine has one.
     const SERIAL: Option<(FixedSlot, u32)>;
+    /// The terminal that is reached by calls, where the machine has one.
+    const TERMINAL: Option<FixedSlot>;
     /// What Linux calls the serial line, or what is in its place, for `console=`.
     const CONSOLE: &'static str;
     /// The pl031 that tells the guest the time of day as it starts, where the machine has one.

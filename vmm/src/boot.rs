@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tatami_arch::{
-    BootImageError, BootInputs, CommandLine, CommandLineError, Device, DeviceSlot, Host, Machine, Region,
+    BootImageError, BootInputs, CommandLine, CommandLineError, Device, DeviceSlot, FixedSlot, Host, Machine, Region,
 };
 use tatami_devices::virtio::mmio::{ACKNOWLEDGE_OFFSET, NOTIFY_OFFSET};
 use tatami_devices::virtio::spec::INTERRUPT_USED;
@@ -23,7 +23,7 @@ use crate::config::{ConfigError, VmConfig};
 use crate::kernel::{self, LoadError, LoadedKernel};
 use crate::kvm::{Kvm, KvmError, Processors, Vcpu, Vm};
 use crate::memory::{self, HUGE_PAGE, MemoryError, Ram};
-use crate::ports::{Clock, ResetPort, SerialPort};
+use crate::ports::{Clock, ResetPort, SerialPort, Terminal};
 use crate::snapshot::{Snapshot, SnapshotError, State};
 use crate::stop::{StopReason, StopSignal};
 use crate::vcpu::{self, ExitCounts, RunningVcpu};
@@ -371,18 +371,23 @@ impl Devices {
     }
 }
 
-/// The devices that are not virtio: a serial line, and where the machine has them, a clock and the reset command.
+/// The devices that are not virtio: a serial line or a terminal, and where the machine has them, a clock and the reset command.
 fn add_fixed_devices(bus: &mut Bus, vm: &Vm, out: Box<dyn Write + Send>, stop: &StopSignal) -> Result<(), BootError> {
+    let mut add = |slot: FixedSlot, device: Box<dyn BusDevice>| {
+        bus.add(slot.space, slot.address..slot.address + slot.size, device)
+    };
     if let Some((slot, irq)) = Host::SERIAL {
         let (serial, interrupt) = SerialPort::new(out)?;
         vm.connect_interrupt(&interrupt, irq)?;
-        bus.add(slot.space, slot.address..slot.address + slot.size, Box::new(serial));
+        add(slot, Box::new(serial));
+    } else if let Some(slot) = Host::TERMINAL {
+        add(slot, Box::new(Terminal::new(out)));
     }
     if let Some(slot) = Host::CLOCK {
-        bus.add(slot.space, slot.address..slot.address + slot.size, Box::new(Clock::default()));
+        add(slot, Box::<Clock>::default());
     }
     if let Some(slot) = Host::RESET {
-        bus.add(slot.space, slot.address..slot.address + slot.size, Box::new(ResetPort::new(stop.clone())));
+        add(slot, Box::new(ResetPort::new(stop.clone())));
     }
     Ok(())
 }

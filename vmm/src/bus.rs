@@ -21,19 +21,16 @@ const NOTHING: u8 = 0xff;
 /// The devices of a machine by address.
 #[derive(Default)]
 pub(crate) struct Bus {
-    memory: Vec<(Range<u64>, Box<dyn BusDevice>)>,
-    ports: Vec<(Range<u64>, Box<dyn BusDevice>)>,
+    devices: Vec<(Space, Range<u64>, Box<dyn BusDevice>)>,
 }
 
 impl Bus {
     /// Puts `device` at `range`, which must be free.
     pub(crate) fn add(&mut self, space: Space, range: Range<u64>, device: Box<dyn BusDevice>) {
-        let devices = match space {
-            Space::Memory => &mut self.memory,
-            Space::Ports => &mut self.ports,
-        };
-        debug_assert!(devices.iter().all(|(other, _)| range.end <= other.start || other.end <= range.start));
-        devices.push((range, device));
+        debug_assert!(self.devices.iter().all(|(other_space, other, _)| {
+            *other_space != space || range.end <= other.start || other.end <= range.start
+        }));
+        self.devices.push((space, range, device));
     }
 
     /// Carries out a guest's read; all ones where no device is.
@@ -52,12 +49,8 @@ impl Bus {
     }
 
     fn find(&self, space: Space, address: u64) -> Option<(u64, &dyn BusDevice)> {
-        let devices = match space {
-            Space::Memory => &self.memory,
-            Space::Ports => &self.ports,
-        };
-        // A dozen ranges at most: looking at all is quicker than anything clever.
-        let (range, device) = devices.iter().find(|(range, _)| range.contains(&address))?;
+        // Few ranges: looking at all is quicker than anything clever.
+        let (_, range, device) = self.devices.iter().find(|(at, range, _)| *at == space && range.contains(&address))?;
         Some((address - range.start, device.as_ref()))
     }
 }

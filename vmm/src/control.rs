@@ -14,7 +14,6 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use serde::{Deserialize, Serialize};
-use syscalls::Sysno;
 
 use crate::config::VmConfig;
 use crate::stop::StopReason;
@@ -208,7 +207,7 @@ impl std::fmt::Display for Forbidden {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = String::from_utf8_lossy(&self.thread);
         let thread = name.trim_end_matches('\0').escape_debug();
-        let call = Sysno::new(self.call as usize).map_or("unknown here", |call| call.name());
+        let call = crate::kvm::call_name(self.call).unwrap_or("unknown here");
         let [first, second, third] = self.arguments;
         write!(
             f,

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
 
+#[allow(unused_imports, reason = "one of this project's own is no loader of the crate's")]
 use linux_loader::loader::KernelLoader;
 use tatami_arch::{Extent, Host, KernelFormat, KernelFormatError, KernelHeader, Machine, PlacementError, Region};
 use tatami_devices::virtio::GuestMemory;

@@ -22,7 +22,7 @@ use crate::stop::{StopReason, StopSignal};
 pub struct ExitCounts {
     /// Accesses to device memory.
     pub memory: u64,
-    /// Accesses to ports.
+    /// Accesses to ports, and on the guest's calls.
     pub ports: u64,
     /// Signals.
     pub interrupted: u64,
@@ -135,7 +135,7 @@ impl ExitCounts {
     fn add(&mut self, space: Space) {
         match space {
             Space::Memory => self.memory += 1,
-            Space::Ports => self.ports += 1,
+            Space::Ports | Space::Configuration | Space::Terminal => self.ports += 1,
         }
     }
 }

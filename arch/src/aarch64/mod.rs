@@ -39,6 +39,7 @@ impl Machine for Aarch64 {
     const MIN_MEMORY: u64 = 32 << 20;
     const SERIAL: Option<(FixedSlot, u32)> =
         Some((FixedSlot { space: Space::Memory, address: layout::SERIAL, size: 8 }, layout::SERIAL_IRQ));
+    const TERMINAL: Option<FixedSlot> = None;
     const CONSOLE: &'static str = "ttyS0";
     const CLOCK: Option<FixedSlot> =
         Some(FixedSlot { space: Space::Memory, address: layout::CLOCK, size: layout::PAGE_SIZE });

@@ -1,8 +1,7 @@
 //! The ppc64le machine: a pseries partition as LoPAR describes it, without firmware. The kernel finds a device tree, calls the
 //! hypervisor for its terminal and, through RTAS, for its processors and PCI configuration, and has its devices on PCI.
 //!
-//! Knows no KVM: registers and what hypercalls say are plain numbers. Not booted yet: what is here has been held against the
-//! specifications and Linux's reading of them, and nothing starts it so far.
+//! Knows no KVM: registers and what hypercalls say are plain numbers.
 
 mod device_tree;
 mod flat_tree;
@@ -14,7 +13,8 @@ mod registers;
 pub mod rtas;
 
 use crate::machine::{
-    Blob, BootImage, BootImageError, BootInputs, Device, DeviceSlot, Extent, FixedSlot, Machine, PlacementError, Region,
+    Blob, BootImage, BootImageError, BootInputs, Device, DeviceSlot, Extent, FixedSlot, Machine, PlacementError,
+    Region, Space,
 };
 use crate::{CommandLine, CommandLineError, KernelFormat};
 
@@ -54,7 +54,7 @@ impl Machine for Ppc64le {
     const MAX_VCPUS: u8 = u8::MAX;
     const MIN_MEMORY: u64 = 64 << 20;
     const SERIAL: Option<(FixedSlot, u32)> = None;
-    // The virtual terminal, which is hypercalls.
+    const TERMINAL: Option<FixedSlot> = Some(FixedSlot { space: Space::Terminal, address: 0, size: 1 });
     const CONSOLE: &'static str = "hvc0";
     // RTAS tells the time, and resets.
     const CLOCK: Option<FixedSlot> = None;

@@ -33,6 +33,7 @@ impl Machine for X86_64 {
     const MIN_MEMORY: u64 = 32 << 20;
     const SERIAL: Option<(FixedSlot, u32)> =
         Some((FixedSlot { space: Space::Ports, address: layout::SERIAL_PORT, size: 8 }, layout::SERIAL_IRQ));
+    const TERMINAL: Option<FixedSlot> = None;
     const CONSOLE: &'static str = "ttyS0";
     // The guest asks KVM's paravirtual clock.
     const CLOCK: Option<FixedSlot> = None;

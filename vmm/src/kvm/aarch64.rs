@@ -16,12 +16,13 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use tatami_arch::aarch64::{Aarch64, Registers, layout};
 use tatami_arch::{Machine, Space};
+use tatami_devices::virtio::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
 
-pub(crate) use calls::{OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
+pub(crate) use calls::{FILTERED, OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
 pub(super) use gic::InterruptController;
 pub(crate) use state::{MachineState, VcpuState};
 
@@ -50,7 +51,11 @@ const fn core_register(offset: u64) -> u64 {
 
 /// Creates the vCPUs, the first ready to run and the others for the guest to start through PSCI, and then the interrupt controller,
 /// which must know how many there are.
-pub(super) fn create_vcpus(vm: &VmFd, count: u8) -> Result<(Vec<VcpuFd>, InterruptController), KvmError> {
+pub(super) fn create_vcpus(
+    vm: &VmFd,
+    _: &GuestMemory,
+    count: u8,
+) -> Result<(Vec<VcpuFd>, InterruptController), KvmError> {
     let vcpus: Vec<_> = (0..count)
         .map(|id| {
             let vcpu = vm.create_vcpu(id.into()).map_err(failed("create a vCPU"))?;

@@ -1,7 +1,7 @@
 //! The only module that talks to KVM: virtual machines, their memory slots and interrupt lines, and vCPUs.
 //!
-//! What differs between architectures is in one file each (`x86_64.rs`, `aarch64.rs`), all defining the same names. Deliberately knows no
-//! devices and no boot: it is told which bytes go where.
+//! What differs between architectures is in one file each (`x86_64.rs`, `aarch64.rs`, `ppc64le.rs`), all defining the same names. Deliberately
+//! knows no devices and no boot: it is told which bytes go where.
 
 #![allow(unsafe_code, reason = "memory slots and the shared run page are raw addresses by KVM's design")]
 
@@ -11,8 +11,6 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, IoEventAddress, VcpuExit, VcpuFd, VmFd};
 use tatami_arch::{Host, Machine, Space};
 use tatami_devices::virtio::mmio::REGION_BYTES;
 use tatami_devices::virtio::{GuestMemory, RegisterPage};
@@ -21,17 +19,32 @@ use vmm_sys_util::eventfd::EventFd;
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg(not(target_arch = "powerpc64"))]
+mod known;
+#[cfg(target_arch = "powerpc64")]
+mod ppc64le;
+// Its numbers are tested everywhere.
+#[cfg(all(test, not(target_arch = "powerpc64")))]
+#[path = "ppc64le/spec.rs"]
+#[allow(dead_code, reason = "what uses it is elsewhere")]
+mod ppc64le_spec;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "aarch64")]
 use aarch64 as platform;
+#[cfg(not(target_arch = "powerpc64"))]
+use known as interface;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as platform;
+#[cfg(target_arch = "powerpc64")]
+use {ppc64le as interface, ppc64le as platform};
 
+pub(crate) use interface::call_name;
+use interface::{Cap, IoEventAddress, KVM_MEM_READONLY, KvmFd, VcpuFd, VmFd, kvm_userspace_memory_region, run};
 use platform::InterruptController;
 pub(crate) use platform::{
-    KernelFile, MachineState, OLD_CALLS, Processors, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, VcpuState,
-    call_arguments, probe_instructions,
+    FILTERED, KernelFile, MachineState, OLD_CALLS, Processors, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS,
+    VcpuState, call_arguments, probe_instructions,
 };
 
 /// The API version that has been the only one since Linux 2.6.22.
@@ -62,6 +75,9 @@ pub enum KvmError {
         /// Allowed.
         limit: usize,
     },
+    /// What a machine is at a moment is not known on every architecture.
+    #[error("machines cannot be saved on this architecture yet")]
+    NotSaved,
 }
 
 /// Turns a failed call into an error that says what was tried.
@@ -71,7 +87,7 @@ fn failed(what: &'static str) -> impl FnOnce(vmm_sys_util::errno::Error) -> KvmE
 
 /// The host's KVM.
 pub(crate) struct Kvm {
-    fd: kvm_ioctls::Kvm,
+    fd: KvmFd,
 }
 
 impl Kvm {
@@ -81,7 +97,7 @@ impl Kvm {
     /// When it is not KVM, or lacks something Tatami cannot do without.
     pub(crate) fn new(device: OwnedFd) -> Result<Kvm, KvmError> {
         // SAFETY: the descriptor is open and owned, and ownership passes on.
-        let fd = unsafe { kvm_ioctls::Kvm::from_raw_fd(device.into_raw_fd()) };
+        let fd = unsafe { KvmFd::from_raw_fd(device.into_raw_fd()) };
         match fd.get_api_version() {
             API_VERSION => {}
             other => return Err(KvmError::Version(other)),
@@ -123,7 +139,7 @@ impl Kvm {
             // SAFETY: the region is mapped for as long as `memory` lives, and `Vm` keeps it alive beyond the descriptor.
             unsafe { fd.set_user_memory_region(slot) }.map_err(failed("map guest memory"))?;
         }
-        let (vcpus, interrupts) = platform::create_vcpus(&fd, vcpus)?;
+        let (vcpus, interrupts) = platform::create_vcpus(&fd, &memory, vcpus)?;
         let pages = (platform::READABLE_REGISTERS && self.fd.check_extension(Cap::ReadonlyMem)).then(Vec::new);
         Ok((Vm { interrupts, fd, memory, pages }, vcpus.into_iter().map(|fd| Vcpu { fd }).collect()))
     }
@@ -229,32 +245,7 @@ pub(crate) struct Vcpu {
 impl Vcpu {
     /// Runs the guest until it needs something.
     pub(crate) fn run(&mut self) -> Exit<'_> {
-        let run: *mut kvm_bindings::kvm_run = self.fd.get_kvm_run();
-        let exit = match self.fd.run() {
-            Ok(VcpuExit::IoIn(port, data)) => return Exit::Read(Space::Ports, port.into(), data),
-            Ok(VcpuExit::IoOut(port, data)) => return Exit::Write(Space::Ports, port.into(), data),
-            Ok(VcpuExit::MmioRead(address, data)) => return Exit::Read(Space::Memory, address, data),
-            Ok(VcpuExit::MmioWrite(address, data)) => return Exit::Write(Space::Memory, address, data),
-            Ok(VcpuExit::Intr) => return Exit::Interrupted,
-            Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => return Exit::Reset,
-            Ok(VcpuExit::InternalError) => {
-                // SAFETY: the run page is mapped for as long as `self.fd` lives, and the exit reason says that this
-                // member of the union is the valid one.
-                let suberror = unsafe { (*run).__bindgen_anon_1.internal.suberror };
-                internal_error(suberror)
-            }
-            Ok(VcpuExit::FailEntry(reason, _)) => {
-                format!("the processor refused to enter the guest (reason {reason:#x})")
-            }
-            Ok(VcpuExit::MemoryFault { gpa, .. }) => format!("guest memory at {gpa:#x} could not be had"),
-            Ok(other) => format!("KVM stopped with {other:?}, which nothing here asked for"),
-            Err(error) => match error.errno() {
-                libc::EINTR | libc::EAGAIN => return Exit::Interrupted,
-                libc::EFAULT => "guest memory could not be had (is the host out of memory?)".to_owned(),
-                _ => format!("KVM_RUN failed: {error}"),
-            },
-        };
-        Exit::Failed(exit)
+        run(&mut self.fd)
     }
 
     /// Where in the guest this vCPU stands, for messages about its end.
@@ -276,17 +267,6 @@ impl Vcpu {
         // A field of a mapped page is never null; the fallback cannot be reached.
         Kicker { flag: NonNull::new(flag.cast()).unwrap_or(NonNull::dangling()) }
     }
-}
-
-fn internal_error(suberror: u32) -> String {
-    let name = match suberror {
-        1 => "it could not emulate an instruction",
-        2 => "two exceptions at once",
-        3 => "an exception while delivering an event",
-        4 => "an unexpected exit reason",
-        _ => "unknown",
-    };
-    format!("KVM internal error, suberror {suberror} ({name})")
 }
 
 /// Makes a vCPU return from the guest.

@@ -15,12 +15,13 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use tatami_arch::x86_64::{Registers, Segment, TableRegister, X86_64, cpuid, layout};
 use tatami_arch::{BootInputs, Machine, Space};
+use tatami_devices::virtio::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
 
-pub(crate) use calls::{OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
+pub(crate) use calls::{FILTERED, OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
 pub(crate) use state::{MachineState, VcpuState};
 
 /// Reads the kind of kernel that this architecture boots.
@@ -47,7 +48,11 @@ impl InterruptController {
 
 /// Gives the machine its PICs, I/O APIC and, with its vCPUs, local APICs. There is no timer chip: the guest has the local APIC's
 /// timer, and kvm-clock tells it how fast that runs.
-pub(super) fn create_vcpus(vm: &VmFd, count: u8) -> Result<(Vec<VcpuFd>, InterruptController), KvmError> {
+pub(super) fn create_vcpus(
+    vm: &VmFd,
+    _: &GuestMemory,
+    count: u8,
+) -> Result<(Vec<VcpuFd>, InterruptController), KvmError> {
     vm.set_tss_address(layout::TSS as usize).map_err(failed("set the task state address"))?;
     vm.set_identity_map_address(layout::IDENTITY_MAP).map_err(failed("set the identity map"))?;
     vm.create_irq_chip().map_err(failed("create the interrupt controller"))?;

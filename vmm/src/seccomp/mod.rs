@@ -24,6 +24,7 @@ use seccompiler::{
 use tatami_devices::virtio::Role;
 
 pub(crate) use self::calls::{Call, Test, when};
+use crate::kvm::FILTERED;
 
 /// Why a thread cannot be confined.
 #[derive(Debug, thiserror::Error)]
@@ -79,11 +80,17 @@ pub(crate) fn confine(who: Who, facts: Facts) -> Result<(), SeccompError> {
     install(who, allowed, SeccompAction::Trap, SeccompAction::Allow)
 }
 
+/// The instruction that a program begins with, but for one: it compares the caller's architecture.
+const ARCHITECTURE_AT: usize = 1;
+
 fn install(who: Who, rules: Rules, otherwise: SeccompAction, listed: SeccompAction) -> Result<(), SeccompError> {
     let broken = |error| SeccompError::Rules(who, error);
-    let architecture = std::env::consts::ARCH.try_into().map_err(broken)?;
+    let (architecture, number) = FILTERED;
     let filter = SeccompFilter::new(rules, otherwise, listed, architecture).map_err(broken)?;
-    let program = BpfProgram::try_from(filter).map_err(broken)?;
+    let mut program = BpfProgram::try_from(filter).map_err(broken)?;
+    if let Some(number) = number {
+        program[ARCHITECTURE_AT].k = number;
+    }
     Ok(seccompiler::apply_filter(&program)?)
 }
 

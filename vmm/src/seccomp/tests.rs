@@ -24,6 +24,15 @@ const EVERYBODY: [Who; 9] = [
     Who::Thread(Role::Memory),
 ];
 
+#[test]
+fn a_program_begins_with_the_architecture() {
+    const AUDIT_ARCH_AARCH64: u32 = 0xc000_00b7;
+    let architecture = seccompiler::TargetArch::aarch64;
+    let (no, yes) = (SeccompAction::Trap, SeccompAction::Allow);
+    let filter = SeccompFilter::new(Rules::from([(0, Vec::new())]), no, yes, architecture).unwrap();
+    assert_eq!(BpfProgram::try_from(filter).unwrap()[ARCHITECTURE_AT].k, AUDIT_ARCH_AARCH64);
+}
+
 /// Runs `body` in a child that is given the other end of a control socket. What it reported, and how it ended: with 0 if `body`
 /// returned.
 fn child(body: impl FnOnce(&Channel)) -> (Option<Forbidden>, ExitStatus) {

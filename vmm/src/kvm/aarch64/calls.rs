@@ -2,8 +2,12 @@
 //! arguments of a call are.
 
 use kvm_bindings::{kvm_device_attr, kvm_mp_state, kvm_one_reg, kvm_vcpu_events};
+use seccompiler::TargetArch;
 
 use crate::seccomp::{Call, Test, when};
+
+/// Whose filters these are.
+pub(crate) const FILTERED: (TargetArch, Option<u32>) = (TargetArch::aarch64, None);
 
 /// This architecture never had the calls that later ones replaced.
 pub(crate) const OLD_CALLS: &[Call] = &[];

@@ -5,8 +5,12 @@ use kvm_bindings::{
     kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_regs, kvm_sregs,
     kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
+use seccompiler::TargetArch;
 
 use crate::seccomp::{Call, Test, when};
+
+/// Whose filters these are.
+pub(crate) const FILTERED: (TargetArch, Option<u32>) = (TargetArch::x86_64, None);
 
 /// What waits for descriptors here, in place of `epoll_pwait` and `ppoll`.
 pub(crate) const OLD_CALLS: &[Call] = &[when(libc::SYS_epoll_wait, &[]), when(libc::SYS_poll, &[])];
