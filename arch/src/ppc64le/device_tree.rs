@@ -71,6 +71,10 @@ fn option_vector_5() -> [u8; 28] {
     vector
 }
 
+/// The groups of hypercalls that there are (LoPAR, table 14.1, "Function Set").
+const HYPERCALLS: [&str; 6] =
+    ["hcall-interrupt", "hcall-term", "hcall-tce", "hcall-multi-tce", "hcall-splpar", "hcall-set-mode"];
+
 fn services(node: &mut Node<'_>, code: u64) {
     for (service, name) in rtas::SERVICES {
         node.cells(name, &[service.token()]);
@@ -79,7 +83,7 @@ fn services(node: &mut Node<'_>, code: u64) {
     node.cells("linux,rtas-base", &[code as u32]);
     node.cells("linux,rtas-entry", &[code as u32]);
     node.cells("rtas-size", &[layout::RTAS_SIZE as u32]);
-    node.texts("ibm,hypertas-functions", &["hcall-interrupt", "hcall-term", "hcall-splpar", "hcall-set-mode"]);
+    node.texts("ibm,hypertas-functions", &HYPERCALLS);
 }
 
 fn processor(node: &mut Node<'_>, id: u32, variant: &Variant) {
@@ -159,6 +163,11 @@ fn host_bridge(node: &mut Node<'_>, devices: &[Device]) {
     node.cells("bus-range", &[0, 0]);
     node.bytes("used-by-rtas", &[]);
     node.cells("ibm,pci-config-space-type", &[1]);
+    // Linux takes it for an error when there is no table, though virtio devices are not behind one (virtio 1.2, section 6,
+    // VIRTIO_F_ACCESS_PLATFORM): so there is a small one, which stays empty.
+    node.cells("ibm,#dma-address-cells", &[2]);
+    node.cells("ibm,#dma-size-cells", &[2]);
+    node.cells("ibm,dma-window", &[layout::DMA_TABLE, 0, 0, 0, layout::DMA_WINDOW_SIZE]);
     node.cells("ranges", &[&[MEMORY, 0, layout::BUS_WINDOW], &cells(window)[..], &cells(window_size)].concat());
     node.cells("interrupt-map-mask", &[0x1f << 11, 0, 0, 7]);
     let numbered = || (layout::FIRST_DEVICE..).zip(devices);

@@ -7,6 +7,7 @@ use super::layout;
 
 const H_GET_TERM_CHAR: u64 = 0x54;
 const H_PUT_TERM_CHAR: u64 = 0x58;
+const H_STUFF_TCE: u64 = 0x138;
 const H_SET_MODE: u64 = 0x31c;
 const H_REGISTER_PROC_TBL: u64 = 0x37c;
 const H_GET_CPU_CHARACTERISTICS: u64 = 0x3c8;
@@ -49,6 +50,8 @@ pub enum Hypercall {
     SetMode(Mode),
     /// Where the guest's translation tables are.
     Translation(ProcessTable),
+    /// Clears entries of the table that translates PCI functions' addresses, in which nothing ever is.
+    ClearTranslations,
     /// The results are two masks: what the processor does about speculation, and what the guest should.
     CpuCharacteristics,
 }
@@ -92,6 +95,10 @@ impl Hypercall {
             H_GET_TERM_CHAR => Ok(Hypercall::Get),
             H_SET_MODE => Ok(Hypercall::SetMode(Mode::read(first, second, [third, fourth])?)),
             H_REGISTER_PROC_TBL => Ok(Hypercall::Translation(ProcessTable::read(first, second, third, fourth)?)),
+            H_STUFF_TCE if first != u64::from(layout::DMA_TABLE) => Err(Status::Parameter),
+            // An entry that is not empty would be to let a function at memory, which it is anyway.
+            H_STUFF_TCE if third != 0 => Err(Status::P3),
+            H_STUFF_TCE => Ok(Hypercall::ClearTranslations),
             H_GET_CPU_CHARACTERISTICS => Ok(Hypercall::CpuCharacteristics),
             _ => Err(Status::Function),
         }
@@ -221,6 +228,9 @@ mod tests {
     #[test]
     fn others_are_told_apart() {
         assert_eq!(read(0xf000, [0x1234, 0, 0, 0]), Ok(Hypercall::Rtas { buffer: 0x1234 }));
+        assert_eq!(read(0x138, [0x8000_0000, 0, 0, 64]), Ok(Hypercall::ClearTranslations));
+        assert_eq!(read(0x138, [0x8000_0000, 0, 3, 64]), Err(Status::P3));
+        assert_eq!(read(0x138, [0, 0, 0, 64]), Err(Status::Parameter));
         assert_eq!(read(0x3c8, [0; 4]), Ok(Hypercall::CpuCharacteristics));
         assert_eq!(read(0x2ec, [0; 4]), Err(Status::Function));
     }

@@ -203,4 +203,18 @@ mod tests {
         odd[ENTRY_SIZE_AT] = 32;
         assert_eq!(KernelPlan::read(&odd), Err(KernelPlanError::HeaderSize(32)));
     }
+
+    #[test]
+    fn whatever_a_byte_is_nothing_breaks() {
+        let whole = file(0, &[program_header(PT_LOAD, 0x1_0000, START, 8, 16)]);
+        for at in 0..whole.len() {
+            for value in [0, 1, 0x7f, 0x80, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] = value;
+                if let Ok(plan) = KernelPlan::read(&bytes) {
+                    assert!(plan.entry >= plan.extent.start && plan.entry < plan.extent.end(), "{plan:x?}");
+                }
+            }
+        }
+    }
 }

@@ -29,6 +29,11 @@ pub const DEVICE_SLOTS: u32 = 31;
 /// The name by which RTAS calls mean the host bridge: the unit address of its node, behind which there is nothing.
 pub const BRIDGE_UNIT: u64 = 0x800_0000_2000_0000;
 
+/// The name by which hypercalls mean the table that translates the addresses of functions behind it...
+pub const DMA_TABLE: u32 = 0x8000_0000;
+/// ...and how much it could translate.
+pub const DMA_WINDOW_SIZE: u32 = 4 * PAGE_SIZE as u32;
+
 /// The virtual terminal's unit address, by which hypercalls mean it.
 pub const TERMINAL_UNIT: u32 = 0x3000_0000;
 /// Its interrupt source.

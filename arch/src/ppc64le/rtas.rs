@@ -313,6 +313,20 @@ mod tests {
     }
 
     #[test]
+    fn whatever_a_call_is_its_answer_stays_in_the_buffer() {
+        for token in 0..=SERVICES.len() as u32 {
+            for (arguments, results) in (0..=17).flat_map(|arguments| (0..=17).map(move |results| (arguments, results)))
+            {
+                let bytes = buffer(&[FIRST_TOKEN + token, arguments, results, u32::MAX, 0x800_0000, 0x2000_0000, 4]);
+                let Some(call) = Call::read(&bytes) else { continue };
+                let status = call.request().err().unwrap_or(Status::Success);
+                let (offset, answer) = call.answer(status, &[1; 20]);
+                assert!(offset + answer.len() <= BUFFER_SIZE, "{call:?}");
+            }
+        }
+    }
+
+    #[test]
     fn the_time_is_told_as_calendars_do() {
         let at = |seconds| time_of_day(Duration::new(seconds, 5));
         assert_eq!(at(0), [1970, 1, 1, 0, 0, 0, 5]);

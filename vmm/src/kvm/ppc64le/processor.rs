@@ -197,6 +197,7 @@ impl VcpuFd {
             }
             // Nobody types.
             Ok(Hypercall::Get) => results[0] = Some(0),
+            Ok(Hypercall::ClearTranslations) => {}
             Ok(Hypercall::SetMode(mode)) => self.partition.set_mode(mode),
             Ok(Hypercall::Translation(table)) => status = self.partition.set_translation(table),
             Ok(Hypercall::CpuCharacteristics) => match self.partition.characteristics() {
