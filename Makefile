@@ -4,16 +4,23 @@
 
 ARCH   ?= x86_64
 TRIPLE := $(ARCH)-unknown-linux-gnu
+# Not empty where what is built is for another architecture than this machine's.
+FOREIGN := $(filter-out $(shell uname -m),$(ARCH))
 GUEST  := target/guest/$(ARCH)
-IMAGE  := target/sample-image.tar
+IMAGE  := $(if $(FOREIGN),target/sample-image-$(ARCH).tar,target/sample-image.tar)
+PAUSE  := $(if $(FOREIGN),target/pause-image-$(ARCH).tar,target/pause-image.tar)
+# Where binaries are: those of this machine's architecture have a place of their own, in which tests look for them.
+BIN    := $(if $(FOREIGN),target/$(TRIPLE)/release,target/release)
 PREFIX ?= /usr/local
 DESTDIR ?=
 
 CARGO  ?= cargo
 # Static against glibc: the host binary starts without a loader and runs on any distribution; the agent has no libraries.
-STATIC := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUSTFLAGS="-C target-feature=+crt-static"
+CARGO_TARGET := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')
+STATIC := $(CARGO_TARGET)_RUSTFLAGS="-C target-feature=+crt-static" \
+	$(if $(FOREIGN),$(CARGO_TARGET)_LINKER=$(ARCH)-linux-gnu-gcc LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu LIBCAPNG_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu)
 # Test binaries that need KVM run where one is: here, or in the emulated test host.
-RUNNER := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(CURDIR)/tests/with-kvm"
+RUNNER := $(CARGO_TARGET)_RUNNER="$(CURDIR)/tests/with-kvm"
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build kernel initrd root-disk distribution guest image standalone run test test-unit test-host test-kvm test-clients fuzz lint bench install uninstall clean
@@ -22,33 +29,33 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 deps: ## install what the build needs (Debian, root); says what is missing otherwise
-	@tests/install-deps
+	@tests/install-deps $(ARCH)
 
 build: deps ## build the host binary and the agent, both static
 	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami
 	$(STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-agent
-	@install -CD -m 755 target/$(TRIPLE)/release/tatami target/release/tatami
-	@install -CD -m 755 target/$(TRIPLE)/guest/tatami-agent target/release/tatami-agent
+	$(if $(FOREIGN),,@install -CD -m 755 target/$(TRIPLE)/release/tatami $(BIN)/tatami)
+	@install -CD -m 755 target/$(TRIPLE)/guest/tatami-agent $(BIN)/tatami-agent
 
 kernel: deps ## build the guest kernel
 	guest-kernel/build --arch $(ARCH)
 
 initrd: build ## build the guest's initrd around the agent
-	rootfs/build-initrd --arch $(ARCH) --agent target/release/tatami-agent
+	rootfs/build-initrd --arch $(ARCH) --agent $(BIN)/tatami-agent
 
 root-disk: build ## build the guest's root as disks, which take the initrd's place: tatami run --initrd target/guest/ARCH/root.erofs
-	rootfs/build-disk --arch $(ARCH) --agent target/release/tatami-agent
-	rootfs/build-disk --arch $(ARCH) --agent target/release/tatami-agent --format ext4
+	rootfs/build-disk --arch $(ARCH) --agent $(BIN)/tatami-agent
+	rootfs/build-disk --arch $(ARCH) --agent $(BIN)/tatami-agent --format ext4
 
 SUITE  ?= bookworm
 distribution: build ## the same over a Debian suite (root; SUITE=bookworm)
-	rootfs/build-disk --arch $(ARCH) --agent target/release/tatami-agent --suite $(SUITE)
+	rootfs/build-disk --arch $(ARCH) --agent $(BIN)/tatami-agent --suite $(SUITE)
 
 guest: kernel initrd
 
 image: deps ## build the sample OCI image, and one whose container only waits
-	rootfs/build-sample-image --output $(IMAGE)
-	rootfs/build-sample-image --output target/pause-image.tar --name localhost/tatami-pause:latest --command "exec sleep 2147483647"
+	rootfs/build-sample-image --arch $(ARCH) --output $(IMAGE)
+	rootfs/build-sample-image --arch $(ARCH) --output $(PAUSE) --name localhost/tatami-pause:latest --command "exec sleep 2147483647"
 
 standalone: build guest ## one file that is the whole installation: target/release/tatami-standalone has kernel and initrd within
 	TATAMI_EMBED=$(CURDIR)/$(GUEST) $(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami
