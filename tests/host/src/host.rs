@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tatami_testhost::wire::{Share, Token};
 
+use crate::arch::Arch;
 use crate::places::{Cache, Hash, Lock, try_lock, wait_lock};
 use crate::prepare;
 use crate::qemu::{Machine, Parts};
@@ -94,8 +95,11 @@ pub(crate) struct Host {
 ///
 /// # Errors
 /// No permission.
-pub(crate) fn folder(cache: &Cache, checkout: &Path, icount: bool) -> Result<PathBuf> {
-    let key = Hash::default().with(checkout.as_os_str().as_encoded_bytes()).with(&[u8::from(icount)]);
+pub(crate) fn folder(cache: &Cache, checkout: &Path, arch: Arch, icount: bool) -> Result<PathBuf> {
+    let key = Hash::default()
+        .with(checkout.as_os_str().as_encoded_bytes())
+        .with(&[u8::from(icount)])
+        .with(arch.name().as_bytes());
     let key = match std::env::var_os("TATAMI_TESTHOST_NAME").filter(|name| !name.is_empty()) {
         Some(name) => key.with(name.as_encoded_bytes()),
         None => key,
@@ -108,11 +112,11 @@ pub(crate) fn folder(cache: &Cache, checkout: &Path, icount: bool) -> Result<Pat
 /// # Errors
 /// It cannot be built or does not start.
 pub(crate) fn find_or_start(cache: &Cache, wanted: &Wanted) -> Result<Host> {
-    let folder = folder(cache, &wanted.checkout, wanted.machine.icount)?;
+    let folder = folder(cache, &wanted.checkout, wanted.machine.arch, wanted.machine.icount)?;
     let _starting = lock_start(&folder)?;
     let in_use = lock_use(&folder)?;
     let running = running(&folder)?;
-    let images = prepare::images(cache, &wanted.checkout.join("tests/host"))?;
+    let images = prepare::images(cache, &wanted.checkout.join("tests/host"), wanted.machine.arch)?;
     let mut plan = Plan {
         checkout: wanted.checkout.clone(),
         cache: cache.shared.clone(),
@@ -122,7 +126,8 @@ pub(crate) fn find_or_start(cache: &Cache, wanted: &Wanted) -> Result<Host> {
         idle: wanted.idle,
         folder: folder.clone(),
     };
-    if !wanted.cold && !wanted.machine.icount {
+    // QEMU's machine with an emulated EL2 does not go on after it was restored.
+    if !wanted.cold && !wanted.machine.icount && wanted.machine.arch == Arch::X86_64 {
         plan.snapshot = Some(prepare::snapshot(cache, &plan.parts, &plan.machine, &plan.shares())?);
     }
     let in_use = match running {

@@ -3,6 +3,7 @@
 //! It finds or starts the host of a checkout and runs one command in it. What the host is made of is `build-images`' matter;
 //! what happens inside is `init/`'s.
 
+mod arch;
 mod client;
 mod connection;
 mod host;
@@ -19,6 +20,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::arch::Arch;
 use crate::host::Wanted;
 use crate::invocation::{Action, Invocation, USAGE};
 use crate::places::Cache;
@@ -55,9 +57,9 @@ fn act(invocation: &Invocation) -> Result<i32> {
         Action::Prepare => drop(host::find_or_start(&Cache::open()?, &wanted(invocation)?)?),
         Action::Status => return status(&Cache::open()?, &invocation.checkout),
         Action::Stop => {
-            let cache = Cache::open()?;
+            let (cache, arch) = (Cache::open()?, arch()?);
             for icount in [false, true] {
-                host::stop(&host::folder(&cache, &invocation.checkout, icount)?)?;
+                host::stop(&host::folder(&cache, &invocation.checkout, arch, icount)?)?;
             }
         }
     }
@@ -68,10 +70,21 @@ fn wanted(invocation: &Invocation) -> Result<Wanted> {
     let (icount, cold) = (invocation.icount, invocation.cold);
     // One, unless asked: with two, emulated CPUs on threads of their own, about one guest in fifty was seen to die or hang.
     let cpus = if icount { 1 } else { setting("TATAMI_TESTHOST_SMP", 1)? };
-    let machine = Machine { cpus, memory: setting("TATAMI_TESTHOST_MEM", 4096)?, icount };
+    let machine = Machine { arch: arch()?, cpus, memory: setting("TATAMI_TESTHOST_MEM", 4096)?, icount };
     // A machine whose time counts instructions never sleeps: it costs a CPU even when idle.
     let idle = u64::from(setting("TATAMI_TESTHOST_IDLE", if icount { 60 } else { 1800 })?);
     Ok(Wanted { checkout: invocation.checkout.clone(), init: invocation.init.clone(), machine, cold, idle })
+}
+
+/// The architecture that is asked for.
+fn arch() -> Result<Arch> {
+    match std::env::var("TATAMI_TESTHOST_ARCH") {
+        Ok(name) if !name.is_empty() => Arch::named(&name).with_context(|| {
+            let all = Arch::ALL.map(Arch::name).join(", ");
+            format!("TATAMI_TESTHOST_ARCH={name}: there is no test host of that architecture, but of {all}")
+        }),
+        _ => Ok(Arch::X86_64),
+    }
 }
 
 fn setting(name: &str, default: u32) -> Result<u32> {
@@ -86,7 +99,7 @@ fn setting(name: &str, default: u32) -> Result<u32> {
 fn status(cache: &Cache, checkout: &Path) -> Result<i32> {
     let mut found = 1;
     for (icount, name) in [(false, "test host"), (true, "instruction-counting test host")] {
-        let folder = host::folder(cache, checkout, icount)?;
+        let folder = host::folder(cache, checkout, arch()?, icount)?;
         if let Some(state) = host::running(&folder)? {
             let machine = &state.plan.machine;
             println!(

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tatami_testhost::wire::{Share, ToHost};
 
+use crate::arch::Arch;
 use crate::connection::Connection;
 use crate::places::{Cache, Hash, try_lock, wait_lock};
 use crate::qemu::{Life, Machine, Parts, Qemu};
@@ -22,16 +23,24 @@ const SNAPSHOTS_KEPT: usize = 3;
 /// Images kept: those in use, and those of one other version of the recipe (another branch, another checkout).
 const IMAGES_KEPT: usize = 2;
 
-/// Makes sure of the images that `build-images` in `scripts` makes, and returns their folder.
+/// Makes sure of the images that a script in `scripts` makes for `arch`, and returns their folder.
 ///
 /// # Errors
 /// The build's.
-pub(crate) fn images(cache: &Cache, scripts: &Path) -> Result<PathBuf> {
+pub(crate) fn images(cache: &Cache, scripts: &Path, arch: Arch) -> Result<PathBuf> {
+    let (prefix, inputs) = match arch {
+        Arch::X86_64 => ("images".to_owned(), ["build-images", "debian-packages", "packages", "modules"]),
+        // Nothing of theirs runs here, so they are put together differently.
+        Arch::Aarch64 => (
+            format!("{}-images", arch.name()),
+            ["build-foreign-images", "debian-packages", "foreign-packages", "foreign-modules"],
+        ),
+    };
     let mut hash = Hash::default();
-    for input in ["build-images", "debian-packages", "packages", "modules"] {
+    for input in inputs {
         hash = hash.with_file(&scripts.join(input))?;
     }
-    let name = format!("images-{}", hash.name());
+    let name = format!("{prefix}-{}", hash.name());
     let folder = cache.folder(&name);
     if folder.is_dir() {
         cache.mark_used(&folder);
@@ -44,12 +53,17 @@ pub(crate) fn images(cache: &Cache, scripts: &Path) -> Result<PathBuf> {
     cache.sweep_parts(&name);
     // The builder inherits the lock: were we killed and it not, the next one would wait for it.
     fcntl(&*lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    let status = Command::new(scripts.join("build-images")).arg(&folder).status().context("build-images")?;
+    let mut builder = Command::new(scripts.join(inputs[0]));
+    builder.arg(&folder);
+    if arch != Arch::X86_64 {
+        builder.arg(arch.name());
+    }
+    let status = builder.status().context(inputs[0])?;
     if !status.success() || !folder.is_dir() {
-        bail!("the test host's images could not be built (build-images: {status})");
+        bail!("the test host's images could not be built ({}: {status})", inputs[0]);
     }
     cache.mark_used(&folder);
-    cache.prune("images", IMAGES_KEPT);
+    cache.prune(&prefix, IMAGES_KEPT);
     Ok(folder)
 }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tatami_testhost::wire::{PORT, Share};
 
+use crate::arch::Arch;
 use crate::initrd;
 use crate::qmp::Qmp;
 
@@ -30,6 +31,8 @@ const READY: &str = "testhost-init: ready";
 /// What distinguishes one emulated machine from another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Machine {
+    /// What it is.
+    pub(crate) arch: Arch,
     /// Virtual CPUs.
     pub(crate) cpus: u32,
     /// Memory in MiB.
@@ -92,7 +95,7 @@ impl Qemu {
         command
             .arg("--library-path")
             .arg(qemu.join("lib"))
-            .arg(qemu.join("qemu-system-x86_64"))
+            .arg(qemu.join(format!("qemu-system-{}", machine.arch.name())))
             .arg("-L")
             .arg(qemu.join("share"))
             .args(arguments(parts, machine, life, shares, folder)?)
@@ -274,19 +277,18 @@ fn arguments(parts: &Parts, machine: &Machine, life: Life<'_>, shares: &[Share],
     let mut a: Vec<String> = Vec::new();
     let mut add = |option: &str, value: String| a.extend([format!("-{option}"), value]);
     // Restoring needs the machine that was saved: from here on everything but paths is the same in all three lives.
-    add("machine", "q35,memory-backend=ram".into());
+    add("machine", format!("{},memory-backend=ram", machine.arch.machine()));
     add("object", memory);
     add("accel", if machine.icount { "tcg,thread=single" } else { "tcg,thread=multi" }.into());
     if machine.icount {
         add("icount", "shift=1,sleep=off".into());
     }
-    // Nested SVM is what makes this a host: TCG emulates it, and KVM inside is complete.
-    add("cpu", "EPYC,+svm,+npt".into());
+    add("cpu", machine.arch.cpu().into());
     add("smp", machine.cpus.to_string());
     add("m", machine.memory.to_string());
     add("kernel", text(&parts.images.join("vmlinuz"))?);
     add("initrd", text(&initrd)?);
-    add("append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off tsc=reliable random.trust_cpu=on".into());
+    add("append", machine.arch.command_line().into());
     add("serial", format!("file:{}", text(&folder.join("console.log"))?));
     add("qmp", "unix:qmp,server=on,wait=off".into());
     let snapshot = if keep { "off" } else { "on" };

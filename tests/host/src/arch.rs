@@ -1,0 +1,70 @@
+//! The architectures that a test host can be of, and how QEMU is told.
+
+use serde::{Deserialize, Serialize};
+
+/// An architecture whose KVM QEMU can emulate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Arch {
+    /// A PC with AMD's virtualisation.
+    X86_64,
+    /// Arm's virtual machine, whose processors start where a hypervisor belongs (EL2).
+    Aarch64,
+}
+
+impl Arch {
+    /// All of them.
+    pub(crate) const ALL: [Self; 2] = [Self::X86_64, Self::Aarch64];
+
+    /// By the name that the kernel's build has for it.
+    #[must_use]
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|arch| arch.name() == name)
+    }
+
+    /// That name.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// QEMU's machine.
+    #[must_use]
+    pub(crate) fn machine(self) -> &'static str {
+        match self {
+            Self::X86_64 => "q35",
+            Self::Aarch64 => "virt,virtualization=on,gic-version=3",
+        }
+    }
+
+    /// Its processor. Nested SVM is what makes a PC a host: TCG emulates it, and KVM inside is complete.
+    #[must_use]
+    pub(crate) fn cpu(self) -> &'static str {
+        match self {
+            Self::X86_64 => "EPYC,+svm,+npt",
+            Self::Aarch64 => "cortex-a76",
+        }
+    }
+
+    /// The kernel's command line.
+    #[must_use]
+    pub(crate) fn command_line(self) -> &'static str {
+        match self {
+            Self::X86_64 => "console=ttyS0 quiet panic=-1 reboot=t mitigations=off tsc=reliable random.trust_cpu=on",
+            Self::Aarch64 => "console=ttyAMA0 quiet panic=-1 mitigations=off",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Arch;
+
+    #[test]
+    fn each_is_found_by_its_name() {
+        assert!(Arch::ALL.into_iter().all(|arch| Arch::named(arch.name()) == Some(arch)));
+        assert_eq!(Arch::named("riscv64"), None);
+    }
+}
