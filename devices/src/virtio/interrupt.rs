@@ -102,7 +102,7 @@ impl LineInterrupt {
 
     /// Whether the device asked to be reset.
     pub fn is_reset_needed(&self) -> bool {
-        self.needs_reset.load(Ordering::Acquire)
+        self.needs_reset.load(Ordering::SeqCst)
     }
 
     /// A number that differs whenever the configuration space may differ (virtio 1.2, 2.5.1).
@@ -133,7 +133,10 @@ impl LineInterrupt {
 
     /// Notes that the device asks for a reset.
     pub(super) fn note_reset_needed(&self) {
-        self.needs_reset.store(true, Ordering::Release);
+        self.needs_reset.store(true, Ordering::SeqCst);
+        if let StatusRegister::Shown(page) = &self.status {
+            page.ask_for_reset();
+        }
     }
 
     /// Sets pending bits and leaves the line alone.

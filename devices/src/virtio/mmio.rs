@@ -2,8 +2,8 @@
 //!
 //! Does no I/O and knows no addresses: the bus says at which offset of the device's region a guest read or wrote. What the
 //! registers mean is [`Transport`]'s. Where the guest may read them as memory ([`RegisterPage`]), they are put there whenever it
-//! has written one: that is what changes them, and what a driver does before it reads what a device has changed (it
-//! acknowledges the interrupt).
+//! has written one: that is what changes them, and what a driver does before it reads what a device has changed of its
+//! configuration (it acknowledges the interrupt).
 
 use std::io;
 use std::sync::Arc;
@@ -145,6 +145,10 @@ impl MmioTransport {
         let Some(page) = &self.page else { return false };
         for offset in (0..CONFIG_SPACE).step_by(4).filter(|offset| *offset != INTERRUPT_STATUS) {
             page.set(offset, self.register(offset));
+        }
+        if self.transport.interrupt().is_reset_needed() {
+            // The device may have asked in between, and have been overwritten.
+            page.ask_for_reset();
         }
         let mut space = [0; (REGION_BYTES - CONFIG_SPACE) as usize];
         self.transport.read_config(0, &mut space);

@@ -47,7 +47,7 @@ fn out32(port: u16, value: u32) {
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) };
 }
 
-fn in8(port: u16) -> u8 {
+pub fn in8(port: u16) -> u8 {
     let value;
     // SAFETY: as above.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack)) };

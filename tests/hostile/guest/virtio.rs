@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use crate::machine::{fill, load, store};
+use crate::machine::{fill, in8, load, store};
 
 /// Device types.
 pub const NETWORK: u32 = 1;
@@ -18,6 +18,8 @@ pub const RAM_END: u64 = 64 << 20;
 
 pub const NOTIFY: u64 = 0x50;
 pub const STATUS: u64 = 0x70;
+/// A port that no device has, which a PC's programs read to let time pass.
+const UNUSED_PORT: u16 = 0x80;
 const QUEUE_SELECT: u64 = 0x30;
 const QUEUE_SIZE: u64 = 0x38;
 const NEEDS_RESET: u32 = 0x40;
@@ -84,6 +86,8 @@ impl Device {
     }
 
     pub fn needs_reset(&self) -> bool {
+        // Reading a register does not leave the guest, and the VMM may have no other processor to work on.
+        in8(UNUSED_PORT);
         self.get(STATUS) & NEEDS_RESET != 0
     }
 

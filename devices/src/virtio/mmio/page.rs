@@ -1,7 +1,7 @@
 //! A device's registers as a page of memory that its guest may read: the values stand there, and no read leaves the guest.
 //!
-//! A driver reads the interrupt status with every interrupt; trapped, that is an exit to user space a request. Knows no register
-//! but that one, whose home is here: devices' threads set bits of it while a driver looks.
+//! A driver reads the interrupt status with every interrupt; trapped, that is an exit to user space a request. Knows no registers
+//! but those of which devices' threads set bits while a driver looks: that one, whose home is here, and the device status.
 
 use std::fmt;
 use std::io;
@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vm_memory::{MmapRegion, VolatileMemory};
 
-use super::{INTERRUPT_STATUS, REGION_BYTES};
+use super::{INTERRUPT_STATUS, REGION_BYTES, STATUS};
+use crate::virtio::spec::STATUS_NEEDS_RESET;
 
 /// [`REGION_BYTES`] of memory, page-aligned, to be mapped where the device answers, for reading only.
 pub struct RegisterPage(MmapRegion);
@@ -36,12 +37,17 @@ impl RegisterPage {
         self.word(INTERRUPT_STATUS)
     }
 
+    /// The device asks for a reset.
+    pub(in crate::virtio) fn ask_for_reset(&self) {
+        self.word(STATUS).fetch_or(u32::from(STATUS_NEEDS_RESET).to_le(), Ordering::SeqCst);
+    }
+
     /// Makes the 32 bits at `offset` (a multiple of 4 in the page) those of `value`; whether they were others before.
     pub(super) fn set(&self, offset: u64, value: u32) -> bool {
         let (word, value) = (self.word(offset), value.to_le());
         let differs = word.load(Ordering::Relaxed) != value;
         if differs {
-            word.store(value, Ordering::Release);
+            word.store(value, Ordering::SeqCst);
         }
         differs
     }

@@ -355,6 +355,9 @@ fn what_a_driver_reads_as_memory_is_what_it_would_be_told() {
     driver.set(0x64, INTERRUPT_CONFIG);
     agrees(&driver);
     assert_eq!(driver.get(0xfc), 1, "the generation that it knows once it has acknowledged");
+    interrupt.needs_reset();
+    let status = driver.transport.page().unwrap().get(0x70) as u8;
+    assert_ne!(status & STATUS_NEEDS_RESET, 0, "a driver that looks, and writes nothing, sees it");
     driver.transport.transport_mut().pause();
     let state = driver.transport.save().unwrap();
     driver.reset();
@@ -362,7 +365,7 @@ fn what_a_driver_reads_as_memory_is_what_it_would_be_told() {
     let mut after = reader(Box::new(Probe::default()));
     after.transport.restore(&state).unwrap();
     agrees(&after);
-    assert_eq!(after.transport.page().unwrap().get(0x60), INTERRUPT_USED);
+    assert_eq!(after.transport.page().unwrap().get(0x60), INTERRUPT_USED | INTERRUPT_CONFIG);
 }
 
 #[test]
