@@ -52,10 +52,11 @@ impl ConfigAddress {
     }
 
     /// What a packed number means, as x86's address port and RTAS have it: the register in its lowest byte, then function, device
-    /// and bus. Bits above those are not looked at.
+    /// and bus; and, as AMD's processors have it, four more bits of the register. The uppermost four bits are not looked at.
     pub fn from_packed(address: u32) -> ConfigAddress {
         let (device, function) = ((address >> 11) as u8 & 0x1f, (address >> 8) as u8 & 7);
-        ConfigAddress { bus: (address >> 16) as u8, device, function, register: address as u16 & 0xff }
+        let register = address as u16 & 0xff | (address >> 16) as u16 & 0xf00;
+        ConfigAddress { bus: (address >> 16) as u8, device, function, register }
     }
 }
 
@@ -141,6 +142,7 @@ mod tests {
         let there = ConfigAddress { bus: 1, device: 31, function: 7, register: 0x44 };
         assert_eq!(ConfigAddress::from_ecam(0x1f_f044), Some(there));
         assert_eq!(ConfigAddress::from_packed(0x8001_ff44), there);
+        assert_eq!(ConfigAddress::from_packed(0x8301_ff44), ConfigAddress { register: 0x344, ..there });
         assert_eq!(ConfigAddress::from_ecam(0xfff_ffff).unwrap().register, 0xfff);
         assert_eq!(ConfigAddress::from_ecam(0x1000_0000), None);
     }

@@ -12,7 +12,7 @@ const DATA: u64 = 4;
 /// Data is a function's only while the address says so.
 const ENABLED: u32 = 1 << 31;
 /// What of an address is kept: the rest is reserved and reads as zero.
-const KEPT: u32 = ENABLED | 0x00ff_fffc;
+const KEPT: u32 = ENABLED | 0x0fff_fffc;
 
 /// Eight bytes of ports.
 pub struct ConfigPorts {
@@ -96,7 +96,10 @@ mod tests {
     fn odd_accesses_are_harmless() {
         let ports = ports();
         ports.write(0, &u32::MAX.to_le_bytes());
-        assert_eq!(ports.address(), 0x80ff_fffc);
+        assert_eq!(ports.address(), 0x8fff_fffc);
+        assert_eq!(read(&ports, 4), [0xff; 4]);
+        ports.write(0, &0x8100_0000_u32.to_le_bytes());
+        assert_eq!(read(&ports, 4), [0; 4], "nothing is behind the first 256 bytes");
         ports.write(0, &0x8000_0008_u32.to_le_bytes());
         for (offset, len) in [(0, 1), (3, 1), (2, 4), (0, 8), (6, 4), (7, 2), (u64::MAX, 4)] {
             let mut data = vec![0xaa; len];
