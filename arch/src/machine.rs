@@ -134,6 +134,8 @@ pub trait Machine {
     const CLOCK: Option<FixedSlot>;
     /// The keyboard controller through which the guest resets, where the machine has one.
     const RESET: Option<FixedSlot>;
+    /// Where the configuration of a PCI bus is reached, on machines whose virtio devices can be behind one instead.
+    const PCI: Option<FixedSlot>;
     /// The least RAM that its boot image fits in.
     const MIN_MEMORY: u64;
 
@@ -146,8 +148,17 @@ pub trait Machine {
     /// The place of device `index`; `None` beyond the last.
     fn device_slot(index: usize) -> Option<DeviceSlot>;
 
+    /// The same behind the PCI bus, below 4 GiB; `None` everywhere where there is none.
+    fn pci_slot(index: usize) -> Option<DeviceSlot>;
+
     /// Kernel parameters that this machine always needs, beyond those common to all.
     fn command_line() -> &'static str;
+
+    /// Says on the command line how the PCI bus is found, where that has to be said.
+    ///
+    /// # Errors
+    /// When the line would be too long.
+    fn announce_pci(line: &mut CommandLine) -> Result<(), CommandLineError>;
 
     /// Makes virtio devices known on the command line, where the guest is not told of them in [`Self::boot_image`].
     ///

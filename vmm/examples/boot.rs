@@ -1,7 +1,7 @@
 //! Boots a kernel in this very process, unjailed, with its serial line on stdout: for debugging and for measuring.
 //!
 //! `boot --kernel K [--initrd I] [--cmdline PARAMETERS] [--memory MIB] [--cpus N] [--shared DIR] [--vsock SOCKET] [--rng] [--balloon]
-//! [--quiet] [--disk IMAGE] [--direct] [--no-uring] [--queues N] [--tap INTERFACE [--vhost]]`
+//! [--quiet] [--transport mmio|pci] [--disk IMAGE] [--direct] [--no-uring] [--queues N] [--tap INTERFACE [--vhost]]`
 //! ends when the guest resets, with the time it took, the exits it needed and what KVM counted (where debugfs is mounted) on
 //! stderr. It has no device but those that are asked for: of entropy, for memory given back; files of DIR appear under the tag `shared`, and SOCKET
 //! is made; the guest reaches whoever listens at SOCKET_PORT. IMAGE is the guest's disk, past the host's page cache with `--direct`;
@@ -23,7 +23,7 @@ use tatami_devices::virtio::{
     NicShape, NicSlot, Rng, Slot, Threads, VirtioDevice, Vsock,
 };
 use tatami_vmm::boot::{BuiltVm, Origin, Parts};
-use tatami_vmm::{RamBacking, StopReason, VmConfig, VmmThreads, nic_address, open_files};
+use tatami_vmm::{RamBacking, StopReason, VirtioBus, VmConfig, VmmThreads, nic_address, open_files};
 use vmm_sys_util::poll::PollContext;
 
 struct Arguments {
@@ -220,6 +220,13 @@ fn arguments() -> anyhow::Result<Arguments> {
             "--rng" => rng = true,
             "--balloon" => balloon = true,
             "--quiet" => config.console = false,
+            "--transport" => {
+                config.virtio_bus = match value()?.as_str() {
+                    "mmio" => VirtioBus::Mmio,
+                    "pci" => VirtioBus::Pci,
+                    other => bail!("no transport is called {other}"),
+                }
+            }
             _ => bail!("unknown argument {name}"),
         }
     }

@@ -5,21 +5,17 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use tatami_arch::{
-    BootImageError, BootInputs, CommandLine, CommandLineError, Device, DeviceSlot, FixedSlot, Host, Machine, Region,
+    BootImageError, BootInputs, CommandLine, CommandLineError, Device, FixedSlot, Host, Machine, Region,
 };
-use tatami_devices::virtio::mmio::{ACKNOWLEDGE_OFFSET, NOTIFY_OFFSET};
-use tatami_devices::virtio::spec::INTERRUPT_USED;
-use tatami_devices::virtio::{
-    GuestMemory, MemRegion, MemSize, MmioTransport, RestoreError, SaveError, Threads, VirtioDevice,
-};
+use tatami_devices::virtio::{GuestMemory, MemRegion, MemSize, RestoreError, SaveError, Threads, VirtioDevice};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, BusDevice};
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{ConfigError, VirtioBus, VmConfig};
 use crate::kernel::{self, LoadError, LoadedKernel};
 use crate::kvm::{Kvm, KvmError, Processors, Vcpu, Vm};
 use crate::memory::{self, HUGE_PAGE, MemoryError, Ram};
@@ -27,6 +23,7 @@ use crate::ports::{Clock, ResetPort, SerialPort, Terminal};
 use crate::snapshot::{Snapshot, SnapshotError, State};
 use crate::stop::{StopReason, StopSignal};
 use crate::vcpu::{self, ExitCounts, RunningVcpu};
+use crate::virtio::VirtioDevices;
 
 /// Memory that is added is used, as far as the kernel itself does not need it, for what can be moved out of it again (Linux: 3
 /// times as much of it as of other memory).
@@ -158,7 +155,7 @@ enum Beginning {
 #[derive(Default)]
 struct Devices {
     bus: Arc<Bus>,
-    virtio: Vec<Arc<VirtioRegisters>>,
+    virtio: VirtioDevices,
 }
 
 impl BuiltVm {
@@ -185,7 +182,7 @@ impl BuiltVm {
         };
         let (mut vm, vcpus) = kvm.create_vm(memory, config.max_vcpus)?;
         let stop = StopSignal::new()?;
-        let devices = Devices::new(&mut vm, serial, devices, &stop)?;
+        let devices = Devices::new(&mut vm, serial, (config.virtio_bus, devices), &stop)?;
         let (config, counts, stretches) = (config.clone(), ExitCounts::default(), Vec::new());
         let mut machine = BuiltVm { vcpus, devices, stop, vm, processors, config, spare, counts, threads, stretches };
         match beginning {
@@ -208,10 +205,13 @@ impl BuiltVm {
             _ => None,
         };
         let mut command_line = CommandLine::new::<Host>(config.vcpus, console)?;
-        let kinds = self.devices.virtio.iter().map(|registers| registers.lock().transport().device().kind() as u32);
-        let places = (0..).map_while(Host::device_slot);
-        let devices: Vec<_> = places.zip(kinds).map(|(slot, kind)| Device { slot, kind }).collect();
-        Host::announce(&devices, &mut command_line)?;
+        let places = (0..).map_while(|index| config.virtio_bus.slot(index));
+        let devices: Vec<_> =
+            places.zip(self.devices.virtio.kinds()).map(|(slot, kind)| Device { slot, kind }).collect();
+        match config.virtio_bus {
+            VirtioBus::Mmio => Host::announce(&devices, &mut command_line)?,
+            VirtioBus::Pci => Host::announce_pci(&mut command_line)?,
+        }
         if self.spare.is_some() {
             command_line.add(MOVABLE)?;
         }
@@ -250,13 +250,11 @@ impl BuiltVm {
         for (id, (vcpu, saved)) in (0..).zip(self.vcpus.iter_mut().zip(&state.vcpus)) {
             self.processors.restore(vcpu, id, saved)?;
         }
-        if state.devices.len() != self.devices.virtio.len() {
-            let (found, expected) = (state.devices.len(), self.devices.virtio.len());
+        let (found, expected) = (state.virtio.devices.len(), self.devices.virtio.len());
+        if found != expected {
             return Err(SnapshotError::Damaged(format!("it has {found} devices instead of {expected}")).into());
         }
-        for (index, (registers, saved)) in self.devices.virtio.iter().zip(&state.devices).enumerate() {
-            registers.lock().restore(saved).map_err(|error| BootError::Device(index, error))?;
-        }
+        self.devices.virtio.restore(&state.virtio).map_err(|(index, error)| BootError::Device(index, error))?;
         Ok(())
     }
 
@@ -278,9 +276,7 @@ impl BuiltVm {
         for vcpu in &self.vcpus {
             vcpu.stood_still()?;
         }
-        for registers in &self.devices.virtio {
-            registers.lock().transport_mut().resume();
-        }
+        self.devices.virtio.resume();
         let vcpus = std::mem::take(&mut self.vcpus);
         let mut running = Vec::with_capacity(vcpus.len());
         for (id, vcpu) in vcpus.into_iter().enumerate() {
@@ -296,12 +292,8 @@ impl BuiltVm {
     /// When KVM does not give its part, or the files take no more.
     pub fn save(&self, files: &Snapshot) -> Result<(), BootError> {
         let vcpus = self.vcpus.iter().map(|vcpu| self.processors.save(vcpu)).collect::<Result<_, _>>()?;
-        let saved = self.devices.virtio.iter().enumerate().map(|(index, registers)| {
-            let saved = registers.lock().save();
-            saved.map_err(|error| BootError::Save(index, error))
-        });
-        let devices = saved.collect::<Result<_, _>>()?;
-        let state = State::new(self.config.clone(), self.vm.save()?, vcpus, devices);
+        let virtio = self.devices.virtio.save().map_err(|(index, error)| BootError::Save(index, error))?;
+        let state = State::new(self.config.clone(), self.vm.save()?, vcpus, virtio);
         let closed = self.spare.as_ref().map_or_else(Vec::new, MemSize::unplugged);
         Ok(files.write(self.vm.memory(), &closed, &self.stretches, state)?)
     }
@@ -335,9 +327,7 @@ impl RunningVm {
             machine.counts += needed;
             machine.vcpus.push(vcpu);
         }
-        for registers in &machine.devices.virtio {
-            registers.lock().transport_mut().pause();
-        }
+        machine.devices.virtio.pause();
         Ok(machine)
     }
 
@@ -354,19 +344,16 @@ impl RunningVm {
 }
 
 impl Devices {
-    /// Puts all devices in their places.
+    /// Puts all devices in their places, those that are virtio on the bus that goes with them.
     fn new(
         vm: &mut Vm,
         serial: Box<dyn Write + Send>,
-        devices: Vec<Box<dyn VirtioDevice>>,
+        (kind, devices): (VirtioBus, Vec<Box<dyn VirtioDevice>>),
         stop: &StopSignal,
     ) -> Result<Devices, BootError> {
-        let (mut bus, mut virtio) = (Bus::default(), Vec::new());
+        let mut bus = Bus::default();
         add_fixed_devices(&mut bus, vm, serial, stop)?;
-        for (index, device) in devices.into_iter().enumerate() {
-            let slot = Host::device_slot(index).ok_or(BootError::TooManyDevices(index))?;
-            virtio.push(add_device(&mut bus, vm, slot, device)?);
-        }
+        let virtio = VirtioDevices::place(&mut bus, vm, kind, devices)?;
         Ok(Devices { bus: Arc::new(bus), virtio })
     }
 }
@@ -390,50 +377,6 @@ fn add_fixed_devices(bus: &mut Bus, vm: &Vm, out: Box<dyn Write + Send>, stop: &
         add(slot, Box::new(ResetPort::new(stop.clone())));
     }
     Ok(())
-}
-
-/// Puts a virtio device into its slot: registers on the bus, interrupt and kicks past it.
-fn add_device(
-    bus: &mut Bus,
-    vm: &mut Vm,
-    slot: DeviceSlot,
-    device: Box<dyn VirtioDevice>,
-) -> Result<Arc<VirtioRegisters>, BootError> {
-    let new = if vm.can_show_registers() { MmioTransport::readable } else { MmioTransport::new };
-    let transport = new(device, vm.memory().clone())?;
-    if let Some(page) = transport.page() {
-        vm.show_registers(page, slot.address)?;
-        // Nobody listens: KVM keeps what it needs of the descriptor, and the write ends there.
-        let unheard = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        vm.connect_write(&unheard, slot.address + ACKNOWLEDGE_OFFSET, INTERRUPT_USED)?;
-    }
-    vm.connect_interrupt(transport.transport().interrupt().line(), slot.irq)?;
-    for (index, kick) in transport.transport().kicks().iter().enumerate() {
-        vm.connect_write(kick, slot.address + NOTIFY_OFFSET, index as u32)?;
-    }
-    let registers = Arc::new(VirtioRegisters(Mutex::new(transport)));
-    let range = slot.address..slot.address + slot.size;
-    bus.add(tatami_arch::Space::Memory, range, Box::new(Arc::clone(&registers)));
-    Ok(registers)
-}
-
-/// A transport on the bus.
-struct VirtioRegisters(Mutex<MmioTransport>);
-
-impl VirtioRegisters {
-    fn lock(&self) -> MutexGuard<'_, MmioTransport> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl BusDevice for Arc<VirtioRegisters> {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        self.lock().read(offset, data);
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        self.lock().write(offset, data);
-    }
 }
 
 fn write_blob(memory: &GuestMemory, address: u64, bytes: &[u8]) -> Result<(), BootError> {

@@ -1,7 +1,7 @@
 //! What a machine shall be, as plain data that travels from the server to the VMM.
 
 use serde::{Deserialize, Serialize};
-use tatami_arch::{Host, Machine};
+use tatami_arch::{DeviceSlot, Host, Machine};
 use tatami_devices::virtio::{BLK_QUEUES_MAX, FS_QUEUES_MAX, FsCache, NicLimits, RateLimit};
 
 /// A machine's configuration. Files and sockets travel beside it.
@@ -45,8 +45,31 @@ pub struct VmConfig {
     pub vhost_user: Vec<VhostUserKind>,
     /// The guest's kernel talks on its serial line; otherwise only its last words are heard.
     pub console: bool,
+    /// What the guest finds its virtio devices on.
+    pub virtio_bus: VirtioBus,
     /// It talks on a virtio console instead, once it has found it: a buffer at a time, where the serial line takes a byte.
     pub virtio_console: bool,
+}
+
+/// What a guest finds its virtio devices on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VirtioBus {
+    /// Memory's own (virtio-mmio).
+    #[default]
+    Mmio,
+    /// PCI, where interrupts are messages.
+    Pci,
+}
+
+impl VirtioBus {
+    /// The place of device `index` on it; none beyond the last.
+    pub(crate) fn slot(self, index: usize) -> Option<DeviceSlot> {
+        match self {
+            VirtioBus::Mmio => Host::device_slot(index),
+            VirtioBus::Pci => Host::pci_slot(index),
+        }
+    }
 }
 
 /// How the folder that the server shares is served.
@@ -182,6 +205,9 @@ pub enum ConfigError {
         /// Needed.
         least: u64,
     },
+    /// The machine has none.
+    #[error("this machine has no PCI bus: its virtio devices are found by virtio-mmio")]
+    NoPci,
     /// Not a number of whole pages.
     #[error("memory in huge pages comes in multiples of 2 MiB, {0} MiB is none")]
     HugePages(u32),
@@ -235,6 +261,7 @@ impl Default for VmConfig {
             nics: Vec::new(),
             vhost_user: Vec::new(),
             console: false,
+            virtio_bus: VirtioBus::default(),
             virtio_console: false,
         }
     }
@@ -259,6 +286,9 @@ impl VmConfig {
         }
         if self.memory_kind == MemoryKind::HugePages && !self.memory_mib.is_multiple_of(2) {
             return Err(ConfigError::HugePages(self.memory_mib));
+        }
+        if self.virtio_bus == VirtioBus::Pci && Host::PCI.is_none() {
+            return Err(ConfigError::NoPci);
         }
         if self.vsock_cid < 3 {
             return Err(ConfigError::VsockAddress(self.vsock_cid));
@@ -289,7 +319,7 @@ impl VmConfig {
     pub fn vhost_user_addresses(&self) -> Vec<u64> {
         // The disk of the guest's root comes before all others.
         let first = usize::from(self.root_disk) + FIXED_DEVICES;
-        let slots = (first..).map_while(Host::device_slot).map(|slot| slot.address);
+        let slots = (first..).map_while(|index| self.virtio_bus.slot(index)).map(|slot| slot.address);
         slots.take(self.vhost_user.len()).collect()
     }
 

@@ -14,6 +14,7 @@ use crate::kvm::MachineState;
 use crate::memory::Ram;
 use crate::snapshot::{Snapshot, State};
 use crate::supervisor::Adjustable;
+use crate::virtio::{DeviceState, VirtioState};
 use crate::{kernel, memory};
 
 /// Loads `file` as a kernel into the least memory that a machine has, with an initrd of `initrd` bytes beside it.
@@ -51,7 +52,8 @@ pub fn restore(config: &VmConfig, snapshot: &Snapshot, devices: Vec<Box<dyn Virt
     let Ok(state) = snapshot.read(config) else { return };
     let Ok(memory) = snapshot.map(&state, ram(&Host::ram(config.memory_bytes()))) else { return };
     let mut restored = Vec::new();
-    for (device, saved) in devices.into_iter().zip(&state.devices) {
+    for (device, saved) in devices.into_iter().zip(&state.virtio.devices) {
+        let DeviceState::Mmio(saved) = saved else { continue };
         let mut transport = MmioTransport::new(device, memory.clone()).expect("event descriptors");
         if transport.restore(saved).is_ok() {
             transport.transport_mut().resume();
@@ -73,7 +75,9 @@ pub fn restore(config: &VmConfig, snapshot: &Snapshot, devices: Vec<Box<dyn Virt
 /// # Panics
 /// When the files cannot be written.
 pub fn save(config: &VmConfig, snapshot: &Snapshot, devices: Vec<TransportState>) {
-    let state = State::new(config.clone(), MachineState::default(), Vec::new(), devices);
+    let devices = devices.into_iter().map(DeviceState::Mmio).collect();
+    let virtio = VirtioState { devices, pci_address: 0 };
+    let state = State::new(config.clone(), MachineState::default(), Vec::new(), virtio);
     let memory = memory::create(ram(&Host::ram(config.memory_bytes()))).expect("memory for a small machine");
     snapshot.write(&memory, &[], &[], state).expect("files in memory");
 }

@@ -31,12 +31,13 @@ mod stop;
 mod supervisor;
 mod threads;
 mod vcpu;
+mod virtio;
 
 pub use backing::RamBacking;
 pub use client::{Event, Resources, SpawnError, VmmProcess};
 pub use config::{
     ConfigError, FolderConfig, MAX_DISK_SLOTS, MAX_NICS, MAX_QUEUE_PAIRS, MAX_VHOST_USER, MemoryKind, NicConfig,
-    NicKind, VhostUserKind, VmConfig, nic_address, slot_serial, vhost_user_tag,
+    NicKind, VhostUserKind, VirtioBus, VmConfig, nic_address, slot_serial, vhost_user_tag,
 };
 pub use control::{ControlError, DISK_PARTS_LIMIT};
 pub use kernel::LoadError;

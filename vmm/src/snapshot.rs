@@ -18,15 +18,16 @@ use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 use tatami_arch::Extent;
-use tatami_devices::virtio::{GuestMemory, TransportState};
+use tatami_devices::virtio::GuestMemory;
 use vm_memory::{GuestMemory as _, GuestMemoryRegion};
 
 use crate::config::VmConfig;
 use crate::kvm::{MachineState, VcpuState};
 use crate::memory::{self, MemoryError, Ram};
+use crate::virtio::VirtioState;
 
 /// Raised whenever the meaning of the state changes.
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 /// The unit in which memory is kept or left out, in bytes: a page of the host.
 const PAGE: usize = 4096;
 /// Fewer zero pages than this between two written ones are written as well: every stretch costs a mapping.
@@ -65,7 +66,7 @@ pub(crate) struct State {
     pub(crate) config: VmConfig,
     pub(crate) machine: MachineState,
     pub(crate) vcpus: Vec<VcpuState>,
-    pub(crate) devices: Vec<TransportState>,
+    pub(crate) virtio: VirtioState,
     /// Where the memory file holds anything: offsets and lengths in bytes, ascending.
     memory: Vec<(u64, u64)>,
 }
@@ -87,13 +88,8 @@ pub struct Snapshot {
 
 impl State {
     /// What a machine of this configuration is.
-    pub(crate) fn new(
-        config: VmConfig,
-        machine: MachineState,
-        vcpus: Vec<VcpuState>,
-        devices: Vec<TransportState>,
-    ) -> State {
-        State { version: VERSION, config, machine, vcpus, devices, memory: Vec::new() }
+    pub(crate) fn new(config: VmConfig, machine: MachineState, vcpus: Vec<VcpuState>, virtio: VirtioState) -> State {
+        State { version: VERSION, config, machine, vcpus, virtio, memory: Vec::new() }
     }
 
     /// Where its memory came from the file.

@@ -45,6 +45,8 @@ impl Machine for Aarch64 {
         Some(FixedSlot { space: Space::Memory, address: layout::CLOCK, size: layout::PAGE_SIZE });
     const RESET: Option<FixedSlot> = None;
 
+    const PCI: Option<FixedSlot> = None;
+
     fn ram(bytes: u64) -> Vec<Region> {
         vec![Region { start: layout::RAM, size: bytes }]
     }
@@ -62,9 +64,17 @@ impl Machine for Aarch64 {
         Some(DeviceSlot { address, size: layout::DEVICE_SLOT_SIZE, irq })
     }
 
+    fn pci_slot(_: usize) -> Option<DeviceSlot> {
+        None
+    }
+
     fn command_line() -> &'static str {
         // As on x86_64: the early console has the last words, and no device needs bounce buffers.
         "earlycon=uart8250,mmio,0x9000000 swiotlb=noforce"
+    }
+
+    fn announce_pci(_: &mut CommandLine) -> Result<(), CommandLineError> {
+        Ok(())
     }
 
     fn announce(_: &[Device], _: &mut CommandLine) -> Result<(), CommandLineError> {

@@ -28,6 +28,12 @@ pub const HOLE_END: u64 = 0x1_0000_0000;
 pub const DEVICE_WINDOW: u64 = 0xd000_0000;
 /// One device's share of the window.
 pub const DEVICE_SLOT_SIZE: u64 = PAGE_SIZE;
+/// The memory of the first device behind PCI.
+pub const PCI_WINDOW: u64 = 0xd800_0000;
+/// One such device's share, which is the whole of its only range.
+pub const PCI_SLOT_SIZE: u64 = 0x8000;
+/// Devices that fit behind the host bridge.
+pub const PCI_SLOTS: u64 = 31;
 /// The I/O APIC, where the PC has always had it.
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// The local APICs.
@@ -46,6 +52,8 @@ pub const LAST_IRQ: u32 = 23;
 pub const SERIAL_PORT: u64 = 0x3f8;
 /// The first serial line's interrupt.
 pub const SERIAL_IRQ: u32 = 4;
+/// PCI's address register; the data register follows.
+pub const PCI_PORTS: u64 = 0xcf8;
 /// The keyboard controller's data port; its command port, through which Linux resets the machine, is four further.
 pub const I8042_PORT: u64 = 0x60;
 

@@ -1,5 +1,5 @@
-//! The x86_64 machine: a PC without firmware, ACPI or PCI. Processors and interrupt lines are in an MP table, devices on
-//! the kernel's command line, and the kernel starts in 64-bit mode at its own entry point.
+//! The x86_64 machine: a PC without firmware or ACPI. Processors and interrupt lines are in an MP table, devices on
+//! the kernel's command line unless they are behind PCI, and the kernel starts in 64-bit mode at its own entry point.
 //!
 //! Knows no KVM: registers and CPUID leaves are plain numbers.
 
@@ -39,6 +39,8 @@ impl Machine for X86_64 {
     const CLOCK: Option<FixedSlot> = None;
     const RESET: Option<FixedSlot> = Some(FixedSlot { space: Space::Ports, address: layout::I8042_PORT, size: 5 });
 
+    const PCI: Option<FixedSlot> = Some(FixedSlot { space: Space::Ports, address: layout::PCI_PORTS, size: 8 });
+
     fn ram(bytes: u64) -> Vec<Region> {
         let low = bytes.min(layout::HOLE_START);
         let mut regions = vec![Region { start: 0, size: low }];
@@ -61,6 +63,13 @@ impl Machine for X86_64 {
         Some(DeviceSlot { address, size: layout::DEVICE_SLOT_SIZE, irq })
     }
 
+    fn pci_slot(index: usize) -> Option<DeviceSlot> {
+        let index = u64::try_from(index).ok().filter(|&index| index < layout::PCI_SLOTS)?;
+        // Interrupts are messages, so that no table has to say which line is whose.
+        let address = layout::PCI_WINDOW + index * layout::PCI_SLOT_SIZE;
+        Some(DeviceSlot { address, size: layout::PCI_SLOT_SIZE, irq: 0 })
+    }
+
     fn command_line() -> &'static str {
         // The early console is a few port writes, and unless asked to talk, only a dying kernel uses it.
         // Reset goes through the keyboard controller's port, which is one exit that says what it means, and at once (f): nobody
@@ -72,7 +81,13 @@ impl Machine for X86_64 {
     }
 
     fn announce(devices: &[Device], line: &mut CommandLine) -> Result<(), CommandLineError> {
+        line.add("pci=off")?;
         devices.iter().try_for_each(|device| line.add_device(device.slot))
+    }
+
+    fn announce_pci(line: &mut CommandLine) -> Result<(), CommandLineError> {
+        // By the ports and nothing else, and only when everything is ready for it: looking twice is exits for nothing.
+        line.add("pci=conf1,noearly")
     }
 
     fn place_initrd(ram: &[Region], kernel: Extent, size: u64) -> Result<Extent, PlacementError> {
@@ -134,6 +149,17 @@ mod tests {
         }
         assert!(slots[18].address + slots[18].size <= u64::from(layout::IO_APIC));
         assert_eq!(X86_64::device_slot(usize::MAX), None);
+    }
+
+    #[test]
+    fn devices_behind_pci_lie_between_the_others_and_the_io_apic() {
+        let slots: Vec<_> = (0..).map_while(X86_64::pci_slot).collect();
+        assert_eq!(slots.len(), 31);
+        assert!(slots.iter().all(|slot| slot.address.is_multiple_of(slot.size)));
+        let last = (0..).map_while(X86_64::device_slot).last().unwrap();
+        assert!(slots[0].address >= last.address + last.size);
+        assert!(slots[30].address + slots[30].size <= u64::from(layout::IO_APIC));
+        assert_eq!(X86_64::pci_slot(usize::MAX), None);
     }
 
     #[test]

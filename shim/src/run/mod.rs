@@ -195,6 +195,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         command_line_extra: options.append.clone(),
         console: options.console == Some(ConsoleKind::Serial),
         virtio_console: options.console == Some(ConsoleKind::Virtio),
+        virtio_bus: options.virtio_bus,
         root_disk: files.initrd.is_disk(),
         folder: options.folder,
         disk_slots: has_disk.into(),

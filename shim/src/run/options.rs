@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tatami_vmm::{FolderConfig, MemoryKind};
+use tatami_vmm::{FolderConfig, MemoryKind, VirtioBus};
 
 use super::device::Device;
 use super::folder::FolderArguments;
@@ -141,6 +141,9 @@ pub struct RunArguments {
     /// Show the guest kernel's log on standard error: from its first line on, or faster (virtio)
     #[arg(long, value_name = "serial|virtio", num_args = 0..=1, require_equals = true, default_missing_value = "serial")]
     console: Option<ConsoleKind>,
+    /// What the guest finds its devices on: memory's own bus, or PCI, with an interrupt for each queue
+    #[arg(long, value_name = "mmio|pci", default_value = "mmio", value_parser = parse_transport)]
+    transport: VirtioBus,
     /// Say at the end, on standard error, how long each phase took
     #[arg(long)]
     timings: bool,
@@ -192,6 +195,14 @@ When the terminal goes away, the command gets HUP, and ten seconds to end.
 
 A tap made with `multi_queue` gives each vCPU a queue of its own. Without
 --net the container has a loopback interface, and no other.";
+
+fn parse_transport(text: &str) -> Result<VirtioBus, String> {
+    match text {
+        "mmio" => Ok(VirtioBus::Mmio),
+        "pci" => Ok(VirtioBus::Pci),
+        _ => Err("expected mmio or pci".to_owned()),
+    }
+}
 
 /// How the guest's kernel talks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -278,6 +289,8 @@ pub struct RunOptions {
     pub append: String,
     /// Show the kernel's log, by way of this.
     pub console: Option<ConsoleKind>,
+    /// What virtio devices are on.
+    pub virtio_bus: VirtioBus,
     /// Print the table of phases.
     pub timings: bool,
     /// For the agent to answer.
@@ -402,6 +415,7 @@ impl RunArguments {
             initrd: self.initrd,
             append: self.append,
             console: self.console,
+            virtio_bus: self.transport,
             timings: self.timings,
             boot_limit: Duration::from_secs(self.boot_timeout.into()),
         })
@@ -567,6 +581,13 @@ mod tests {
         assert_eq!(error, OptionsError::Twice("/x".into()));
         let error = options(&["--device", "a.img:/dev/x", "--device", "b.img:/dev/x:r", "i"]).unwrap_err();
         assert_eq!(error, OptionsError::TwoDevices("/dev/x".into()));
+    }
+
+    #[test]
+    fn devices_are_on_memorys_bus_unless_said_otherwise() {
+        let bus = |words: &[&str]| options(&[words, &["i", "sh"]].concat()).unwrap().virtio_bus;
+        assert_eq!(bus(&[]), VirtioBus::Mmio);
+        assert_eq!(bus(&["--transport", "pci"]), VirtioBus::Pci);
     }
 
     #[test]

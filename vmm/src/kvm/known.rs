@@ -8,7 +8,7 @@ use tatami_arch::Space;
 use super::Exit;
 
 pub(super) use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-pub(super) use kvm_ioctls::{Cap, IoEventAddress, Kvm as KvmFd, VcpuFd, VmFd};
+pub(super) use kvm_ioctls::{Cap, IoEventAddress, Kvm as KvmFd, NoDatamatch, VcpuFd, VmFd};
 
 /// A system call's name.
 pub(crate) fn call_name(number: u32) -> Option<&'static str> {

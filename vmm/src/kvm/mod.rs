@@ -40,10 +40,12 @@ use x86_64 as platform;
 use {ppc64le as interface, ppc64le as platform};
 
 pub(crate) use interface::call_name;
-use interface::{Cap, IoEventAddress, KVM_MEM_READONLY, KvmFd, VcpuFd, VmFd, kvm_userspace_memory_region, run};
+use interface::{
+    Cap, IoEventAddress, KVM_MEM_READONLY, KvmFd, NoDatamatch, VcpuFd, VmFd, kvm_userspace_memory_region, run,
+};
 use platform::InterruptController;
 pub(crate) use platform::{
-    FILTERED, KernelFile, MachineState, OLD_CALLS, Processors, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS,
+    FILTERED, KernelFile, MachineState, Messages, OLD_CALLS, Processors, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS,
     VcpuState, call_arguments, probe_instructions,
 };
 
@@ -141,15 +143,16 @@ impl Kvm {
         }
         let (vcpus, interrupts) = platform::create_vcpus(&fd, &memory, vcpus)?;
         let pages = (platform::READABLE_REGISTERS && self.fd.check_extension(Cap::ReadonlyMem)).then(Vec::new);
-        Ok((Vm { interrupts, fd, memory, pages }, vcpus.into_iter().map(|fd| Vcpu { fd }).collect()))
+        let vm = Vm { interrupts, fd: Arc::new(fd), memory, pages };
+        Ok((vm, vcpus.into_iter().map(|fd| Vcpu { fd }).collect()))
     }
 }
 
 /// A virtual machine: memory and interrupt lines.
 pub(crate) struct Vm {
     interrupts: InterruptController,
-    // Before `memory` and `pages`, so that it is closed before they are unmapped.
-    fd: VmFd,
+    // Before `memory` and `pages`, so that it is closed before they are unmapped; whoever routes messages has gone by then.
+    fd: Arc<VmFd>,
     memory: GuestMemory,
     /// Registers that the guest reads as memory, where it can.
     pages: Option<Vec<Arc<RegisterPage>>>,
@@ -213,12 +216,23 @@ impl Vm {
         self.fd.register_irqfd(event, irq).map_err(failed("connect an interrupt"))
     }
 
-    /// Turns the guest's 32-bit writes of `value` at `address` into writes to `event`, without leaving the kernel.
+    /// How messages are sent, on machines that have a place for them; asked once.
+    pub(crate) fn messages(&self) -> Option<Messages> {
+        Messages::new(&self.fd)
+    }
+
+    /// Turns the guest's 32-bit writes of `value` at `address`, or whatever it writes there, into writes to `event`, without leaving
+    /// the kernel.
     ///
     /// # Errors
     /// Whatever KVM says.
-    pub(crate) fn connect_write(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
-        self.fd.register_ioevent(event, &IoEventAddress::Mmio(address), value).map_err(failed("connect a register"))
+    pub(crate) fn connect_write(&self, event: &EventFd, address: u64, value: Option<u32>) -> Result<(), KvmError> {
+        let address = IoEventAddress::Mmio(address);
+        let connected = match value {
+            Some(value) => self.fd.register_ioevent(event, &address, value),
+            None => self.fd.register_ioevent(event, &address, NoDatamatch),
+        };
+        connected.map_err(failed("connect a register"))
     }
 }
 

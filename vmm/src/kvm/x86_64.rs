@@ -4,6 +4,7 @@
 //! Register values and CPUID leaves come from `tatami-arch`; here they are only put into KVM's structures.
 
 mod calls;
+mod messages;
 mod state;
 
 use std::os::fd::OwnedFd;
@@ -22,6 +23,7 @@ use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
 
 pub(crate) use calls::{FILTERED, OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
+pub(crate) use messages::Messages;
 pub(crate) use state::{MachineState, VcpuState};
 
 /// Reads the kind of kernel that this architecture boots.

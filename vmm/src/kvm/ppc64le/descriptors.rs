@@ -85,6 +85,15 @@ impl Kvm {
     }
 }
 
+/// Stands for any value that is written.
+pub(crate) struct NoDatamatch;
+
+impl From<NoDatamatch> for u64 {
+    fn from(_: NoDatamatch) -> u64 {
+        0
+    }
+}
+
 /// Where a write becomes an event.
 pub(crate) enum IoEventAddress {
     /// In physical memory.
@@ -113,17 +122,18 @@ impl VmFd {
         hand_over(&self.fd, spec::IRQFD, &request).map(drop)
     }
 
-    /// Turns 32-bit writes of `value` into writes to `event`.
-    pub(crate) fn register_ioevent(&self, event: &EventFd, address: &IoEventAddress, value: u32) -> Result<()> {
+    /// Turns writes of `value`, of its width, or with [`NoDatamatch`] whatever is written, into writes to `event`.
+    pub(crate) fn register_ioevent<T: Into<u64>>(
+        &self,
+        event: &EventFd,
+        address: &IoEventAddress,
+        value: T,
+    ) -> Result<()> {
         let IoEventAddress::Mmio(addr) = *address;
-        let request = spec::kvm_ioeventfd {
-            datamatch: value.into(),
-            addr,
-            len: size_of_val(&value) as u32,
-            fd: event.as_raw_fd(),
-            flags: spec::IOEVENTFD_FLAG_DATAMATCH,
-            pad: [0; 36],
-        };
+        let len = size_of::<T>() as u32;
+        let flags = if len > 0 { spec::IOEVENTFD_FLAG_DATAMATCH } else { 0 };
+        let request =
+            spec::kvm_ioeventfd { datamatch: value.into(), addr, len, fd: event.as_raw_fd(), flags, pad: [0; 36] };
         hand_over(&self.fd, spec::IOEVENTFD, &request).map(drop)
     }
 

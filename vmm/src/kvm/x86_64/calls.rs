@@ -2,8 +2,8 @@
 //! later architectures do not have, and where the arguments of one are.
 
 use kvm_bindings::{
-    kvm_clock_data, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_clock_data, kvm_debugregs, kvm_irq_routing, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use seccompiler::TargetArch;
 
@@ -15,9 +15,12 @@ pub(crate) const FILTERED: (TargetArch, Option<u32>) = (TargetArch::x86_64, None
 /// What waits for descriptors here, in place of `epoll_pwait` and `ppoll`.
 pub(crate) const OLD_CALLS: &[Call] = &[when(libc::SYS_epoll_wait, &[]), when(libc::SYS_poll, &[])];
 
-/// A vCPU's thread runs it, and says where it was when it could not go on.
-pub(crate) const VCPU_REQUESTS: &[Call] =
-    &[request(&[Test::Is(1, plain(0x80))]), request(&[Test::Is(1, reads::<kvm_regs>(0x81))])];
+/// A vCPU's thread runs it, says where it was when it could not go on, and carries out what the guest has messages changed to.
+pub(crate) const VCPU_REQUESTS: &[Call] = &[
+    request(&[Test::Is(1, plain(0x80))]),
+    request(&[Test::Is(1, reads::<kvm_regs>(0x81))]),
+    request(&[Test::Is(1, writes::<kvm_irq_routing>(0x6a))]),
+];
 
 /// What is taken out of KVM to be saved (`state.rs`).
 pub(crate) const SAVE_REQUESTS: &[Call] = &[
@@ -50,6 +53,10 @@ const fn reads<T>(number: u64) -> u64 {
     (2 << 30) | ((size_of::<T>() as u64) << 16) | plain(number)
 }
 
+const fn writes<T>(number: u64) -> u64 {
+    (1 << 30) | ((size_of::<T>() as u64) << 16) | plain(number)
+}
+
 const fn exchanges<T>(number: u64) -> u64 {
     (1 << 30) | reads::<T>(number)
 }
@@ -71,5 +78,6 @@ mod tests {
         assert_eq!(reads::<kvm_regs>(0x81), 0x8090_ae81);
         assert_eq!(reads::<kvm_sregs>(0x83), 0x8138_ae83);
         assert_eq!(exchanges::<kvm_msrs>(0x88), 0xc008_ae88);
+        assert_eq!(writes::<kvm_irq_routing>(0x6a), 0x4008_ae6a);
     }
 }
