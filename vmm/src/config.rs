@@ -52,14 +52,20 @@ pub struct VmConfig {
 }
 
 /// What a guest finds its virtio devices on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VirtioBus {
     /// Memory's own (virtio-mmio).
-    #[default]
     Mmio,
     /// PCI, where interrupts are messages.
     Pci,
+}
+
+impl Default for VirtioBus {
+    /// Memory's own, on machines that have places there.
+    fn default() -> VirtioBus {
+        if Host::device_slot(0).is_some() { VirtioBus::Mmio } else { VirtioBus::Pci }
+    }
 }
 
 impl VirtioBus {

@@ -181,7 +181,8 @@ fn host_bridge(node: &mut Node<'_>, devices: &[Device]) {
 
 /// Function 0 of a device that is `number` in the first cell of PCI addresses. Linux does not ask the function for what is told here.
 fn pci_function(node: &mut Node<'_>, number: u32, device: &Device) {
-    let address = layout::BUS_WINDOW + (device.slot.address - layout::DEVICE_WINDOW) as u32;
+    // On the bus, addresses are the lower halves.
+    let address = device.slot.address as u32;
     let memory = |address: u32| [number | MEMORY | BAR_0, 0, address, 0, layout::BAR_SIZE];
     node.text("compatible", &pci::name(device.kind));
     node.cells("vendor-id", &[pci::VENDOR]);
@@ -229,7 +230,7 @@ mod tests {
     #[test]
     fn the_tree_says_what_the_machine_is() {
         let ram = [Region { start: 0, size: 0x4000_0000 }];
-        let device = |index, kind| Device { slot: Ppc64le::device_slot(index).unwrap(), kind };
+        let device = |index, kind| Device { slot: Ppc64le::pci_slot(index).unwrap(), kind };
         let devices = [device(0, 2), device(1, 26)];
         let lines = read_back(&write(&inputs(&ram, &devices), FIRMWARE));
         let has = |wanted: &str| has(&lines, wanted);
@@ -249,7 +250,7 @@ mod tests {
         has("/interrupt-controller/ibm,interrupt-server-ranges = <0x00 0x02>");
         has("/vdevice/vty@30000000/interrupts = <0x1000 0x00>");
         has("/pci@800000020000000/reg = <0x8000000 0x20000000 0x00 0x00>");
-        has("/pci@800000020000000/ranges = <0x2000000 0x00 0x80000000 0x2000 0x00 0x00 0x1f0000>");
+        has("/pci@800000020000000/ranges = <0x2000000 0x00 0x80000000 0x2000 0x80000000 0x00 0x1f0000>");
         has(
             "/pci@800000020000000/interrupt-map = <0x800 0x00 0x00 0x01 0x01 0x1001 0x00 0x1000 0x00 0x00 0x01 0x01 0x1002 0x00>",
         );

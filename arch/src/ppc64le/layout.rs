@@ -14,8 +14,8 @@ pub const RTAS_SIZE: u64 = PAGE_SIZE;
 pub const DEVICE_TREE_SIZE: u64 = FIRMWARE_SIZE - RTAS_SIZE;
 
 /// The host bridge's window for device memory, above all RAM...
-pub const DEVICE_WINDOW: u64 = 1 << 45;
-/// ...and where that is on the bus, for base address registers of 32 bits.
+pub const DEVICE_WINDOW: u64 = 1 << 45 | BUS_WINDOW as u64;
+/// ...and where that is on the bus: what fits into base address registers of 32 bits.
 pub const BUS_WINDOW: u32 = 0x8000_0000;
 /// One device's share of the window.
 pub const DEVICE_SLOT_SIZE: u64 = PAGE_SIZE;

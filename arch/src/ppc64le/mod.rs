@@ -59,9 +59,7 @@ impl Machine for Ppc64le {
     // RTAS tells the time, and resets.
     const CLOCK: Option<FixedSlot> = None;
     const RESET: Option<FixedSlot> = None;
-
-    // Not yet connected: its functions' addresses are others on the bus than here.
-    const PCI: Option<FixedSlot> = None;
+    const PCI: Option<FixedSlot> = Some(FixedSlot { space: Space::Configuration, address: 0, size: 1 << 28 });
 
     fn ram(bytes: u64) -> Vec<Region> {
         vec![Region { start: 0, size: bytes }]
@@ -73,14 +71,15 @@ impl Machine for Ppc64le {
         Region { start: end.next_multiple_of(layout::MEMORY_BLOCK), size }
     }
 
-    fn device_slot(index: usize) -> Option<DeviceSlot> {
+    fn device_slot(_: usize) -> Option<DeviceSlot> {
+        // Linux looks for no device on memory's own bus here.
+        None
+    }
+
+    fn pci_slot(index: usize) -> Option<DeviceSlot> {
         let index = u32::try_from(index).ok().filter(|index| *index < layout::DEVICE_SLOTS)?;
         let address = layout::DEVICE_WINDOW + u64::from(index) * layout::DEVICE_SLOT_SIZE;
         Some(DeviceSlot { address, size: layout::DEVICE_SLOT_SIZE, irq: layout::FIRST_DEVICE_IRQ + index })
-    }
-
-    fn pci_slot(_: usize) -> Option<DeviceSlot> {
-        None
     }
 
     fn command_line() -> &'static str {
@@ -137,13 +136,13 @@ mod tests {
 
     #[test]
     fn device_slots_are_as_many_as_the_bus_has_devices() {
-        let slots: Vec<_> = (0..).map_while(Ppc64le::device_slot).collect();
+        let slots: Vec<_> = (0..).map_while(Ppc64le::pci_slot).collect();
         assert_eq!(slots.len(), 31);
-        assert_eq!((slots[0].address, slots[0].irq), (1 << 45, 0x1001));
+        assert_eq!((slots[0].address, slots[0].irq), (0x2000_8000_0000, 0x1001));
         for pair in slots.windows(2) {
             assert_eq!(pair[0].address + pair[0].size, pair[1].address);
         }
-        assert_eq!(Ppc64le::device_slot(usize::MAX), None);
+        assert_eq!((Ppc64le::pci_slot(usize::MAX), Ppc64le::device_slot(0)), (None, None));
     }
 
     #[test]
@@ -166,7 +165,7 @@ mod tests {
     #[test]
     fn the_boot_image_is_code_and_a_tree_in_low_memory() {
         let line = "x".repeat(CommandLine::CAPACITY - 1);
-        let devices: Vec<_> = (0..).map_while(Ppc64le::device_slot).map(|slot| Device { slot, kind: 2 }).collect();
+        let devices: Vec<_> = (0..).map_while(Ppc64le::pci_slot).map(|slot| Device { slot, kind: 2 }).collect();
         let boot = |ram: &[Region], line: &str| {
             Ppc64le::boot_image(&BootInputs {
                 ram,

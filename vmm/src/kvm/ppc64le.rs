@@ -1,8 +1,7 @@
 //! KVM on ppc64le: requests and structures of its own, vCPUs that answer the guest's hypercalls, the interrupt controller XICS, and
 //! the probe that tells a KVM that runs guests from one that does not.
 //!
-//! Register values and what calls mean come from `tatami-arch`. A kernel boots to its first program, with one and with four vCPUs;
-//! devices on PCI and saving are still to come.
+//! Register values and what calls mean come from `tatami-arch`. Saving is still to come.
 
 mod calls;
 mod descriptors;
@@ -187,10 +186,10 @@ pub(super) fn whereabouts(vcpu: &VcpuFd) -> String {
 /// # Errors
 /// What KVM could not create, or how the guest ended.
 pub(crate) fn probe_instructions(device: OwnedFd) -> Result<Result<(), String>, KvmError> {
-    const _: () = assert!(layout::DEVICE_WINDOW == 1 << 45);
+    const _: () = assert!(layout::DEVICE_WINDOW == 0x4001 << 31);
     const INSTRUCTIONS: [u32; 5] = [
-        0x3860_0001, // li   r3, 1
-        0x7863_6c86, // sldi r3, r3, 45
+        0x3860_4001, // li   r3, 0x4001
+        0x7863_f824, // sldi r3, r3, 31
         0x3880_0040, // li   r4, 0x40
         0x3884_0001, // addi r4, r4, 1
         0x9883_0000, // stb  r4, 0(r3)
