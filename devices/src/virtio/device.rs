@@ -40,6 +40,9 @@ pub trait Interrupt: Send + Sync {
     /// Used buffers were added to queue `index`; event suppression has already been consulted.
     fn queue(&self, index: u16);
 
+    /// A descriptor that does the same for queue `index` when it is written, by whomever; none where there is more to do.
+    fn queue_event(&self, index: u16) -> Option<&EventFd>;
+
     /// The configuration space changed (virtio 1.2, 2.5).
     fn config(&self);
 

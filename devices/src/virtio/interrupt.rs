@@ -90,9 +90,14 @@ impl LineInterrupt {
         self.status.bits().load(Ordering::Acquire)
     }
 
-    /// The driver has seen `bits`.
+    /// The driver has seen `bits`. Of used buffers, not every acknowledgement is heard where it reads the status by itself: there it is
+    /// told of them until a reset.
     pub fn acknowledge(&self, bits: u32) {
-        self.status.bits().fetch_and(!bits, Ordering::AcqRel);
+        let heard = match &self.status {
+            StatusRegister::Here(_) => bits,
+            StatusRegister::Shown(_) => bits & !INTERRUPT_USED,
+        };
+        self.status.bits().fetch_and(!heard, Ordering::AcqRel);
     }
 
     /// The driver sees what is pending, and that acknowledges it (4.1.4.5).
@@ -159,6 +164,13 @@ impl LineInterrupt {
 impl Interrupt for LineInterrupt {
     fn queue(&self, _index: u16) {
         self.raise(INTERRUPT_USED);
+    }
+
+    fn queue_event(&self, _index: u16) -> Option<&EventFd> {
+        let StatusRegister::Shown(_) = self.status else { return None };
+        // From now on for as long as there is this driver, as its acknowledgements are not heard.
+        self.set_pending(INTERRUPT_USED);
+        Some(&self.line)
     }
 
     fn config(&self) {

@@ -23,8 +23,8 @@ pub const REGION_BYTES: u64 = 0x1000;
 /// wide, the queue's index as datamatch).
 pub const NOTIFY_OFFSET: u64 = 0x050;
 /// Where the driver acknowledges interrupts. Where the registers are read as memory, nobody need hear of a write of
-/// [`INTERRUPT_USED`] alone: let it end in the kernel (ioeventfd, 4 bytes wide, that value as datamatch), and the bit stays set
-/// until the next one that is heard. A driver then looks at its queues once too often, at worst.
+/// [`INTERRUPT_USED`] alone: let it end in the kernel (ioeventfd, 4 bytes wide, that value as datamatch). The bit, once set, stays
+/// so until a reset; a driver looks at its queues once too often, at worst.
 pub const ACKNOWLEDGE_OFFSET: u64 = INTERRUPT_ACKNOWLEDGE;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");

@@ -383,3 +383,18 @@ fn what_changed_between_a_drivers_last_look_and_its_start_is_told() {
     driver.set(0x30, 1);
     assert_eq!(driver.get(0x60), 0, "once");
 }
+
+#[test]
+fn the_kernel_may_interrupt_a_driver_that_reads_its_registers_as_memory_and_no_other() {
+    let mut driver = reader(Box::new(Probe::default()));
+    driver.bring_up(u64::MAX);
+    let interrupt = Arc::clone(driver.transport.transport().interrupt());
+    interrupt.queue_event(1).expect("the line").write(1).unwrap();
+    assert_eq!(interrupt.line().read().unwrap(), 1, "the line itself");
+    driver.set(0x64, INTERRUPT_USED);
+    assert_eq!(driver.get(0x60), INTERRUPT_USED, "nobody sets it again when the kernel interrupts");
+    driver.reset();
+    assert_eq!(driver.get(0x60), 0);
+    let (_, driver) = probe();
+    assert!(driver.transport.transport().interrupt().queue_event(1).is_none());
+}

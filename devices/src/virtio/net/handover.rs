@@ -22,7 +22,7 @@ impl Pair {
         self.handed = true;
         self.receiver.put_down();
         let rings = [self.receiver.ring(), self.transmitter.ring()];
-        if let Err(error) = tap.hand_over(self.features, rings) {
+        if let Err(error) = tap.hand_over(self.features, rings, self.interrupt.as_ref()) {
             if !tap.is_gone() {
                 return Err(error.into());
             }

@@ -15,7 +15,7 @@ use super::super::buffers::Buffers;
 use super::offload;
 use super::spec::HEADER_BYTES;
 use super::vhost::Vhost;
-use crate::virtio::{GuestMemory, Ring, Segment};
+use crate::virtio::{GuestMemory, Interrupt, Ring, Segment};
 
 /// TUNSETOFFLOAD and TUNSETQUEUE; the macros differ between architectures, so they are computed.
 const SET_OFFLOAD: Opcode = opcode::write::<libc::c_uint>(b'T', 208);
@@ -38,8 +38,8 @@ impl Tap {
     ///
     /// # Errors
     /// As there.
-    pub(super) fn hand_over(&mut self, features: u64, rings: [&Ring; 2]) -> io::Result<()> {
-        self.vhost.as_mut().map_or(Ok(()), |vhost| vhost.start(&self.queue, features, rings))
+    pub(super) fn hand_over(&mut self, features: u64, rings: [&Ring; 2], interrupt: &dyn Interrupt) -> io::Result<()> {
+        self.vhost.as_mut().map_or(Ok(()), |vhost| vhost.start(&self.queue, features, rings, interrupt))
     }
 
     /// Whether it is a tap's no more.

@@ -24,7 +24,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::spec::FEATURE_MERGE;
 use crate::virtio::spec::TRANSPORT_FEATURES;
-use crate::virtio::{GuestMemory, Ring};
+use crate::virtio::{GuestMemory, Interrupt, Ring};
 
 /// The features that are vhost's business, all of which a driver may have negotiated. Offloads are the tap's.
 const FEATURES: u64 = TRANSPORT_FEATURES | FEATURE_MERGE;
@@ -48,7 +48,7 @@ pub(super) struct Vhost {
     device: File,
     /// This process is its owner.
     owned: bool,
-    /// Written when the driver is to be interrupted for its receive queue, or its transmit queue.
+    /// Written when the driver is to be interrupted for its receive queue, or its transmit queue, where vhost cannot do that itself.
     pub(super) calls: [EventFd; 2],
     /// Written when it has met something in a ring that it cannot use.
     pub(super) fault: EventFd,
@@ -67,12 +67,18 @@ impl Vhost {
         Ok(Vhost { device: device.into(), owned: false, calls: [event()?, event()?], fault: event()?, timer })
     }
 
-    /// Lets it move frames between `tap` and the rings of a driver that negotiated `features`, from where they stand. Nobody else may
-    /// touch the rings until [`Vhost::stop`], which is also due when this fails.
+    /// Lets it move frames between `tap` and the rings of a driver that negotiated `features`, from where they stand; it raises
+    /// `interrupt` by itself if it can, else it calls. Nobody else may touch the rings until [`Vhost::stop`], which is also due when this fails.
     ///
     /// # Errors
     /// The request that failed; perhaps the tap is gone.
-    pub(super) fn start(&mut self, tap: &File, features: u64, rings: [&Ring; 2]) -> io::Result<()> {
+    pub(super) fn start(
+        &mut self,
+        tap: &File,
+        features: u64,
+        rings: [&Ring; 2],
+        interrupt: &dyn Interrupt,
+    ) -> io::Result<()> {
         for event in self.calls.iter().chain([&self.fault]) {
             // What was meant for an earlier driver; empty is as good.
             let _ = event.read();
@@ -87,6 +93,7 @@ impl Vhost {
         kernel.set_mem_table(&regions(memory)).map_err(failed("take the guest's memory"))?;
         for (index, (ring, call)) in rings.into_iter().zip(&self.calls).enumerate() {
             let queue = ring.queue();
+            let call = interrupt.queue_event(ring.index()).unwrap_or(call);
             let set_up = kernel
                 .set_vring_num(index, queue.size())
                 .and_then(|()| kernel.set_vring_base(index, queue.next_avail()))

@@ -254,6 +254,11 @@ impl Interrupt for PciInterrupt {
         self.raise(INTERRUPT_USED, |state| state.queues.get(usize::from(index)).copied());
     }
 
+    fn queue_event(&self, _index: u16) -> Option<&EventFd> {
+        // Messages have events of their own, but which one is the driver's to change at any time.
+        None
+    }
+
     fn config(&self) {
         self.line.note_change();
         self.raise(INTERRUPT_CONFIG, |state| Some(state.config));

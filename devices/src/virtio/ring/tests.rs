@@ -18,6 +18,10 @@ impl Interrupt for Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn queue_event(&self, _index: u16) -> Option<&EventFd> {
+        None
+    }
+
     fn config(&self) {}
 
     fn needs_reset(&self) {}

@@ -14,6 +14,10 @@ struct Bell {
 impl Interrupt for Bell {
     fn queue(&self, _index: u16) {}
 
+    fn queue_event(&self, _index: u16) -> Option<&EventFd> {
+        None
+    }
+
     fn config(&self) {}
 
     fn needs_reset(&self) {

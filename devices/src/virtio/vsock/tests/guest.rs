@@ -75,6 +75,10 @@ impl Interrupt for Bell {
         self.ring();
     }
 
+    fn queue_event(&self, _index: u16) -> Option<&EventFd> {
+        None
+    }
+
     fn config(&self) {}
 
     fn needs_reset(&self) {
