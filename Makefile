@@ -63,7 +63,8 @@ standalone: build guest ## one file that is the whole installation: target/relea
 	@ls -l target/release/tatami-standalone
 
 run: build guest image ## build everything, then run the sample image in a micro-VM
-	@tests/with-kvm target/release/tatami run --rm $(IMAGE)
+	@$(if $(FOREIGN),TATAMI_TESTHOST_ARCH=$(ARCH) tests/host/run,tests/with-kvm) $(BIN)/tatami run --rm \
+		$(if $(FOREIGN),--kernel $(GUEST)/vmlinux --initrd $(GUEST)/initrd.img) $(IMAGE)
 
 # The last two side by side, in emulated hosts of their own where they need one: each has a single CPU.
 test: test-unit test-host build guest image ## every test there is (FULL=1: the long ones of test-clients too)
