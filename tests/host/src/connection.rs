@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use tatami_testhost::wire::{self, FromHost, GREETING, Hello, Stream, ToHost, Token};
@@ -40,11 +40,33 @@ impl Connection {
         }
     }
 
+    /// Tells the host the time of day.
+    ///
+    /// # Errors
+    /// As [`Connection::ask`].
+    pub(crate) fn tell_time(&mut self) -> Result<()> {
+        self.ask(&ToHost::Clock(time_of_day()?))
+    }
+
+    /// Has the host compare the time of day with its own.
+    ///
+    /// # Errors
+    /// As [`Connection::ask`]; the host's refusal says how far off it is.
+    pub(crate) fn compare_time(&mut self) -> Result<()> {
+        self.ask(&ToHost::Compare(time_of_day()?))
+    }
+
     /// The connection itself, for a session.
     #[must_use]
     pub(crate) fn into_stream(self) -> TcpStream {
         self.stream
     }
+}
+
+/// In nanoseconds since 1970.
+fn time_of_day() -> Result<u64> {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    Ok(time.as_nanos() as u64)
 }
 
 /// Connects one stream of a session.

@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::poll::{PollFd, PollFlags, poll};
@@ -114,17 +114,12 @@ fn tell(plan: &Plan, port: u16, token: Token) -> Result<Connection> {
     // A host just restored answers slowly at first; the time it is told must not be old.
     for _ in 0..10 {
         let asked = Instant::now();
-        tell_time(&mut connection)?;
+        connection.tell_time()?;
         if asked.elapsed() < CLOCK_SLACK {
             break;
         }
     }
     Ok(connection)
-}
-
-fn tell_time(connection: &mut Connection) -> Result<()> {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
-    connection.ask(&ToHost::Clock(time.as_nanos() as u64))
 }
 
 /// Tells the host the time every [`CLOCK_PERIOD`] (this machine may have slept), and so learns whether it still answers.
@@ -134,7 +129,7 @@ fn watch(mut connection: Connection) -> Arc<AtomicBool> {
     thread::spawn(move || {
         loop {
             thread::sleep(CLOCK_PERIOD);
-            if let Err(e) = tell_time(&mut connection) {
+            if let Err(e) = connection.tell_time() {
                 println!("the test host does not answer: {e:#}");
                 told.store(true, Ordering::Relaxed);
                 return;

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -20,6 +21,10 @@ const SNAPSHOT_FORMAT: &[u8] = include_bytes!("qemu.rs");
 /// Snapshots kept beside the one in use: one for each of a few checkouts and machine sizes.
 const SNAPSHOTS_KEPT: usize = 3;
 
+/// How often the host is booted for one with a clock that goes right.
+const BOOTS: usize = 3;
+/// How long after it was set a clock is looked at: a few percent are seen then.
+const COMPARED_AFTER: Duration = Duration::from_secs(8);
 /// Images kept: those in use, and those of one other version of the recipe (another branch, another checkout).
 const IMAGES_KEPT: usize = 2;
 
@@ -88,7 +93,7 @@ pub(crate) fn snapshot(cache: &Cache, parts: &Parts, machine: &Machine, shares: 
         return Ok(folder);
     }
     cache.sweep_parts(&name);
-    eprintln!("testhost: booting the test host once, to keep it as a snapshot (15 s)");
+    eprintln!("testhost: booting the test host once, to keep it as a snapshot (20 s)");
     let start = Instant::now();
     let part = cache.folder(&format!("{name}.part"));
     fs::create_dir_all(&part)?;
@@ -107,15 +112,33 @@ pub(crate) fn snapshot(cache: &Cache, parts: &Parts, machine: &Machine, shares: 
 
 fn save_booted(parts: &Parts, machine: &Machine, shares: &[Share], into: &Path) -> Result<()> {
     let disk = parts.images.join("root.ext4");
-    let copied = Command::new("cp").arg("--sparse=always").arg(&disk).arg(into.join("disk")).status()?;
-    if !copied.success() {
-        bail!("copying {}: {copied}", disk.display());
+    for boots_left in (0..BOOTS).rev() {
+        let copied = Command::new("cp").arg("--sparse=always").arg(&disk).arg(into.join("disk")).status()?;
+        if !copied.success() {
+            bail!("copying {}: {copied}", disk.display());
+        }
+        let mut qemu = Qemu::start(parts, machine, Life::BootInto(into), shares, into)?;
+        qemu.wait_booted()?;
+        match prepare(qemu.port()?)? {
+            Ok(()) => return qemu.save(into),
+            Err(wrong) if boots_left == 0 => {
+                eprintln!("testhost: kept all the same, although {wrong:#}: `--cold` boots a host of its own");
+                return qemu.save(into);
+            }
+            Err(wrong) => eprintln!("testhost: booting it again, because {wrong:#} (is this machine busy?)"),
+        }
     }
-    let mut qemu = Qemu::start(parts, machine, Life::BootInto(into), shares, into)?;
-    qemu.wait_booted()?;
+    Ok(())
+}
+
+/// Makes the host ready to be kept, and says whether its clock goes as fast as time does, which it does not where this machine was
+/// busy at the moment when the host's kernel compared the two.
+fn prepare(port: u16) -> Result<Result<()>> {
     // Any secret will do: the host forgets it as it prepares.
-    let mut connection = Connection::open(qemu.port()?, [0; _])?;
+    let mut connection = Connection::open(port, [0; _])?;
+    connection.tell_time().context("telling the test host the time")?;
+    let told = Instant::now();
     connection.ask(&ToHost::Prepare).context("preparing the test host for its snapshot")?;
-    drop(connection);
-    qemu.save(into)
+    thread::sleep(COMPARED_AFTER.saturating_sub(told.elapsed()));
+    Ok(connection.compare_time())
 }

@@ -27,6 +27,9 @@ pub const GREETING: u8 = b'T';
 /// How far the host's clock may be off before it is set: setting it is a jump for all that run there.
 pub const CLOCK_SLACK: Duration = Duration::from_millis(100);
 
+/// How far off a clock may be some seconds after it was set: beyond that it does not go as fast as time does.
+pub const CLOCK_DRIFT: Duration = Duration::from_millis(500);
+
 /// The secret of one running host. Connections come through a loopback port that any local user could open.
 pub type Token = [u8; TOKEN_LEN];
 
@@ -97,6 +100,8 @@ pub enum ToHost {
     Setup(Setup),
     /// Time of day in nanoseconds since 1970, UTC. A clock that is off by more than [`CLOCK_SLACK`] is set. Answered by `Done`.
     Clock(u64),
+    /// Time of day as well, only to be compared: `Failed` if the clock is off by more than [`CLOCK_DRIFT`].
+    Compare(u64),
     /// Make ready to be frozen into a snapshot (load what commands will need, write everything back). Answered by `Done`.
     Prepare,
     /// Start a command. Answered by `Exited` once it has ended, or by `Failed`.
@@ -351,6 +356,10 @@ impl Message for ToHost {
                 out.push(8);
                 out.extend(time.to_le_bytes());
             }
+            Self::Compare(time) => {
+                out.push(9);
+                out.extend(time.to_le_bytes());
+            }
         }
     }
     fn decode(tag: u8, fields: &mut Fields<'_>) -> Option<Self> {
@@ -375,6 +384,7 @@ impl Message for ToHost {
             6 => Self::Resize(Size::get(fields)?),
             7 => Self::Deaf(Stream::get(fields)?),
             8 => Self::Clock(fields.u64()?),
+            9 => Self::Compare(fields.u64()?),
             _ => return None,
         })
     }
@@ -439,6 +449,7 @@ mod tests {
             shares: vec![Share { tag: "src".into(), path: b"/a\xff".to_vec(), writable: true }],
         }));
         there_and_back(ToHost::Clock(u64::MAX));
+        there_and_back(ToHost::Compare(1));
         there_and_back(ToHost::Prepare);
         for terminal in [None, Some(Size { rows: 24, cols: 300 })] {
             there_and_back(ToHost::Run(Run {

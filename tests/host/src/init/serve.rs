@@ -105,6 +105,7 @@ impl Server {
             let answer = match message {
                 ToHost::Setup(setup) => answer(self.set_up(&setup)),
                 ToHost::Clock(time) => answer(set_clock(Duration::from_nanos(time))),
+                ToHost::Compare(time) => answer(compare_clock(Duration::from_nanos(time))),
                 ToHost::Prepare => answer(self.prepare()),
                 ToHost::Run(run) => {
                     session::run(self, connection, &run)?;
@@ -158,6 +159,14 @@ fn set_clock(time: Duration) -> Result<()> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?);
     if now.abs_diff(time) > CLOCK_SLACK {
         clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(time)).context("setting the clock")?;
+    }
+    Ok(())
+}
+
+fn compare_clock(time: Duration) -> Result<()> {
+    let off = Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?).abs_diff(time);
+    if off > wire::CLOCK_DRIFT {
+        bail!("the clock is {:.1} s off", off.as_secs_f32());
     }
     Ok(())
 }
