@@ -152,6 +152,7 @@ impl VirtioDevice for Vsock {
             burst: 1,
             unheard: None,
             wants_rx_kicks: false,
+            tx_used: false,
             tx_waits: false,
             timer,
             timer_at: None,
@@ -216,6 +217,8 @@ struct Engine {
     unheard: Option<usize>,
     /// The driver is known to have been asked to kick the receive queue. After a pause nothing is known.
     wants_rx_kicks: bool,
+    /// The driver is to be told of packets that were taken from it.
+    tx_used: bool,
     /// The transmit queue is left alone until the driver has taken packets.
     tx_waits: bool,
     timer: TimerFd,
@@ -317,9 +320,7 @@ impl Engine {
                 break Progress::Idle;
             }
         };
-        if left < BUDGET {
-            self.tx.notify()?;
-        }
+        self.tx_used |= left < BUDGET;
         Ok(progress)
     }
 
@@ -354,13 +355,17 @@ impl Engine {
             let rest = chains.split_off(filled.len());
             // Who fills all that there is may have more, now or in the next turn; most have not, and then taking buffers is in vain.
             let used = filled.len() as u32;
-            self.burst = if rest.is_empty() { (4 * self.burst).min(BURST) } else { used.max(1) };
+            self.burst = if rest.is_empty() { (4 * self.burst).min(BURST) } else { used.max(self.burst / 2).max(1) };
             left -= used;
             self.rx.give_back_all(chains.into_iter().zip(filled.drain(..)))?;
             put_back_all(&mut self.rx, rest);
         }
         if left < BUDGET {
             self.rx.notify()?;
+        }
+        // Only now, so that the driver is interrupted once for what it gave and for what it gets.
+        if std::mem::take(&mut self.tx_used) {
+            self.tx.notify()?;
         }
         if self.tx_waits && !self.muxer.is_congested() {
             self.tx_waits = false;
