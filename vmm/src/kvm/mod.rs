@@ -123,6 +123,15 @@ impl Kvm {
         self.fd.get_max_vcpus()
     }
 
+    /// Whether one machine may have so many vCPUs.
+    ///
+    /// # Errors
+    /// Says how many it may have.
+    fn check_vcpus(&self, wanted: u8) -> Result<(), KvmError> {
+        let limit = self.max_vcpus();
+        if usize::from(wanted) > limit { Err(KvmError::TooManyVcpus { wanted, limit }) } else { Ok(()) }
+    }
+
     /// Creates a machine with `memory`, which it keeps mapped for as long as it lives, and its vCPUs: which of them and the
     /// interrupt controller comes first is the architecture's affair.
     ///

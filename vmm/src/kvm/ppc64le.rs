@@ -110,10 +110,7 @@ impl Processors {
     /// # Errors
     /// When KVM allows fewer than `max_vcpus`.
     pub(crate) fn new(kvm: &Kvm, max_vcpus: u8) -> Result<Processors, KvmError> {
-        let limit = kvm.max_vcpus();
-        if usize::from(max_vcpus) > limit {
-            return Err(KvmError::TooManyVcpus { wanted: max_vcpus, limit });
-        }
+        kvm.check_vcpus(max_vcpus)?;
         Ok(Processors)
     }
 

@@ -76,10 +76,7 @@ impl Processors {
     /// # Errors
     /// When KVM does not say, or allows fewer than `max_vcpus`.
     pub(crate) fn new(kvm: &Kvm, max_vcpus: u8) -> Result<Processors, KvmError> {
-        let limit = kvm.max_vcpus();
-        if usize::from(max_vcpus) > limit {
-            return Err(KvmError::TooManyVcpus { wanted: max_vcpus, limit });
-        }
+        kvm.check_vcpus(max_vcpus)?;
         let leaves = kvm.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("list CPUID leaves"))?;
         let tsc_deadline = kvm.fd.check_extension(Cap::TscDeadlineTimer);
         let saved_msrs = kvm.fd.get_msr_index_list().map_err(failed("list model-specific registers"))?;
