@@ -8,7 +8,6 @@ mod gic;
 mod state;
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC,
@@ -17,12 +16,13 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use tatami_arch::aarch64::{Aarch64, Registers, layout};
 use tatami_arch::{Machine, Space};
-use tatami_devices::virtio::{GuestMemory, MessageRoutes};
+use tatami_devices::virtio::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
 
+pub(crate) use super::no_messages::Messages;
 pub(crate) use calls::{FILTERED, OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
 pub(super) use gic::InterruptController;
 pub(crate) use state::{MachineState, VcpuState};
@@ -90,19 +90,6 @@ fn initialise(vm: &VmFd, vcpu: &VcpuFd, id: u8) -> Result<(), KvmError> {
         vcpu.vcpu_finalize(&(KVM_ARM_VCPU_SVE as i32)).map_err(failed("give a vCPU its vector registers"))?;
     }
     Ok(())
-}
-
-/// Messages: their translation service (ITS) is not among what the machine has.
-pub(crate) enum Messages {}
-
-impl Messages {
-    pub(super) fn new(_: &Arc<VmFd>) -> Option<Messages> {
-        None
-    }
-
-    pub(crate) fn reserve(&mut self, _: usize) -> (u32, Box<dyn MessageRoutes>) {
-        match *self {}
-    }
 }
 
 /// What all vCPUs of a machine have in common: they are as KVM made them.

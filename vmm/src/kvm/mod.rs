@@ -21,6 +21,8 @@ use vmm_sys_util::eventfd::EventFd;
 mod aarch64;
 #[cfg(not(target_arch = "powerpc64"))]
 mod known;
+#[cfg(not(target_arch = "x86_64"))]
+mod no_messages;
 #[cfg(target_arch = "powerpc64")]
 mod ppc64le;
 // Its numbers are tested everywhere.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tatami_arch::ppc64le::rtas::{SERVICES, Status};
 use tatami_arch::ppc64le::{Ppc64le, Registers, Variant, layout};
 use tatami_arch::{Machine, Space};
-use tatami_devices::virtio::{GuestMemory, MessageRoutes};
+use tatami_devices::virtio::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
 use self::descriptors::XicsFd;
@@ -25,6 +25,7 @@ use self::partition::Partition;
 use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
 
+pub(crate) use super::no_messages::Messages;
 pub(crate) use calls::{FILTERED, OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments, call_name};
 pub(super) use descriptors::{IoEventAddress, Kvm as KvmFd, NoDatamatch, VmFd};
 pub(crate) use image::Vmlinux as KernelFile;
@@ -43,19 +44,6 @@ pub(super) const REQUIRED: [(Cap, &str); 6] = [
 
 /// Guests read no registers as memory: their pages are of 64 KiB, the registers' of 4.
 pub(super) const READABLE_REGISTERS: bool = false;
-
-/// Messages: there are none, functions have a pin each.
-pub(crate) enum Messages {}
-
-impl Messages {
-    pub(super) fn new(_: &Arc<VmFd>) -> Option<Messages> {
-        None
-    }
-
-    pub(crate) fn reserve(&mut self, _: usize) -> (u32, Box<dyn MessageRoutes>) {
-        match *self {}
-    }
-}
 
 /// The interrupt controller, and what the host has told beside.
 pub(super) struct InterruptController {
