@@ -23,7 +23,7 @@ STATIC := $(CARGO_TARGET)_RUSTFLAGS="-C target-feature=+crt-static" \
 RUNNER := $(CARGO_TARGET)_RUNNER="$(CURDIR)/tests/with-kvm"
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build kernel initrd root-disk distribution guest image standalone run test test-unit test-host test-kvm test-clients fuzz lint bench install uninstall clean
+.PHONY: help deps build kernel initrd root-disk distribution guest image standalone run manual docs test test-unit test-host test-kvm test-clients fuzz lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -109,16 +109,41 @@ bench: build guest image ## boot and devices against QEMU's microvm (FIRECRACKER
 	tests/host/run --icount target/release/bench instructions
 	tests/with-kvm target/release/bench
 
-install: build guest ## install under $(PREFIX), or below $(DESTDIR)
+# From the definitions that the binary itself reads its input by.
+manual:
+	$(CARGO) run --quiet --locked -p tatami --example manual -- target/manual
+
+# PyPI's mkdocs-material, in a folder of its own.
+MKDOCS := target/mkdocs/$(shell sha256sum shim/docs/requirements.txt | cut -c -16)
+$(MKDOCS):
+	@rm -rf target/mkdocs
+	python3 -m venv $@.part
+	$@.part/bin/pip install --quiet --requirement shim/docs/requirements.txt
+	@mv $@.part $@
+
+docs: manual $(MKDOCS) ## build the documentation site: target/site/index.html; a broken link is an error
+	@rm -rf target/docs target/site
+	@cp -r shim/docs target/docs
+	@cp -r target/manual/reference target/docs/pages/
+	@cp ARCHITECTURE.md target/docs/pages/architecture.md
+	NO_MKDOCS_2_WARNING=1 $(MKDOCS)/bin/python -m mkdocs build --strict --config-file target/docs/mkdocs.yml --site-dir $(CURDIR)/target/site
+
+install: build guest manual ## install under $(PREFIX), or below $(DESTDIR)
 	install -D -m 755 target/release/tatami $(DESTDIR)$(PREFIX)/bin/tatami
 	ln -sf tatami $(DESTDIR)$(PREFIX)/bin/containerd-shim-kata-v2
 	ln -sf tatami $(DESTDIR)$(PREFIX)/bin/containerd-shim-tatami-v2
 	install -D -m 644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/share/tatami/vmlinux
 	install -D -m 644 $(GUEST)/initrd.img $(DESTDIR)$(PREFIX)/share/tatami/initrd.img
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 target/manual/man1/*.1
+	install -D -m 644 target/manual/completions/tatami.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tatami
+	install -D -m 644 target/manual/completions/_tatami $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tatami
+	install -D -m 644 target/manual/completions/tatami.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tatami.fish
 
 uninstall: ## take back what install put there
 	rm -f $(foreach name,tatami containerd-shim-kata-v2 containerd-shim-tatami-v2,$(DESTDIR)$(PREFIX)/bin/$(name))
 	rm -rf $(DESTDIR)$(PREFIX)/share/tatami
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/tatami.1 $(DESTDIR)$(PREFIX)/share/man/man1/tatami-*.1 \
+		$(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions/tatami zsh/site-functions/_tatami fish/vendor_completions.d/tatami.fish)
 
 clean: ## remove what was built in the checkout; the cache stays
 	rm -rf target

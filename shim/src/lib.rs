@@ -7,6 +7,7 @@
 //! memory: that is the VMM's, in a process of its own.
 
 pub mod check;
+pub mod command_line;
 pub mod configuration;
 pub mod containerd;
 pub mod detached;

@@ -1,44 +1,16 @@
 //! The host binary: what it does depends on the name it is called by.
 //!
-//! Knows which part of the library answers to which name, and the top of the command line; nothing of what they do.
+//! Knows which part of the library answers to which name and command; nothing of what they do.
 
 use std::io;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Parser;
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
-use tatami_shim::check::CheckArguments;
-use tatami_shim::detached::Commands;
-use tatami_shim::install::{InstallArguments, UninstallArguments};
-use tatami_shim::metrics::MetricsArguments;
-use tatami_shim::run::options::RunArguments;
+use tatami_shim::command_line::{Command, CommandLine};
 use tatami_shim::run::{self, TATAMI_FAILED};
 use tatami_shim::{check, containerd, detached, install, logging, metrics};
-
-/// The command line.
-#[derive(Parser)]
-#[command(name = "tatami", version, about = "Containers, each in a small virtual machine of its own")]
-struct CommandLine {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Run a command in a container, in a virtual machine of its own
-    Run(Box<RunArguments>),
-    #[command(flatten)]
-    Detached(Commands),
-    /// Say whether this machine can run sandboxes, and what is missing
-    Check(CheckArguments),
-    /// Say what all sandboxes of this host use, in the form that Prometheus reads
-    Metrics(MetricsArguments),
-    /// Tell this machine's containerd of the runtime, or print what tells a cluster's
-    Install(InstallArguments),
-    /// Take back what `install` has done, and nothing else
-    Uninstall(UninstallArguments),
-}
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -82,16 +54,5 @@ fn explain(error: &clap::Error) -> ExitCode {
             eprintln!("tatami: {} (see --help)", problem.trim_start_matches("error: "));
             ExitCode::from(TATAMI_FAILED)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_contradicts_itself_nowhere() {
-        CommandLine::command().debug_assert();
     }
 }

@@ -180,6 +180,16 @@ const IDLE: &[(Section, &[&str], &str)] = &[
 ];
 
 impl Section {
+    /// What stands in brackets, without a name behind it.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Hypervisor => "hypervisor",
+            Agent => "agent",
+            Runtime => "runtime",
+            Factory => "factory",
+        }
+    }
+
     /// By what stands in brackets; and the name of the hypervisor or agent, if it has one.
     pub(super) fn of(text: &str) -> Option<(Section, Option<&str>)> {
         let (first, name) = text.split_once('.').map_or((text, None), |(first, name)| (first, Some(name)));
@@ -191,6 +201,17 @@ impl Section {
             _ => None,
         }
     }
+}
+
+/// The settings that are carried out.
+#[cfg(test)]
+pub(super) fn used() -> impl Iterator<Item = (Section, &'static str)> {
+    USED.iter().flat_map(|(section, names)| names.iter().map(|name| (*section, *name)))
+}
+
+/// Those that are not, together with others of the same reason.
+pub(super) fn idle() -> impl Iterator<Item = (Section, &'static [&'static str], &'static str)> {
+    IDLE.iter().copied()
 }
 
 /// What becomes of the setting `name`.
@@ -222,8 +243,7 @@ mod tests {
     #[test]
     fn no_setting_is_listed_twice() {
         let idle = IDLE.iter().flat_map(|(section, names, _)| names.iter().map(move |name| (*section, *name)));
-        let used = USED.iter().flat_map(|(section, names)| names.iter().map(move |name| (*section, *name)));
-        let mut all: Vec<_> = idle.chain(used).map(|(section, name)| format!("{section:?} {name}")).collect();
+        let mut all: Vec<_> = idle.chain(used()).map(|(section, name)| format!("{section:?} {name}")).collect();
         all.sort_unstable();
         let twice: Vec<_> = all.windows(2).filter(|pair| pair[0] == pair[1]).collect();
         assert!(twice.is_empty(), "{twice:?}");

@@ -8,6 +8,7 @@ mod devices;
 mod document;
 mod files;
 mod keys;
+mod reference;
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -20,6 +21,7 @@ use self::document::{Document, Setting, Value};
 pub use self::document::{DocumentError, Place};
 pub use self::files::VARIABLE;
 use self::keys::{Fate, Section};
+pub use self::reference::reference;
 use crate::network::interfaces::Model;
 use crate::sandbox::mounts::HostVolume;
 

@@ -1,0 +1,48 @@
+//! The top of the command line `tatami`: what the binary reads, and what completions, manual pages and the reference are made from
+//! (`examples/manual.rs`).
+
+use clap::{Parser, Subcommand};
+
+use crate::check::CheckArguments;
+use crate::detached::Commands;
+use crate::install::{InstallArguments, UninstallArguments};
+use crate::metrics::MetricsArguments;
+use crate::run::options::RunArguments;
+
+/// The command line.
+#[derive(Parser)]
+#[command(name = "tatami", version, about = "Containers, each in a small virtual machine of its own")]
+pub struct CommandLine {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The first word.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a command in a container, in a virtual machine of its own
+    Run(Box<RunArguments>),
+    /// One of those about containers in the background.
+    #[command(flatten)]
+    Detached(Commands),
+    /// Say whether this machine can run sandboxes, and what is missing
+    Check(CheckArguments),
+    /// Say what all sandboxes of this host use, in the form that Prometheus reads
+    Metrics(MetricsArguments),
+    /// Tell this machine's containerd of the runtime, or print what tells a cluster's
+    Install(InstallArguments),
+    /// Take back what `install` has done, and nothing else
+    Uninstall(UninstallArguments),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        CommandLine::command().debug_assert();
+    }
+}
