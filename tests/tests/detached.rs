@@ -270,3 +270,92 @@ fn many_at_once_are_kept_apart() {
     let all: Vec<&str> = ["rm", "-f"].into_iter().chain(ids.iter().map(String::as_str)).collect();
     tatami.tatami(&all).expect_status(0);
 }
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn one_in_the_foreground_is_among_the_others_as_long_as_it_runs() {
+    let tatami = Tatami::new();
+    let script = "trap 'echo bye; exit 3' TERM; echo up; n=0; while :; do n=$((n+1)); echo $n >/count; sleep 0.1; done";
+    let running = tatami.start(&["--name", "web", "-e", "KEPT=1"], &["sh", "-c", script]);
+    running.wait_for("up");
+    let listed = |state: &str| {
+        // It is written down in the moment after its command's start.
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        let state = format!("\"State\":\"{state}\"");
+        loop {
+            let row = tatami.tatami(&["ps", "--format", "json"]).expect_status(0).out();
+            if row.contains("\"web\"") && row.contains(&state) {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{row}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    listed("running");
+    let exec = |words: &[&str]| tatami.tatami(&[&["exec"], words].concat());
+    assert_eq!(exec(&["-u", "root", "web", "sh", "-c", "echo $KEPT; exit 4"]).expect_status(4).out(), "1\n");
+    tatami.tatami(&["logs", "web"]).expect_error(1, &["web", "foreground", "no log"]);
+    tatami.tatami(&["attach", "web"]).expect_error(1, &["web", "foreground"]);
+    tatami.tatami(&["rm", "web"]).expect_error(1, &["web", "runs", "stop"]);
+    tatami.run_with(&["--name", "web"], &["true"]).expect_error(125, &["web", "in use"]);
+
+    tatami.tatami(&["pause", "web"]).expect_status(0);
+    listed("paused");
+    assert_eq!(status(&tatami, "web", "Paused"), "true");
+    exec(&["web", "true"]).expect_error(1, &["paused", "resume"]);
+    tatami.tatami(&["resume", "web"]).expect_status(0);
+    listed("running");
+
+    let folder = tatami.scratch().join("saved").display().to_string();
+    tatami.tatami(&["save", "web", &folder]).expect_status(0);
+    let wait = Running::start(tatami.command(&["wait", "web"]));
+    tatami.tatami(&["stop", "web"]).expect_status(0);
+    let finished = running.finish().expect_status(3);
+    assert_eq!(finished.out(), "up\nbye\n");
+    assert_eq!(finished.err(), "");
+    assert_eq!(wait.finish().expect_status(0).out(), "3\n");
+    assert_eq!(tatami.tatami(&["ps", "-aq"]).expect_status(0).out(), "");
+
+    // What goes on from it does so in the background.
+    tatami.tatami(&["restore", "--name", "again", &folder]).expect_status(0);
+    counts_on(&tatami, "again");
+    tatami.tatami(&["stop", "again"]).expect_status(0);
+}
+
+fn counts_on(tatami: &Tatami, name: &str) {
+    let count = || {
+        let out = tatami.tatami(&["exec", name, "cat", "/count"]).expect_status(0).out();
+        out.trim().parse::<u32>().ok()
+    };
+    let (first, deadline) = (count(), std::time::Instant::now() + Duration::from_secs(60));
+    while count() == first {
+        assert!(std::time::Instant::now() < deadline, "it does not count on from {first:?}");
+    }
+    tatami.tatami(&["logs", name]).expect_status(0);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn one_in_the_foreground_is_killed_by_rm_and_leaves_nothing_when_its_server_is() {
+    let tatami = Tatami::new();
+    for way in ["kill", "rm", "server"] {
+        let running = tatami.start(&["--name", "web"], &["sh", "-c", "echo up; sleep 1000"]);
+        running.wait_for("up");
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while tatami.tatami(&["ps", "-q"]).expect_status(0).out().is_empty() {
+            assert!(std::time::Instant::now() < deadline, "it is not listed");
+        }
+        let killed = match way {
+            "kill" => tatami.tatami(&["kill", "web"]),
+            "rm" => tatami.tatami(&["rm", "-f", "web"]),
+            _ => {
+                running.signal(Signal::SIGKILL);
+                tatami.tatami(&["ps"])
+            }
+        };
+        killed.expect_status(0);
+        running.finish().expect_status(137);
+        tatami.assert_nothing_left();
+        assert_eq!(tatami.tatami(&["ps", "-aq"]).expect_status(0).out(), "");
+    }
+}

@@ -158,8 +158,9 @@ impl Process {
         });
     }
 
-    /// It could not be started, and never will be: who waits for it is told, but nobody else.
-    pub(super) fn never_ran(&self, status: u32) {
+    /// It is over, which nobody [follows](Process::follow): it could not be started, or its front end has seen to it itself. Who waits for
+    /// it is told, but nobody else.
+    pub(crate) fn over(&self, status: u32) {
         let exit = Exit::now(status);
         if self.life().ended(exit) {
             self.io().io = None;

@@ -279,7 +279,7 @@ impl Tasks {
         let _starting = process.starting().await;
         process.life().may_start()?;
         if let Err(error) = self.run_exec(container.id(), &exec, &guest).await {
-            process.never_ran(255);
+            process.over(255);
             return Err(error);
         }
         process.life().started();

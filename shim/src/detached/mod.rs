@@ -1,4 +1,4 @@
-//! Containers in the background: `tatami run -d`, and the commands about them.
+//! Containers in the background: `tatami run -d`, and the commands about them, and about those in the foreground ([`foreground`]).
 //!
 //! A detached container is a sandbox server of its own ([`server`]), which serves the same Task service that containerd's shim
 //! does on a socket in its sandbox's folder; every command here is a client of that ([`client`]). What is to be known after the
@@ -7,6 +7,7 @@
 
 mod client;
 mod commands;
+pub(crate) mod foreground;
 pub(crate) mod launch;
 pub(crate) mod output_log;
 mod registry;

@@ -30,9 +30,15 @@ pub(super) enum LookupError {
 
 /// All, the newest first.
 pub(super) fn all(places: &Places) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = kept::all(places)
-        .into_iter()
-        .map(|record| Entry { kept: Kept::at(places, &record.id), found: folder::at(places, &record.id), record })
+    let kept = kept::all(places).into_iter().map(|record| (Kept::at(places, &record.id), record));
+    // Without the folder there is none in the foreground.
+    let passing = folder::all(places).unwrap_or_default().into_iter().filter_map(|found| {
+        let kept = Kept::passing(found.state());
+        kept.read().map(|record| (kept, record))
+    });
+    let mut entries: Vec<Entry> = kept
+        .chain(passing)
+        .map(|(kept, record)| Entry { kept, found: folder::at(places, &record.id), record })
         .filter(|entry| !entry.is_forgotten())
         .collect();
     entries.sort_by_key(|entry| std::cmp::Reverse((entry.record.created, entry.record.id.clone())));
@@ -87,8 +93,12 @@ impl Entry {
 
     /// One that was to go with its sandbox, whose server could not see to it.
     fn is_forgotten(&self) -> bool {
-        if !self.record.auto_remove || self.lives() {
+        if !(self.record.auto_remove || self.record.foreground) || self.lives() {
             return false;
+        }
+        if self.record.foreground {
+            // It goes with its sandbox's folder, which somebody is removing.
+            return true;
         }
         if let Err(error) = self.kept.remove() {
             log::warn!("cannot remove {}: {error}", self.kept.folder().display());
@@ -135,5 +145,23 @@ mod tests {
         let kept = Kept::create(&places, "bbbbbbbbbbb3").unwrap();
         kept.write(&passing).unwrap();
         assert!(find(&places, "b").is_err() && !kept.folder().exists());
+    }
+
+    #[test]
+    fn one_in_the_foreground_is_there_as_long_as_its_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places { root: dir.path().join("root"), state: dir.path().join("state") };
+        let lot = folder::Lot::choose(&places).unwrap();
+        let sandbox = folder::Folder::create(&places, lot, Some("web")).unwrap();
+        assert!(all(&places).is_empty(), "it is being started");
+        let mut shown = record(sandbox.id(), Some("web"));
+        shown.foreground = true;
+        Kept::passing(sandbox.state()).write(&shown).unwrap();
+        let entry = find(&places, "web").unwrap();
+        assert!(entry.lives() && entry.ended().is_none());
+        drop(sandbox);
+        assert!(matches!(find(&places, "web"), Err(LookupError::None(_))));
+        assert_eq!(entry.ended().unwrap().status, 137);
+        assert!(entry.found.remains(), "whoever removes it is somebody else");
     }
 }

@@ -38,11 +38,11 @@ use crate::sandbox::timings::Timings;
 use crate::sandbox::{self, Ground, Sandbox, Settings};
 
 /// What containers of this front end are in, as containerd's are in its namespaces.
-const NAMESPACE: &str = "tatami";
+pub(super) const NAMESPACE: &str = "tatami";
 /// How long a container may take to end when its server is told to.
 const EVICTION: Duration = Duration::from_secs(3);
 /// How long what was started beside the first process may take to end after it, and the log to be written.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What there is before the runtime.
 pub(super) struct Prepared {
@@ -153,7 +153,7 @@ fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 }
 
 /// The service at the sandbox's socket, not started yet.
-fn listen(state: &Path, tasks: &Arc<Tasks>) -> Result<ttrpc::r#async::Server, StartError> {
+pub(super) fn listen(state: &Path, tasks: &Arc<Tasks>) -> Result<ttrpc::r#async::Server, StartError> {
     let listener = UnixListener::bind(state.join(SOCKET)).map_err(system("listen for commands"))?;
     // SAFETY: the descriptor is a listening unix socket, and nobody else has it.
     let server = unsafe { ttrpc::r#async::Server::new().add_unix_listener(listener.into_raw_fd()) };
@@ -201,12 +201,7 @@ async fn make(
     tokio::try_join!(booting, async { creating.await.map_err(StartError::from) })?;
     let told = told.await.map_err(|_| TaskError::Failed("the container was not laid out".to_owned()))?;
     let (spec, host_root, stop_signal, ingredients) = told;
-    record.spec = serde_json::from_slice(&spec).unwrap_or_default();
-    record.host_root = host_root;
-    if record.stop_signal.is_empty() {
-        record.stop_signal = stop_signal.unwrap_or_else(|| "SIGTERM".to_owned());
-    }
-    record.command = command_of(&record.spec).unwrap_or_else(|| record.command.clone());
+    note_layout(record, &spec, host_root, stop_signal);
     tasks.start(&id, "").await?;
     note_start(host.0, record)?;
     Ok((output, ingredients))
@@ -258,7 +253,17 @@ fn announce(sandbox: &Sandbox, booted: &watch::Sender<Booted>, ready: &Result<()
     booted.send_replace(Some(guest.map(|guest| (guest, sandbox.disks().clone()))));
 }
 
-fn note_start(kept: &Kept, record: &mut Record) -> Result<(), StartError> {
+/// Enters into a record what is known of a container that lies ready.
+pub(super) fn note_layout(record: &mut Record, spec: &[u8], host_root: Option<PathBuf>, stop_signal: Option<String>) {
+    record.spec = serde_json::from_slice(spec).unwrap_or_default();
+    record.host_root = host_root;
+    if record.stop_signal.is_empty() {
+        record.stop_signal = stop_signal.unwrap_or_else(|| "SIGTERM".to_owned());
+    }
+    record.command = command_of(&record.spec).unwrap_or_else(|| record.command.clone());
+}
+
+pub(super) fn note_start(kept: &Kept, record: &mut Record) -> Result<(), StartError> {
     record.started = Some(SystemTime::now());
     kept.write(record).map_err(system("write the container's record"))
 }
@@ -291,7 +296,7 @@ async fn ended(tasks: &Arc<Tasks>, id: &str, terminate: &mut tokio::signal::unix
 }
 
 /// Returns when the processes that joined have ended, and who waits for them was told.
-async fn others(tasks: &Arc<Tasks>, id: &str) {
+pub(super) async fn others(tasks: &Arc<Tasks>, id: &str) {
     let Ok(container) = tasks.container(id) else { return };
     for process in container.processes() {
         if !matches!(process.phase(), Phase::Created) {

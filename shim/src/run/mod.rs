@@ -29,6 +29,8 @@ use tatami_vmm::VmConfig;
 use tatami_vmm::probe;
 use tokio::sync::oneshot;
 
+use crate::containerd::hooks::HostNamespaces;
+use crate::detached::foreground::Announcement;
 use crate::detached::launch::{LaunchError, Order, Work, launch};
 use crate::guest_files::{GuestFiles, GuestFilesError};
 use crate::network::resolv_conf;
@@ -306,7 +308,11 @@ fn record(options: &RunOptions, settings: &Settings) -> Record {
 fn in_sandbox(prepared: Prepared, started: Instant) -> Result<u8, RunError> {
     let Prepared { options, recipe, settings, mut network } = prepared;
     let terminal = if options.interactive && options.tty { terminal::saved() } else { None };
+    let host =
+        HostNamespaces::current().map_err(|source| RunError::System { action: "name the namespaces", source })?;
+    let record = record(&options, &settings);
     let ground = Ground::prepare(&Places::from_environment(), options.name.as_deref(), terminal)?;
+    let announcement = Announcement::new(&ground, &settings, record, host);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -317,7 +323,7 @@ fn in_sandbox(prepared: Prepared, started: Instant) -> Result<u8, RunError> {
         let mut sandbox = Sandbox::start(ground, settings, Timings::starting_at(started))?;
         let running = RefCell::new(None);
         let result = tokio::select! {
-            result = perform(&mut sandbox, &mut network, recipe, &options, &running) => result,
+            result = perform(&mut sandbox, &mut network, (recipe, announcement), &options, &running) => result,
             error = obey(signals, &running) => Err(error),
         };
         let timings = sandbox.end().await;
@@ -337,25 +343,27 @@ fn in_sandbox(prepared: Prepared, started: Instant) -> Result<u8, RunError> {
 async fn perform(
     sandbox: &mut Sandbox,
     network: &mut Network,
-    recipe: Recipe,
+    (recipe, announcement): (Recipe, Announcement),
     options: &RunOptions,
     running: &RefCell<Option<Container>>,
 ) -> Result<u8, RunError> {
     let shared = sandbox.shared();
     let hostname = sandbox.id().to_owned();
     let laid_out = tokio::task::spawn_blocking(move || {
-        let LaidOut { spec, root, devices, .. } = recipe.named(hostname).lay_out(CONTAINER, &shared)?;
-        Ok::<_, RunError>(((spec, root, devices), Instant::now()))
+        let laid_out = recipe.named(hostname).lay_out(CONTAINER, &shared)?;
+        Ok::<_, RunError>((laid_out, Instant::now()))
     });
     // The guest boots meanwhile. Whichever fails first ends the run.
-    let (((spec, root, devices), when), ()) =
+    let ((laid_out, when), ()) =
         tokio::try_join!(async { laid_out.await.expect("laying out does not panic") }, async {
             sandbox.ready().await?;
             Ok(network.connect(sandbox).await?)
         },)?;
     sandbox.timings().pass_at(Mark::ContainerPrepared, when);
+    let LaidOut { spec, root, devices, .. } = &laid_out;
+    let watched = options.volumes.len();
     let (container, streams) =
-        sandbox.create_container(CONTAINER, spec, stdio(options), (&root, &devices), options.volumes.len()).await?;
+        sandbox.create_container(CONTAINER, spec.clone(), stdio(options), (root, devices), watched).await?;
     sandbox.timings().pass(Mark::ContainerCreated);
 
     let raw = match options.interactive && options.tty {
@@ -365,8 +373,9 @@ async fn perform(
     let outputs = connect(streams, options).map_err(|source| RunError::System { action: "start a thread", source })?;
     running.replace(Some(container.clone()));
     container.start().await?;
-    sandbox.tell_changes(CONTAINER, options.volumes.len());
+    sandbox.tell_changes(CONTAINER, watched);
     sandbox.timings().pass(Mark::ContainerStarted);
+    let shown = announcement.show(sandbox, CONTAINER, laid_out, watched).await;
     if options.tty
         && let Some((rows, columns)) = terminal::size()
     {
@@ -379,6 +388,9 @@ async fn perform(
         output.await.unwrap_or(Ok(false)).map_err(RunError::Output)?;
     }
     drop(raw);
+    if let Some(shown) = shown {
+        shown.ended(status).await;
+    }
     sandbox.timings().pass(Mark::ContainerEnded);
     Ok(status)
 }

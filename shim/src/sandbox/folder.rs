@@ -2,7 +2,7 @@
 //!
 //! | folder | holds |
 //! |---|---|
-//! | `<state>/<id>` (memory) | `lock`, `sandbox.json`, `client.json`, where the cgroup is, the VMM's pid, sockets, the shared folder's mount point |
+//! | `<state>/<id>` (memory) | `lock`, `sandbox.json`, `client.json`, `container.json` ([`super::kept`]), where the cgroup is, the VMM's pid, sockets, the shared folder's mount point |
 //! | `<root>/sandboxes/<id>` (disk) | what its containers write |
 //!
 //! What is to be found after a sandbox's end is elsewhere, in [`super::kept`]. The server holds a `flock` on `lock` as long as it

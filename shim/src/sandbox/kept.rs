@@ -1,7 +1,8 @@
 //! What is kept of a container after its sandbox's end, until somebody removes it: a record, and its output.
 //!
 //! It lies in `<root>/containers/<id>`, on disk: it is there after a restart of the host. The server alone writes it, and
-//! others read it, so every change arrives in one piece. Knows nothing of how the container came to run.
+//! others read it, so every change arrives in one piece. Of a container in the foreground nothing is kept: its record lies in its
+//! sandbox's folder in memory, and goes with it. Knows nothing of how the container came to run.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -101,6 +102,11 @@ impl Kept {
     /// The folder of the container `id`, whether or not it exists.
     pub fn at(places: &Places, id: &str) -> Kept {
         Kept { folder: places.root.join(CONTAINERS).join(id) }
+    }
+
+    /// The folder of a container of which nothing is kept: the record lies in `state`, its sandbox's folder in memory, and goes with that.
+    pub fn passing(state: &Path) -> Kept {
+        Kept { folder: state.to_owned() }
     }
 
     /// Where it is.

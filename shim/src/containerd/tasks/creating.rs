@@ -134,6 +134,28 @@ impl Tasks {
         Ok(())
     }
 
+    /// Takes note of a container that its front end has made and started, in the place of its name, and whose streams and end are that
+    /// one's affair; its first process, for that.
+    ///
+    /// # Errors
+    /// [`TaskError::AlreadyExists`].
+    pub(crate) fn note(
+        &self,
+        id: &str,
+        folder: &Path,
+        volumes: usize,
+        terminal: bool,
+    ) -> Result<std::sync::Arc<Process>, TaskError> {
+        self.want();
+        let claim = self.claim(id)?;
+        let init = Process::new(id, "", StdioPaths { terminal, ..StdioPaths::default() });
+        init.life().started();
+        let mut container = Container::new(id, folder, id.to_owned(), String::new(), init.clone());
+        container.volumes = volumes;
+        claim.settle(std::sync::Arc::new(container));
+        Ok(init)
+    }
+
     async fn create_from(
         &self,
         id: &str,

@@ -307,8 +307,12 @@ pub(super) async fn waited(entry: &Entry) -> u32 {
     if let Some(ended) = entry.ended() {
         return ended.status;
     }
-    if let Ok(client) = Client::connect(entry).await {
-        drop(client.wait("").await);
+    if let Ok(client) = Client::connect(entry).await
+        && let Ok(status) = client.wait("").await
+        && (entry.record.auto_remove || entry.record.foreground)
+    {
+        // What is written down may be gone before it is read.
+        return status;
     }
     until_ended(entry).await
 }

@@ -71,6 +71,10 @@ fn time(text: &str) -> Result<String, String> {
 
 pub(super) fn logs(places: &Places, arguments: &LogsArguments) -> Result<u8, Error> {
     let entry = registry::find(places, &arguments.container)?;
+    if entry.record.foreground {
+        let told = format!("{} runs in the foreground: what it writes goes there, and no log is kept", entry.name());
+        return Err(Error::State(told));
+    }
     let mut show = Show::new(arguments.timestamps);
     show.window = (arguments.since.clone(), arguments.until.clone());
     let mut reader = Reader::open(entry.kept.folder());

@@ -1,4 +1,4 @@
-//! The commands about containers in the background: their command lines, and which part carries each out.
+//! The commands about containers: their command lines, and which part carries each out.
 
 mod attach;
 mod control;
@@ -17,7 +17,7 @@ use crate::sandbox::folder::Places;
 /// The commands' words and options.
 #[derive(Subcommand)]
 pub enum Commands {
-    /// List containers in the background
+    /// List containers
     #[command(visible_alias = "list", visible_alias = "ls")]
     Ps(ps::PsArguments),
     /// Show what a container has written

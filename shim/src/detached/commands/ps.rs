@@ -81,9 +81,7 @@ pub(super) async fn ps(places: &Places, arguments: &PsArguments) -> Result<u8, E
     let mut stdout = std::io::stdout();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Error::Output)?;
     if !arguments.all && !arguments.quiet && shown.is_empty() && stdout.is_terminal() {
-        eprintln!(
-            "Nothing runs in the background. `tatami ps -a` also shows what has ended, `tatami run -d` starts something."
-        );
+        eprintln!("Nothing runs. `tatami ps -a` also shows what has ended, `tatami run -d` starts something.");
     }
     Ok(0)
 }
