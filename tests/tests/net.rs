@@ -366,3 +366,81 @@ fn a_network_is_no_faster_than_it_may_be() {
     assert!(lines[1].starts_with(&checksum), "{out}");
     assert!(second(2) - second(0) >= 4, "to the guest: {out}");
 }
+
+/// Waits until the guest's interface has a link, whatever it had before.
+const LINK: &str = "until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do sleep 0.1; done";
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn what_is_saved_with_passt_goes_on_twice_at_once_each_with_its_own() {
+    let tatami = Tatami::new();
+    let ports = |host: u16| format!("127.0.0.1:{host}:80");
+    let fetch = |port: u16, expected: &str| {
+        let mut got = String::new();
+        wait_for(&format!("answer on port {port}"), || {
+            let url = format!("http://127.0.0.1:{port}/");
+            let output = Command::new("busybox").args(["wget", "-q", "-T", "20", "-O", "-", &url]).output().unwrap();
+            got = String::from_utf8_lossy(&output.stdout).into_owned();
+            output.status.success()
+        });
+        assert_eq!(got, expected, "port {port}");
+    };
+    let script = "mkdir /web; echo first > /web/index.html; httpd -p 80 -h /web; sleep 1000";
+    tatami.detach(&["--net", "passt", "-p", &ports(18090), "--name", "first"], &["sh", "-c", script]);
+    fetch(18090, "first\n");
+    let downs = |name: &str| {
+        let script = format!("{LINK}; echo {name} > /web/index.html; cat /sys/class/net/eth0/carrier_down_count");
+        let out = tatami.tatami(&["exec", name, "sh", "-c", &script]).expect_status(0).out();
+        out.trim().parse::<u32>().unwrap_or_else(|_| panic!("{out:?}"))
+    };
+    let before = downs("first");
+    let folder = tatami.scratch().join("saved").display().to_string();
+    tatami.tatami(&["save", "first", &folder]).expect_status(0);
+    tatami.tatami(&["restore", &folder]).expect_error(125, &["passt", "18090"]);
+    tatami.tatami(&["restore", "--net", "tap:tap9", &folder]).expect_error(125, &["tap9"]);
+    tatami.tatami(&["restore", "--net", "none", &folder]).expect_error(125, &["passt", "no network"]);
+    for (name, port) in [("left", 18091), ("right", 18092)] {
+        tatami.tatami(&["restore", "--name", name, "-p", &ports(port), &folder]).expect_status(0);
+        assert_eq!(downs(name), before + 1, "its link was not seen to go down");
+    }
+    for (port, expected) in [(18090, "first\n"), (18091, "left\n"), (18092, "right\n")] {
+        fetch(port, expected);
+    }
+    tatami.tatami(&["rm", "-f", "first", "left", "right"]).expect_status(0);
+    wait_for("end of passt", || tatami.processes().is_empty());
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn what_is_saved_with_a_tap_goes_on_with_that_or_another() {
+    for vhost in ["on", "off"] {
+        let (tatami, place) = (Tatami::new(), Place::new(&[]));
+        place.ip(&["tuntap", "add", "tap1", "mode", "tap"]);
+        place.ip(&["addr", "add", "198.51.100.1/24", "dev", "tap1"]);
+        place.ip(&["link", "set", "tap1", "up"]);
+        let tell = |words: &[&str]| Running::start(place.within(&tatami.command(words))).finish();
+        let ping = |name: &str, address: &str| {
+            let script = format!("{LINK}; ping -q -c 2 {address} >/dev/null && ip -o -4 addr show dev eth0");
+            tell(&["exec", name, "sh", "-c", &script]).expect_status(0).out()
+        };
+        let net = format!("{NET},vhost={vhost}");
+        let mut words = Tatami::run_arguments(&["--net", &net, "--name", "first"], &["sleep", "1000"]);
+        words[1] = "-d".to_owned();
+        tell(&words.iter().map(String::as_str).collect::<Vec<_>>()).expect_status(0);
+        ping("first", HOST);
+        let folder = tatami.scratch().join("saved").display().to_string();
+        tell(&["save", "first", &folder]).expect_status(0);
+        ping("first", HOST);
+        tell(&["restore", &folder]).expect_error(125, &["tap0", "in use"]);
+        tell(&["rm", "-f", "first"]).expect_status(0);
+        tell(&["restore", "--name", "second", &folder]).expect_status(0);
+        let other = format!("tap:tap1,ip=198.51.100.2/24,gw=198.51.100.1,vhost={vhost}");
+        tell(&["restore", "--name", "third", "--net", &other, &folder]).expect_status(0);
+        assert!(ping("second", HOST).contains("192.0.2.2/24"));
+        ping("second", "2001:db8::1");
+        let addresses = ping("third", "198.51.100.1");
+        assert!(addresses.contains("198.51.100.2/24") && !addresses.contains("192.0.2.2"), "{addresses}");
+        assert_eq!(vhosts(&tatami), if vhost == "on" { 2 } else { 0 });
+        tell(&["rm", "-f", "second", "third"]).expect_status(0);
+    }
+}

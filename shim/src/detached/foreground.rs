@@ -48,16 +48,16 @@ impl Announcement {
         Announcement { record, host, state, data, vm: settings.vm.clone(), boot_limit: settings.boot_limit }
     }
 
-    /// Shows the container `name`, laid out in the place of that name, whose command has been started; `watched` of its volumes are watched
-    /// for changes.
+    /// Shows the container `name`, laid out in the place of that name and with this network, whose command has been started; `watched` of its
+    /// volumes are watched for changes.
     pub(crate) async fn show(
         self,
         sandbox: &Sandbox,
         name: &str,
-        laid_out: LaidOut,
+        (laid_out, network): (LaidOut, serde_json::Value),
         watched: usize,
     ) -> Option<Foreground> {
-        let shown = self.try_show(sandbox, name, laid_out, watched).await;
+        let shown = self.try_show(sandbox, name, (laid_out, network), watched).await;
         shown.inspect_err(|error| log::warn!("this container will not be in `tatami ps`: {error}")).ok()
     }
 
@@ -65,7 +65,7 @@ impl Announcement {
         self,
         sandbox: &Sandbox,
         name: &str,
-        laid_out: LaidOut,
+        (laid_out, network): (LaidOut, serde_json::Value),
         watched: usize,
     ) -> Result<Foreground, StartError> {
         let Announcement { mut record, host, state, data, vm, boot_limit } = self;
@@ -76,7 +76,8 @@ impl Announcement {
         let (_, guest) = watch::channel(Some(booted.map(|guest| (guest, sandbox.disks().clone()))));
         let tasks = Tasks::new(NAMESPACE, guest, Some(sandbox.shared()), host, Events::start(NAMESPACE, ""));
         let process = tasks.note(name, &state, watched, record.tty)?;
-        let ingredients = Ingredients { place: name.to_owned(), root, volumes, watched, devices: !devices.is_empty() };
+        let (place, devices) = (name.to_owned(), !devices.is_empty());
+        let ingredients = Ingredients { place, root, volumes, watched, devices, network };
         // What goes on from it does so in the background.
         let saved = Record { foreground: false, ..record.clone() };
         tasks.offer_saving(Saver::new((sandbox.vm().clone(), &vm, boot_limit), &data, saved, ingredients));

@@ -37,8 +37,8 @@ pub(crate) struct Order {
 pub(crate) enum Work {
     /// Makes a container, and the network that it has.
     Run(Box<(Recipe, Network)>),
-    /// Goes on with the container that was saved in this folder.
-    GoOn(Box<Saved>, PathBuf),
+    /// Goes on with the container that was saved in this folder, with a network of its own.
+    GoOn(Box<(Saved, Network)>, PathBuf),
 }
 
 /// Why there is no container.

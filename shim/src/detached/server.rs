@@ -80,9 +80,14 @@ pub(super) async fn serve(
     let Prepared { ground, host, work, settings, kept, mut record, limits } = prepared;
     let (state, data) = (ground.state().to_owned(), ground.data().to_owned());
     let (mut network, task) = match work {
-        Work::Run(made_of) => (Some(made_of.1), Task::Make(Box::new(made_of.0))),
+        Work::Run(made_of) => (made_of.1, Task::Make(Box::new(made_of.0))),
         // Before there is a machine: it has these files open.
-        Work::GoOn(saved, folder) => (None, Task::GoOn(ground.lay_out_saved(&saved, &folder)?)),
+        Work::GoOn(saved, folder) => {
+            let (saved, network) = *saved;
+            let ingredients = ground.lay_out_saved(&saved, &folder)?;
+            let described = network.describe();
+            (network, Task::GoOn(Box::new(Ingredients { network: described, ..ingredients })))
+        }
     };
     let (vm, limit) = (settings.vm.clone(), settings.boot_limit);
     let mut sandbox = Sandbox::start(ground, settings, Timings::starting_at(std::time::Instant::now()))?;
@@ -94,10 +99,11 @@ pub(super) async fn serve(
         let host = (&kept, limits, state.as_path());
         let (output, ingredients) = match task {
             Task::Make(recipe) => {
-                make((&mut sandbox, network.as_mut()), &booted, &tasks, host, *recipe, &mut record).await?
+                make((&mut sandbox, &mut network), &booted, &tasks, host, *recipe, &mut record).await?
             }
             Task::GoOn(ingredients) => {
-                (go_on(&mut sandbox, &booted, &tasks, host, &ingredients, &mut record).await?, ingredients)
+                let machine = (&mut sandbox, &mut network);
+                (go_on(machine, &booted, &tasks, host, &ingredients, &mut record).await?, *ingredients)
             }
         };
         let saver = Saver::new((sandbox.vm().clone(), &vm, limit), &data, record.clone(), ingredients);
@@ -114,7 +120,7 @@ pub(super) async fn serve(
         Ok(begun) => begun,
         Err(error) => {
             sandbox.end().await?;
-            end_network(network).await;
+            network.end().await;
             return Err(error);
         }
     };
@@ -132,20 +138,14 @@ pub(super) async fn serve(
     }
     let _ = tokio::time::timeout(LAST_WORDS, others(&tasks, record.container())).await;
     sandbox.end().await?;
-    end_network(network).await;
+    network.end().await;
     Ok(())
 }
 
 /// What comes of the sandbox.
 enum Task {
     Make(Box<Recipe>),
-    GoOn(Ingredients),
-}
-
-async fn end_network(network: Option<Network>) {
-    if let Some(network) = network {
-        network.end().await;
-    }
+    GoOn(Box<Ingredients>),
 }
 
 fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
@@ -163,7 +163,7 @@ pub(super) fn listen(state: &Path, tasks: &Arc<Tasks>) -> Result<ttrpc::r#async:
 
 /// Boots, lays out, creates and starts, and writes the record.
 async fn make(
-    (sandbox, network): (&mut Sandbox, Option<&mut Network>),
+    (sandbox, network): (&mut Sandbox, &mut Network),
     booted: &watch::Sender<Booted>,
     tasks: &Arc<Tasks>,
     host: (&Kept, Limits, &Path),
@@ -173,6 +173,7 @@ async fn make(
     let id = record.id.clone();
     let recipe = recipe.named(id.clone());
     let volumes = recipe.volumes();
+    let described = network.describe();
     let (composed, output) = compose(record, host, volumes).await?;
     let (tell, told) = oneshot::channel();
     let creating = tasks.create_composed(composed, move |shared, place| {
@@ -184,17 +185,14 @@ async fn make(
             volumes: all,
             watched: volumes,
             devices: !devices.is_empty(),
+            network: described,
         };
         // Who wanted to know may be gone: then there is no container either.
         let _ = tell.send((spec.clone(), host_root, stop_signal, ingredients));
         Ok(Composition { spec, root, devices })
     });
     let booting = async {
-        let ready = match (sandbox.ready().await, network) {
-            (Ok(()), Some(network)) => network.connect(sandbox).await.map_err(StartError::from),
-            (Ok(()), None) => Ok(()),
-            (Err(error), _) => Err(StartError::from(error)),
-        };
+        let ready = ready(sandbox, network).await;
         announce(sandbox, booted, &ready);
         ready
     };
@@ -209,7 +207,7 @@ async fn make(
 
 /// Has the machine go on from where it was saved, takes over its container, and writes the record.
 async fn go_on(
-    sandbox: &mut Sandbox,
+    (sandbox, network): (&mut Sandbox, &mut Network),
     booted: &watch::Sender<Booted>,
     tasks: &Arc<Tasks>,
     host: (&Kept, Limits, &Path),
@@ -217,13 +215,19 @@ async fn go_on(
     record: &mut Record,
 ) -> Result<Output, StartError> {
     let (composed, output) = compose(record, host, ingredients.watched).await?;
-    let ready = sandbox.ready().await.map_err(StartError::from);
+    let ready = ready(sandbox, network).await;
     announce(sandbox, booted, &ready);
     ready?;
     tasks.adopt(composed, &ingredients.place).await?;
     record.host_root = Some(sandbox.shared().path().join(&ingredients.place).join("rootfs"));
     note_start(host.0, record)?;
     Ok(output)
+}
+
+/// Returns when the agent has answered, and the guest is joined to its network.
+async fn ready(sandbox: &mut Sandbox, network: &mut Network) -> Result<(), StartError> {
+    sandbox.ready().await?;
+    Ok(network.connect(sandbox).await?)
 }
 
 /// The container as its tasks are told of it, its output on the way to a log that begins.

@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::io::FdFlags;
+use serde::{Deserialize, Serialize};
 use tatami_vmm::{NicConfig, NicKind, NicLimits};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
@@ -33,7 +34,8 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 const WORDS_LIMIT: u64 = 4096;
 
 /// A port of the host's that leads to one of the guest's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Published {
     /// The host's address; none: all of them.
     pub address: Option<IpAddr>,

@@ -7,12 +7,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use serde::{Deserialize, Serialize};
 use tatami_vmm::vhost_lacks;
 
 const DEVICE: &str = "/dev/vhost-net";
 
 /// Whether it is to be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum VhostUse {
     /// Where the host has it.
     #[default]

@@ -375,7 +375,7 @@ async fn perform(
     container.start().await?;
     sandbox.tell_changes(CONTAINER, watched);
     sandbox.timings().pass(Mark::ContainerStarted);
-    let shown = announcement.show(sandbox, CONTAINER, laid_out, watched).await;
+    let shown = announcement.show(sandbox, CONTAINER, (laid_out, network.describe()), watched).await;
     if options.tty
         && let Some((rows, columns)) = terminal::size()
     {

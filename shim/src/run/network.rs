@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use tatami_protocol::agent::{Interface, NetworkRequest, Route};
-use tatami_vmm::{NicConfig, NicLimits, nic_address};
+use tatami_vmm::{NicConfig, NicLimits, VmConfig, nic_address};
 
 use crate::network::passt::{self, Passt, PasstError, Published};
 use crate::network::resolv_conf;
@@ -22,7 +23,8 @@ const NAME: &str = "eth0";
 const TAP_FORM: &str = "tap:NAME[,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mac=ADDRESS][,mtu=BYTES][,vhost=auto|on|off]";
 
 /// `--net` as it was read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Net {
     /// Loopback only.
     #[default]
@@ -34,7 +36,8 @@ pub enum Net {
 }
 
 /// `--net tap:…`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TapNet {
     /// The tap's name.
     pub name: String,
@@ -81,6 +84,20 @@ pub enum NetworkError {
     /// The user-mode network.
     #[error("--net: {0}")]
     Passt(#[from] PasstError),
+    /// What a saved guest has a device for is something else.
+    #[error("--net: the guest was saved with {was}, which {is} is not")]
+    Unlike {
+        /// What it had.
+        was: String,
+        /// What it would have.
+        is: String,
+    },
+    /// `--publish` without passt.
+    #[error("--publish needs a guest that was saved with --net passt")]
+    Publish,
+    /// Written by nobody who knows of networks.
+    #[error("what was saved of the network cannot be understood: {0}")]
+    Saved(#[from] serde_json::Error),
     /// No random bytes.
     #[error("no random hardware address: {0}")]
     Random(rustix::io::Errno),
@@ -116,6 +133,12 @@ impl FromStr for Net {
 }
 
 impl TapNet {
+    /// Whether it says what the guest's interface is to be like.
+    fn describes(&self) -> bool {
+        let silent = self.addresses.is_empty() && self.gateways.is_empty();
+        !silent || self.hardware_address.is_some() || self.mtu.is_some()
+    }
+
     fn take(&mut self, word: &str) -> Result<(), NetError> {
         let (key, value) = word.split_once('=').ok_or_else(|| NetError::Word(word.to_owned()))?;
         let wrong = |expected| NetError::Value(key.to_owned(), value.to_owned(), expected);
@@ -211,6 +234,25 @@ pub(crate) struct Network {
     /// The host's kernel moves the tap's frames.
     vhost: bool,
     passt: Option<Passt>,
+    guest: Knows,
+}
+
+/// What the guest knows of its network before it is joined to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knows {
+    Nothing,
+    /// All: it goes on from where it had it.
+    All,
+    /// What it had before, which is not so any more.
+    Otherwise,
+}
+
+/// A network, as a saved sandbox's folder says it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SavedNetwork {
+    net: Net,
+    published: Vec<Published>,
 }
 
 impl Network {
@@ -241,7 +283,48 @@ impl Network {
         };
         let slot = slot.map(|slot| NicConfig { limits: limits.unwrap_or_default(), ..slot });
         let (net, published) = (net.clone(), published.to_vec());
-        Ok(Network { net, published, queues: vcpus, mtu, slot, vhost, passt: None })
+        Ok(Network { net, published, queues: vcpus, mtu, slot, vhost, passt: None, guest: Knows::Nothing })
+    }
+
+    /// What a folder with the saved sandbox is to say of it.
+    pub(crate) fn describe(&self) -> serde_json::Value {
+        let saved = SavedNetwork { net: self.net.clone(), published: self.published.clone() };
+        serde_json::to_value(saved).expect("texts and numbers are JSON")
+    }
+
+    /// Finds out whether what was saved can be had again for a machine as `vm` says, or in its place `net` and `published` where they are
+    /// given.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub(crate) fn find_again(
+        saved: &serde_json::Value,
+        vm: &VmConfig,
+        net: Option<Net>,
+        published: Vec<Published>,
+    ) -> Result<Network, NetworkError> {
+        let SavedNetwork { net: was, published: were } = SavedNetwork::deserialize(saved)?;
+        let guest = match &net {
+            Some(Net::Tap(tap)) if tap.describes() => Knows::Otherwise,
+            _ => Knows::All,
+        };
+        let net = net.unwrap_or_else(|| was.clone());
+        if !published.is_empty() && net != Net::Passt {
+            return Err(NetworkError::Publish);
+        }
+        let published = if published.is_empty() { were } else { published };
+        let limits = vm.nics.first().map(|nic| nic.limits).filter(|limits| *limits != NicLimits::NONE);
+        let network = Network::find(&net, &published, vm.vcpus, limits)?;
+        if network.slots() != vm.nics {
+            let told = |net: &Net, nics: &[NicConfig]| match (net, nics) {
+                (Net::Tap(tap), [nic]) => format!("tap {} ({} queues)", tap.name, nic.queue_pairs),
+                (Net::Tap(tap), _) => format!("tap {}", tap.name),
+                (Net::Passt, _) => "passt".to_owned(),
+                (Net::None, _) => "no network".to_owned(),
+            };
+            return Err(NetworkError::Unlike { was: told(&was, &vm.nics), is: told(&net, &network.slots()) });
+        }
+        Ok(Network { guest, ..network })
     }
 
     /// The slot for it that the guest has from its start on.
@@ -272,6 +355,11 @@ impl Network {
             }
         }
         sandbox.vm().plug(0, ends).await.map_err(sandbox::Error::from)?;
+        match self.guest {
+            Knows::All => return Ok(()),
+            Knows::Otherwise => request.gone.push(nic_address(0).to_vec()),
+            Knows::Nothing => {}
+        }
         Ok(sandbox.configure_network(request).await?)
     }
 

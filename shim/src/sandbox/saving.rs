@@ -29,7 +29,7 @@ use super::remove::remove_tree;
 use super::vm::{VmError, VmOrder, VmWatch};
 
 /// Raised whenever the meaning of `sandbox.json` changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
 const LAYERS: &str = "layers";
@@ -142,6 +142,8 @@ pub struct Saved {
     pub watched: usize,
     /// The volume that is in the sandbox's own folder, and what it holds.
     own_volume: Option<(PathBuf, String)>,
+    /// What its front end says of its network, for itself to read.
+    pub network: serde_json::Value,
     /// Files in the layers that were open, below the root.
     open: Vec<String>,
     processor: Processor,
@@ -160,6 +162,8 @@ pub struct Ingredients {
     pub watched: usize,
     /// It has block devices of the host.
     pub devices: bool,
+    /// What its front end is to know of its network when it goes on.
+    pub network: serde_json::Value,
 }
 
 /// Saves one sandbox, whenever it is asked to.
@@ -184,9 +188,6 @@ impl Saver {
         of: Ingredients,
     ) -> Result<Saver, String> {
         let refuse = |what: &str, instead: &str| Err(format!("a sandbox with {what} cannot be saved: {instead}"));
-        if !config.nics.is_empty() {
-            return refuse("a network", "run it with --net none");
-        }
         if config.memory_kind == MemoryKind::File {
             return refuse("its memory in a file", "run it without --memory-backing file:…");
         }
@@ -217,6 +218,7 @@ impl Saver {
             own_volume: own_volume(&of.volumes),
             volumes: of.volumes,
             watched: of.watched,
+            network: of.network,
             open: Vec::new(),
             processor: Processor::of_this_host(),
         };
@@ -388,7 +390,8 @@ impl Saved {
             let path = layout.host_root.join(name);
             copy_up(&layout.host_root, name).map_err(|errno| unreadable(folder, &path)(errno.into()))?;
         }
-        Ok(Ingredients { place: self.place.clone(), root, volumes, watched: self.watched, devices: false })
+        let (place, watched, network) = (self.place.clone(), self.watched, self.network.clone());
+        Ok(Ingredients { place, root, volumes, watched, devices: false, network })
     }
 }
 
@@ -482,7 +485,8 @@ mod tests {
     }
 
     fn ingredients(root: Root) -> Ingredients {
-        Ingredients { place: "1".to_owned(), root, volumes: Vec::new(), watched: 0, devices: false }
+        let network = serde_json::Value::Null;
+        Ingredients { place: "1".to_owned(), root, volumes: Vec::new(), watched: 0, devices: false, network }
     }
 
     fn saver(vm: &VmConfig, root: Root) -> Result<Saver, String> {
@@ -495,9 +499,6 @@ mod tests {
     fn what_cannot_be_saved_is_said_with_what_to_do() {
         let plain = saver(&VmConfig::default(), Root::Plain("/x".into())).err().unwrap();
         assert!(plain.contains("folder") && plain.contains("image"), "{plain}");
-        let nics = vec![crate::network::passt::SLOT];
-        let net = saver(&VmConfig { nics, ..VmConfig::default() }, Root::Image("/x".into())).err().unwrap();
-        assert!(net.contains("--net none"), "{net}");
         let in_file = VmConfig { memory_kind: MemoryKind::File, ..VmConfig::default() };
         let file = saver(&in_file, Root::Image("/x".into())).err().unwrap();
         assert!(file.contains("--memory-backing"), "{file}");
@@ -516,7 +517,7 @@ mod tests {
         let text = serde_json::to_vec(&saver.description).unwrap();
         fs::write(folder.join(DESCRIPTION), &text[..text.len() / 2]).unwrap();
         assert!(told().contains("damaged") && told().contains("again"), "{}", told());
-        let other = String::from_utf8(text.clone()).unwrap().replace("\"format\":1", "\"format\":7");
+        let other = String::from_utf8(text.clone()).unwrap().replace("\"format\":2", "\"format\":7");
         fs::write(folder.join(DESCRIPTION), other).unwrap();
         assert!(told().contains("another version") && told().contains("format 7"), "{}", told());
         fs::write(folder.join(DESCRIPTION), &text).unwrap();

@@ -106,6 +106,9 @@ struct State {
     up: bool,
     /// The link status that a driver has read last.
     shown: Option<bool>,
+    /// The one that a driver has read that goes on from a saved machine, until it is there to be told of changes. That a transport looks
+    /// meanwhile is not the driver's doing.
+    read_before: Option<bool>,
     /// Whom to tell of changes; none while no driver is there.
     interrupt: Option<Arc<dyn Interrupt>>,
     /// How many pairs have a thread, or would have if there were a driver.
@@ -135,7 +138,16 @@ impl NicSlot {
         let pairs = shape.pairs.clamp(1, PAIRS_MAX);
         let wakes = (0..pairs).map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)).collect::<Result<_, _>>()?;
         let ports = (0..pairs).map(|_| Port::Unchanged).collect();
-        let state = State { ports, up: false, shown: None, interrupt: None, served: pairs, active: 1, offloads: None };
+        let state = State {
+            ports,
+            up: false,
+            shown: None,
+            read_before: None,
+            interrupt: None,
+            served: pairs,
+            active: 1,
+            offloads: None,
+        };
         let (state, lost) = (Mutex::new(state), Default::default());
         let limiter = |limit: RateLimit| Arc::new(Mutex::new(RateLimiter::new(limit, Instant::now())));
         let limiters =
@@ -210,7 +222,7 @@ impl Shared {
     /// are `negotiated` unless it has said otherwise.
     pub(super) fn listen(&self, interrupt: Arc<dyn Interrupt>, negotiated: u64) {
         let mut state = self.state();
-        if state.shown.is_some_and(|shown| shown != state.up) {
+        if state.read_before.take().or(state.shown).is_some_and(|read| read != state.up) {
             interrupt.config();
         }
         state.interrupt = Some(interrupt);
@@ -221,6 +233,7 @@ impl Shared {
     pub(super) fn forget(&self) {
         let mut state = self.state();
         (state.interrupt, state.shown, state.offloads) = (None, None, None);
+        state.read_before = None;
         (state.served, state.active) = (self.shape.pairs, 1);
     }
 
@@ -306,7 +319,7 @@ impl Shared {
     /// What a driver has said and has been shown.
     pub(super) fn save(&self) -> Vec<u8> {
         let state = self.state();
-        let mut bytes = vec![state.shown.map_or(SHOWN_NOTHING, u8::from)];
+        let mut bytes = vec![state.read_before.or(state.shown).map_or(SHOWN_NOTHING, u8::from)];
         bytes.extend_from_slice(&state.active.to_le_bytes());
         bytes.push(state.offloads.is_some().into());
         bytes.extend_from_slice(&state.offloads.unwrap_or(0).to_le_bytes());
@@ -323,6 +336,7 @@ impl Shared {
         }
         let mut state = self.state();
         state.shown = (shown != SHOWN_NOTHING).then_some(shown == 1);
+        state.read_before = state.shown;
         state.active = active;
         state.offloads = (said == 1).then_some(u64::from_le_bytes([o0, o1, o2, o3, o4, o5, o6, o7]));
         true

@@ -382,6 +382,31 @@ fn a_saved_driver_goes_on_with_another_tap() {
 }
 
 #[test]
+fn a_saved_driver_that_reads_registers_as_memory_is_told_that_its_link_is_gone_and_back() {
+    let readable = |driver: &Driver, slot: &NicSlot| {
+        let device = Box::new(Net::new(slot.clone(), 0, threads()));
+        crate::virtio::MmioTransport::readable(device, driver.memory.clone()).unwrap()
+    };
+    let (mut driver, slot, _far) = start(0);
+    driver.transport = readable(&driver, &slot);
+    driver.bring_up(u64::MAX);
+    driver.transport.transport_mut().pause();
+    let state = driver.transport.save().unwrap();
+    let other = self::slot(TAP, 1);
+    let mut second = driver.continue_with(Box::new(Net::new(other.clone(), 0, threads())), &state);
+    second.transport = readable(&second, &other);
+    second.transport.restore(&state).unwrap();
+    second.transport.transport_mut().resume();
+    wait_for("the news of the link", || second.get(0x60) & INTERRUPT_CONFIG != 0);
+    second.set(0x64, INTERRUPT_CONFIG);
+    assert!(!is_up(&second));
+    other.plug(vec![tap().1]).unwrap();
+    assert_ne!(second.get(0x60) & INTERRUPT_CONFIG, 0);
+    second.set(0x64, INTERRUPT_CONFIG);
+    assert!(is_up(&second));
+}
+
+#[test]
 fn a_state_that_is_not_its_own_is_refused() {
     let mut device = Net::new(slot(TAP, 2), 0, threads());
     let state = device.save().unwrap();

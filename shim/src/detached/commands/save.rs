@@ -10,6 +10,8 @@ use super::super::launch::{Order, Work, launch};
 use super::super::output_log::Limits;
 use super::super::{Error, registry};
 use super::control::{refused, running};
+use crate::network::passt::Published;
+use crate::run::network::{self, Net, Network};
 use crate::sandbox::folder::Places;
 use crate::sandbox::kept::Record;
 use crate::sandbox::saving::Saved;
@@ -22,7 +24,8 @@ Writes the machine's memory, and what the container has written to its files, an
 meanwhile. The folder holds all that was in memory, secrets too: only its owner may read it. It needs the unpacked image, and
 volumes are not in it: what goes on from it sees the host's folders as they are then.
 
-A container with a network, and one whose root is not an image, cannot be saved. A file that was removed while it was open cannot
+A container whose root is not an image, and one with block devices, cannot be saved. Connections over a network do not go on in what is
+restored. A file that was removed while it was open cannot
 be read any more in what goes on.
 
 Examples:
@@ -42,15 +45,27 @@ pub struct SaveArguments {
 #[command(after_help = "\
 Starts a container in the background that goes on from where it was saved, with a log of its own, and prints its id. The folder
 stays as it is, and must stay there as long as something goes on from it: any number may, also at once. Each gets other random
-numbers and the right time; programs in it that keep a secret or an id in memory all have the same.
+numbers and the right time; programs in it that keep a secret or an id in memory all have the same. Each has a network of its own
+of the kind that was saved: another passt, and a tap that nobody else has. A published port, and a tap, has one holder: say others
+with -p and --net. Without ip=, gw=, mac= or mtu= the guest has the interface that it had.
 
 Examples:
   tatami restore --name second /var/lib/web-1
-  for n in 1 2 3; do tatami restore --name web$n /var/lib/web-1; done")]
+  for n in 1 2 3; do tatami restore --name web$n -p 808$n:80 /var/lib/web-1; done
+  tatami restore --net tap:tap1 /var/lib/web-1")]
 pub struct RestoreArguments {
     /// A name for it
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// The network, in place of the saved one: of the same kind
+    #[arg(
+        long,
+        value_name = "passt|tap:NAME[,ip=ADDRESS/PREFIX][,gw=ADDRESS][,mac=ADDRESS][,mtu=BYTES][,vhost=auto|on|off]"
+    )]
+    net: Option<Net>,
+    /// Lead a port of the host to one of the container, in place of the saved ones
+    #[arg(short, long, value_name = "[ADDRESS:]HOST:GUEST[/udp]", value_parser = network::published)]
+    publish: Vec<Published>,
     /// What `tatami save` made
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
@@ -72,6 +87,7 @@ pub(super) fn restore(arguments: RestoreArguments) -> Result<u8, Error> {
     let folder = absolute(&arguments.folder)?;
     let saved = Saved::read(&folder).map_err(failed)?;
     probe::open().and_then(probe::check).map_err(failed)?;
+    let network = Network::find_again(&saved.network, &saved.vm, arguments.net, arguments.publish).map_err(failed)?;
     let settings = Settings {
         vm: saved.vm.clone(),
         beginning: Beginning::Saved(folder.clone()),
@@ -88,7 +104,7 @@ pub(super) fn restore(arguments: RestoreArguments) -> Result<u8, Error> {
         ended: None,
         ..saved.record.clone()
     };
-    let work = Work::GoOn(Box::new(saved), folder);
+    let work = Work::GoOn(Box::new((saved, network)), folder);
     let launched = launch(Order { work, settings, record, limits: Limits::default() });
     let id = launched.map_err(|error| Error::Command(error.to_string(), error.status))?;
     // It runs, whether or not somebody reads its id.
