@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
 
-use tatami_tests::{Tatami, checkout, on_own_disk};
+use tatami_tests::{Finished, Running, Tatami, checkout, on_own_disk};
 
 /// What `make root-disk` and `make distribution` leave beside the initrd.
 fn disk(name: &str) -> PathBuf {
@@ -44,18 +45,77 @@ fn a_debian_suite() {
     boots_from("bookworm.erofs");
 }
 
+/// Whether the guest booted, as the timings tell.
+fn booted(finished: &Finished) -> bool {
+    let said = finished.err();
+    let line = said.lines().find(|line| line.starts_with("boot ")).unwrap_or_else(|| panic!("no boot phase: {said}"));
+    !line.contains(" 0.0 ms")
+}
+
 #[test]
 #[ignore = "boots a guest: make test"]
-fn a_guest_on_a_disk_is_not_saved_and_a_disk_without_an_agent_is_told() {
+fn the_second_guest_on_a_disk_goes_on_from_where_the_first_had_booted() {
     let tatami = Tatami::new();
-    let root = disk("root.erofs");
-    let id = tatami.detach(&["--initrd", root.to_str().unwrap()], &["sleep", "1000"]);
-    let folder = tatami.scratch().join("saved");
-    let saved = tatami.tatami(&["save", &id, folder.to_str().unwrap()]);
-    saved.expect_error(1, &["guest on a disk", "initrd"]);
-    tatami.tatami(&["rm", "-f", &id]).expect_status(0);
+    for name in ["root.erofs", "root.ext4"] {
+        let disk = disk(name);
+        let templates = tatami.scratch().join(format!("templates of {name}"));
+        let options = ["--initrd", disk.to_str().unwrap(), "--timings"];
+        // A file of the disk that the agent has not read before.
+        let command = ["sh", "-c", "grep -c ' / ' /proc/mounts; cat /proc/sys/kernel/random/uuid"];
+        let runs = [(); 3].map(|()| {
+            let mut command = tatami.command(&Tatami::run_arguments(&options, &command));
+            command.env("TATAMI_TEMPLATES", &templates);
+            Running::start(command).finish().expect_status(0)
+        });
+        assert!(booted(&runs[0]) && !booted(&runs[1]) && !booted(&runs[2]), "{name}");
+        assert!(runs[1].out() != runs[2].out(), "{name}: {}", runs[1].out());
+        assert_eq!(fs::read_dir(&templates).unwrap().count(), 1);
+    }
+    tatami.assert_nothing_left();
+}
 
-    let mut bare = fs::read(&root).unwrap();
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_guest_on_a_disk_is_saved_and_goes_on_twice_unless_the_disk_has_changed() {
+    let tatami = Tatami::new();
+    let copy = tatami.scratch().join("root.erofs");
+    fs::copy(disk("root.erofs"), &copy).unwrap();
+    let script = "n=0; while :; do n=$((n+1)); echo $n >/count; sleep 0.1; done";
+    tatami.detach(&["--initrd", copy.to_str().unwrap(), "--name", "first"], &["sh", "-c", script]);
+    let count = |name: &str| {
+        let out = tatami.tatami(&["exec", name, "cat", "/count"]).expect_status(0).out();
+        out.trim().parse::<u32>().unwrap_or(0)
+    };
+    let folder = tatami.scratch().join("saved").display().to_string();
+    tatami.tatami(&["save", "first", &folder]).expect_status(0);
+    for name in ["left", "right"] {
+        tatami.tatami(&["restore", "--name", name, &folder]).expect_status(0);
+    }
+    for name in ["first", "left", "right"] {
+        let (was, deadline) = (count(name), Instant::now() + Duration::from_secs(60));
+        while count(name) <= was {
+            assert!(Instant::now() < deadline, "{name} does not count on from {was}");
+        }
+    }
+    // What went on can be saved again.
+    let again = tatami.scratch().join("again").display().to_string();
+    tatami.tatami(&["save", "left", &again]).expect_status(0);
+    tatami.tatami(&["rm", "-f", "first", "left", "right"]).expect_status(0);
+    tatami.tatami(&["restore", "--name", "third", &again]).expect_status(0);
+    count("third");
+    tatami.tatami(&["rm", "-f", "third"]).expect_status(0);
+
+    fs::File::options().append(true).open(&copy).unwrap().set_modified(SystemTime::now()).unwrap();
+    tatami.tatami(&["restore", &folder]).expect_error(125, &["root.erofs", "has changed"]);
+    fs::remove_file(&copy).unwrap();
+    tatami.tatami(&["restore", &folder]).expect_error(125, &["root.erofs", "No such file"]);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_disk_without_an_agent_is_told() {
+    let tatami = Tatami::new();
+    let mut bare = fs::read(disk("root.erofs")).unwrap();
     let name = bare.windows(4).position(|bytes| bytes == b"init").expect("the agent's name");
     bare[name..name + 4].copy_from_slice(b"none");
     let file = tatami.scratch().join("bare.erofs");

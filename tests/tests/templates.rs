@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use tatami_tests::{Finished, Tatami};
 
@@ -88,6 +89,23 @@ fn a_damaged_template_fails_once_and_is_gone() {
         assert_eq!(kept(&templates).len(), 0, "after damaging {file}");
         assert!(booted(&run(&tatami, &templates, &["true"]).expect_status(0)));
     }
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_host_without_the_memory_for_a_machine_keeps_its_template() {
+    let (tatami, templates) = installation();
+    run(&tatami, &templates, &["true"]).expect_status(0);
+    // Enough for server and VMM, and not for the 512 MiB of a guest.
+    let mut limited = std::process::Command::new("/bin/sh");
+    let command = tatami.command(&Tatami::run_arguments(&["--timings"], &["true"]));
+    limited.args(["-c", "ulimit -v 400000 && exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
+    limited.envs(command.get_envs().map(|(name, value)| (name, value.unwrap_or_default())));
+    limited.env("TATAMI_TEMPLATES", &templates);
+    limited.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    tatami_tests::Running::start(limited).finish().expect_error(125, &["guest memory", "512 MiB"]);
+    assert_eq!(kept(&templates).len(), 1);
+    assert!(!booted(&run(&tatami, &templates, &["true"]).expect_status(0)));
 }
 
 #[test]

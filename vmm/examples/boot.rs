@@ -77,7 +77,7 @@ fn main() -> anyhow::Result<()> {
         counts.interrupted
     );
     match reason {
-        Some(StopReason::Error(reason)) => bail!(reason),
+        Some(StopReason::NoMemory(reason) | StopReason::Error(reason)) => bail!(reason),
         _ => Ok(()),
     }
 }

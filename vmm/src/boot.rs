@@ -117,7 +117,12 @@ pub enum Origin {
         user_space: Option<File>,
     },
     /// A machine of the same configuration that was saved, and goes on.
-    Snapshot(Snapshot),
+    Snapshot {
+        /// The machine.
+        files: Snapshot,
+        /// The image of the disk that its user space is on, as it was, if it is on one.
+        root_disk: Option<File>,
+    },
 }
 
 /// A machine whose parts are all in place and whose vCPUs do not run yet, or do not run just now.
@@ -175,7 +180,7 @@ impl BuiltVm {
         let (memory, beginning) = match origin {
             Origin::Kernel { kernel, user_space: initrd } => (memory::create(ram)?, Beginning::Load(kernel, initrd)),
             // Its files are closed here: nothing that the guest could take over may still open them.
-            Origin::Snapshot(snapshot) => {
+            Origin::Snapshot { files: snapshot, .. } => {
                 let state = snapshot.read(config)?;
                 (snapshot.map(&state, ram)?, Beginning::Restore(Box::new(state)))
             }

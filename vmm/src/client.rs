@@ -137,7 +137,9 @@ impl VmmProcess {
         let (kind, files) = match &origin {
             Origin::Kernel { kernel, user_space: None } => (OriginKind::Kernel, vec![kernel]),
             Origin::Kernel { kernel, user_space: Some(image) } => (OriginKind::KernelAndUserSpace, vec![kernel, image]),
-            Origin::Snapshot(Snapshot { memory, state }) => (OriginKind::Snapshot, vec![memory, state]),
+            Origin::Snapshot { files: Snapshot { memory, state }, root_disk } => {
+                (OriginKind::Snapshot, [memory, state].into_iter().chain(root_disk).collect())
+            }
         };
         let start = Start { config: config.clone(), shared_dir, origin: kind };
         let mut sent = vec![kvm.as_fd(), vsock_listener.as_fd()];

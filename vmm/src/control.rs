@@ -59,7 +59,7 @@ pub(crate) enum OriginKind {
     Kernel,
     /// A kernel's, and an initrd's or that of the disk in its place.
     KernelAndUserSpace,
-    /// Those of a saved machine: memory, state.
+    /// Those of a saved machine: memory, state, and where it is on one, that of the disk that its user space is on.
     Snapshot,
 }
 

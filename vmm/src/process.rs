@@ -24,7 +24,7 @@ use crate::disks;
 use crate::jail::{self, Jail, JailError};
 use crate::ration::Ration;
 use crate::seccomp::{self, Facts, SeccompError, Who};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, SnapshotError};
 use crate::stop::StopReason;
 use crate::supervisor::{self, Adjustable, SupervisorError};
 use crate::threads::{ConfineError, VmmThreads};
@@ -65,13 +65,25 @@ enum ProcessError {
     Io(#[from] io::Error),
 }
 
+impl From<ProcessError> for StopReason {
+    fn from(error: ProcessError) -> StopReason {
+        let text = bounded(error.to_string());
+        match error {
+            ProcessError::Boot(BootError::Memory(_) | BootError::Snapshot(SnapshotError::Memory(_))) => {
+                StopReason::NoMemory(text)
+            }
+            _ => StopReason::Error(text),
+        }
+    }
+}
+
 /// Runs the process to its end.
 pub fn main() -> ! {
     let began = Instant::now();
     let status = match prepare() {
         Ok(channel) => {
             let outcome = live(&channel, began);
-            let reason = outcome.unwrap_or_else(|error| StopReason::Error(bounded(error.to_string())));
+            let reason = outcome.unwrap_or_else(|error| error.into());
             // The server may be gone; then nobody wants to know.
             let _ = channel.send(&Notice::Stopped(reason), &[], true);
             0
@@ -113,7 +125,10 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
     let mut origin = match start.origin {
         OriginKind::Kernel => Origin::Kernel { kernel: file()?, user_space: None },
         OriginKind::KernelAndUserSpace => Origin::Kernel { kernel: file()?, user_space: Some(file()?) },
-        OriginKind::Snapshot => Origin::Snapshot(Snapshot { memory: file()?, state: file()? }),
+        OriginKind::Snapshot => {
+            let files = Snapshot { memory: file()?, state: file()? };
+            Origin::Snapshot { files, root_disk: start.config.root_disk.then(&mut file).transpose()? }
+        }
     };
     let memory = if start.config.memory_kind == MemoryKind::File { Some(file()?) } else { None };
     let sockets = start.config.vhost_user.iter().map(|_| next().map(UnixStream::from)).collect::<Result<_, _>>()?;
@@ -124,7 +139,7 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
     if start.config.root_disk {
         let image = match &mut origin {
             Origin::Kernel { user_space, .. } => user_space.take(),
-            Origin::Snapshot(_) => None,
+            Origin::Snapshot { root_disk, .. } => root_disk.take(),
         };
         let image = image.ok_or_else(|| ControlError::Malformed("the root disk's image is missing".to_owned()))?;
         devices.insert(0, disks::root_disk(image, &threads)?);

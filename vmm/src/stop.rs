@@ -12,6 +12,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub enum StopReason {
     /// The guest reset the machine: it was told to shut down, or it panicked (its last words are on the console).
     GuestReset,
+    /// The host does not give the machine the memory that it is to have, in the words of the text; another time, it may.
+    NoMemory(String),
     /// The machine cannot go on; the text says why.
     Error(String),
 }
@@ -20,7 +22,7 @@ impl std::fmt::Display for StopReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             StopReason::GuestReset => f.write_str("the guest reset the machine"),
-            StopReason::Error(reason) => f.write_str(reason),
+            StopReason::NoMemory(reason) | StopReason::Error(reason) => f.write_str(reason),
         }
     }
 }

@@ -5,9 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tatami_vmm::VmConfig;
 use tokio::sync::watch;
 
 use super::server::{self, LAST_WORDS, NAMESPACE, StartError};
@@ -19,7 +17,7 @@ use crate::containerd::tasks::Tasks;
 use crate::run::compose::LaidOut;
 use crate::sandbox::kept::{Ended, Kept, Record};
 use crate::sandbox::saving::{Ingredients, Saver};
-use crate::sandbox::{Ground, Sandbox, Settings};
+use crate::sandbox::{Ground, Sandbox};
 
 /// What is known before there is a sandbox.
 pub(crate) struct Announcement {
@@ -27,8 +25,6 @@ pub(crate) struct Announcement {
     host: HostNamespaces,
     state: PathBuf,
     data: PathBuf,
-    vm: VmConfig,
-    boot_limit: Duration,
 }
 
 /// A container that others can see. Dropped, it is not served any more.
@@ -42,10 +38,10 @@ pub(crate) struct Foreground {
 
 impl Announcement {
     /// Of a container as `record` says, in the sandbox that will be on `ground`. `host` are the namespaces that were left for it.
-    pub(crate) fn new(ground: &Ground, settings: &Settings, record: Record, host: HostNamespaces) -> Announcement {
+    pub(crate) fn new(ground: &Ground, record: Record, host: HostNamespaces) -> Announcement {
         let (state, data) = (ground.state().to_owned(), ground.data().to_owned());
         let record = Record { id: ground.id().to_owned(), ..record };
-        Announcement { record, host, state, data, vm: settings.vm.clone(), boot_limit: settings.boot_limit }
+        Announcement { record, host, state, data }
     }
 
     /// Shows the container `name`, laid out in the place of that name and with this network, whose command has been started; `watched` of its
@@ -68,7 +64,7 @@ impl Announcement {
         (laid_out, network): (LaidOut, serde_json::Value),
         watched: usize,
     ) -> Result<Foreground, StartError> {
-        let Announcement { mut record, host, state, data, vm, boot_limit } = self;
+        let Announcement { mut record, host, state, data } = self;
         let LaidOut { spec, root, host_root, stop_signal, volumes, devices } = laid_out;
         server::note_layout(&mut record, &spec, host_root, stop_signal);
         record.container = Some(name.to_owned());
@@ -80,7 +76,7 @@ impl Announcement {
         let ingredients = Ingredients { place, root, volumes, watched, devices, network };
         // What goes on from it does so in the background.
         let saved = Record { foreground: false, ..record.clone() };
-        tasks.offer_saving(Saver::new((sandbox.vm().clone(), &vm, boot_limit), &data, saved, ingredients));
+        tasks.offer_saving(Saver::new((sandbox.vm().clone(), sandbox.settings()), &data, saved, ingredients));
         let mut server = server::listen(&state, &tasks)?;
         server.start().await.map_err(|error| crate::containerd::error::TaskError::Failed(error.to_string()))?;
         let kept = Kept::passing(&state);

@@ -89,7 +89,6 @@ pub(super) async fn serve(
             (network, Task::GoOn(Box::new(Ingredients { network: described, ..ingredients })))
         }
     };
-    let (vm, limit) = (settings.vm.clone(), settings.boot_limit);
     let mut sandbox = Sandbox::start(ground, settings, Timings::starting_at(std::time::Instant::now()))?;
     let (booted, guest) = watch::channel::<Booted>(None);
     let tasks = Tasks::new(NAMESPACE, guest, Some(sandbox.shared()), host, Events::start(NAMESPACE, ""));
@@ -106,7 +105,7 @@ pub(super) async fn serve(
                 (go_on(machine, &booted, &tasks, host, &ingredients, &mut record).await?, *ingredients)
             }
         };
-        let saver = Saver::new((sandbox.vm().clone(), &vm, limit), &data, record.clone(), ingredients);
+        let saver = Saver::new((sandbox.vm().clone(), sandbox.settings()), &data, record.clone(), ingredients);
         tasks.offer_saving(saver);
         Ok::<_, StartError>((server, output))
     };

@@ -312,7 +312,7 @@ fn in_sandbox(prepared: Prepared, started: Instant) -> Result<u8, RunError> {
         HostNamespaces::current().map_err(|source| RunError::System { action: "name the namespaces", source })?;
     let record = record(&options, &settings);
     let ground = Ground::prepare(&Places::from_environment(), options.name.as_deref(), terminal)?;
-    let announcement = Announcement::new(&ground, &settings, record, host);
+    let announcement = Announcement::new(&ground, record, host);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -22,6 +22,7 @@ mod memory_file;
 pub mod mounts;
 mod overlay_marks;
 mod remove;
+mod root_disk;
 pub mod saving;
 mod served;
 mod shown;
@@ -42,7 +43,7 @@ use nix::sys::termios::Termios;
 use tatami_protocol::agent::{CreateContainerRequest, NetworkRequest, Stdio};
 use tatami_vmm::boot::Origin;
 use tatami_vmm::probe::{self, ProbeError};
-use tatami_vmm::{Resources, VmConfig};
+use tatami_vmm::{Resources, StopReason, VmConfig};
 
 use agent::{Agent, AgentError};
 use container::Container;
@@ -188,8 +189,13 @@ pub enum Beginning {
         /// Where to find a machine like this one that has booted already, and to leave one.
         templates: Option<Templates>,
     },
-    /// It goes on as it was saved in this folder.
-    Saved(PathBuf),
+    /// It goes on as it was saved.
+    Saved {
+        /// Where that lies.
+        folder: PathBuf,
+        /// The disk that its own root is on, if it is on one.
+        root_disk: Option<GuestFile>,
+    },
 }
 
 /// What lies ready on the host before there is a VM. Fields are dropped in this order: mounts before folders.
@@ -341,6 +347,11 @@ impl Sandbox {
         self.vm.watch()
     }
 
+    /// How its VM was to be.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Its slots for containers' disks.
     pub fn disks(&self) -> &Disks {
         &self.disks
@@ -358,13 +369,16 @@ impl Sandbox {
             self.timings.pass_at(Mark::Booting, booting);
         }
         if let Err(error) = announced {
-            self.distrust_template();
+            // That the host has no memory to give says nothing of what the machine was to go on from.
+            if !matches!(progress.stopped, Some(StopReason::NoMemory(_))) {
+                self.distrust_template();
+            }
             return Err(if progress.created.is_some() { error.into() } else { self.creation_failed(error) });
         }
         self.leave_template(&watch).await;
         let connect = async {
             let agent = Agent::connect(self.door.clone()).await?;
-            let hello = agent.hello(matches!(self.settings.beginning, Beginning::Saved(_))).await?;
+            let hello = agent.hello(matches!(self.settings.beginning, Beginning::Saved { .. })).await?;
             Ok((agent, hello))
         };
         let (agent, hello) = match watch.while_alive(connect).await? {
@@ -379,7 +393,7 @@ impl Sandbox {
         if let (Some(booting), Some(announced)) = (progress.booting, progress.ready) {
             // The guest's own clock says how much of the time until the announcement was the agent's.
             let agents = match (&self.template, &self.settings.beginning) {
-                (Some(Template::Used(_)), _) | (_, Beginning::Saved(_)) => Ok(Duration::ZERO),
+                (Some(Template::Used(_)), _) | (_, Beginning::Saved { .. }) => Ok(Duration::ZERO),
                 _ => Duration::try_from_secs_f64((hello.agent_ready_ms - hello.agent_started_ms) / 1e3),
             };
             let started = announced.checked_sub(agents.unwrap_or_default()).unwrap_or(announced);
@@ -436,7 +450,7 @@ impl Sandbox {
     fn creation_failed(&self, error: VmError) -> Error {
         match self.settings.beginning.clone() {
             Beginning::Boot { kernel, initrd, .. } => Error::Create { error, kernel, initrd },
-            Beginning::Saved(folder) => Error::GoOn { folder, error },
+            Beginning::Saved { folder, .. } => Error::GoOn { folder, error },
         }
     }
 
@@ -501,18 +515,21 @@ impl Settings {
     fn origin(&self) -> Result<(Origin, Option<Template>), Error> {
         let (kernel, initrd, templates) = match &self.beginning {
             Beginning::Boot { kernel, initrd, templates } => (kernel, initrd, templates),
-            Beginning::Saved(folder) => return Ok((Origin::Snapshot(saving::open(folder)?), None)),
+            Beginning::Saved { folder, root_disk } => {
+                let image = root_disk.as_ref().map(|disk| open(ROOT_DISK, disk)).transpose()?;
+                return Ok((Origin::Snapshot { files: saving::open(folder)?, root_disk: image }, None));
+            }
         };
-        // A guest whose console somebody watches is to be seen booting; one on a disk would look for it in another VMM; and what other
-        // processes know of one is not kept.
+        // A guest whose console somebody watches is to be seen booting; and what other processes know of one is not kept.
         let VmConfig { console, virtio_console, root_disk, ref vhost_user, .. } = self.vm;
-        let boots = console || virtio_console || root_disk || !vhost_user.is_empty();
+        let boots = console || virtio_console || !vhost_user.is_empty();
         let templates = templates.as_ref().filter(|_| !boots);
         let key = templates.and_then(|templates| templates.key(&self.vm, kernel, initrd).ok());
         if let (Some(templates), Some(key)) = (templates, &key)
             && let Some(snapshot) = templates.find(key)
         {
-            return Ok((Origin::Snapshot(snapshot), Some(Template::Used(key.clone()))));
+            let root_disk = root_disk.then(|| open(ROOT_DISK, initrd)).transpose()?;
+            return Ok((Origin::Snapshot { files: snapshot, root_disk }, Some(Template::Used(key.clone()))));
         }
         let kernel = open("the guest kernel", kernel)?;
         let user_space = Some(open("the initrd", initrd)?);
@@ -522,10 +539,12 @@ impl Settings {
     fn templates(&self) -> Option<&Templates> {
         match &self.beginning {
             Beginning::Boot { templates, .. } => templates.as_ref(),
-            Beginning::Saved(_) => None,
+            Beginning::Saved { .. } => None,
         }
     }
 }
+
+const ROOT_DISK: &str = "the disk of the guest's root";
 
 fn open(what: &'static str, file: &GuestFile) -> Result<File, Error> {
     file.open().map_err(|source| Error::Open { what, file: file.clone(), source })

@@ -22,11 +22,14 @@ use serde::{Deserialize, Serialize};
 use tatami_vmm::snapshot::Snapshot;
 use tatami_vmm::{MemoryKind, VmConfig};
 
+use super::Settings;
 use super::copy::{CopyError, copy_tree};
 use super::kept::Record;
 use super::mounts::{HostVolume, MountError, Root, SharedFolder};
 use super::remove::remove_tree;
+use super::root_disk::RootDisk;
 use super::vm::{VmError, VmOrder, VmWatch};
+use crate::guest_files::GuestFile;
 
 /// Raised whenever the meaning of `sandbox.json` changes.
 const FORMAT: u32 = 2;
@@ -107,6 +110,12 @@ pub enum RestoreError {
         /// As it was named.
         image: String,
     },
+    /// The guest knows what was on it.
+    #[error("the guest's root is on {disk}, which has changed since it was saved: bring it back as it was")]
+    RootDisk {
+        /// Its image.
+        disk: GuestFile,
+    },
     /// Programs in the guest know what their processor can do.
     #[error("{} was saved on another processor: {reason}", folder.display())]
     Processor {
@@ -144,6 +153,8 @@ pub struct Saved {
     own_volume: Option<(PathBuf, String)>,
     /// What its front end says of its network, for itself to read.
     pub network: serde_json::Value,
+    /// The disk that the guest's own root is on, if it is on one.
+    root_disk: Option<RootDisk>,
     /// Files in the layers that were open, below the root.
     open: Vec<String>,
     processor: Processor,
@@ -182,18 +193,19 @@ impl Saver {
     /// # Errors
     /// Says what of it cannot be saved, and what to do instead.
     pub fn new(
-        (vm, config, boot_limit): (VmWatch, &VmConfig, Duration),
+        (vm, settings): (VmWatch, &Settings),
         data: &Path,
         record: Record,
         of: Ingredients,
     ) -> Result<Saver, String> {
+        let config = &settings.vm;
         let refuse = |what: &str, instead: &str| Err(format!("a sandbox with {what} cannot be saved: {instead}"));
         if config.memory_kind == MemoryKind::File {
             return refuse("its memory in a file", "run it without --memory-backing file:…");
         }
-        if config.root_disk {
-            return refuse("a guest on a disk", "boot it from an initrd");
-        }
+        let Ok(root_disk) = RootDisk::of(settings) else {
+            return refuse("a guest on a disk that cannot be found again", "name its image with --initrd");
+        };
         if of.devices {
             return refuse("a block device", "run it without --device");
         }
@@ -211,7 +223,7 @@ impl Saver {
             format: FORMAT,
             record,
             vm: config.clone(),
-            boot_limit,
+            boot_limit: settings.boot_limit,
             place: of.place,
             image,
             layers: layers.len(),
@@ -219,6 +231,7 @@ impl Saver {
             volumes: of.volumes,
             watched: of.watched,
             network: of.network,
+            root_disk,
             open: Vec::new(),
             processor: Processor::of_this_host(),
         };
@@ -352,11 +365,23 @@ impl Saved {
         if !saved.image.is_dir() {
             return Err(RestoreError::Image { path: saved.image, image: saved.record.image });
         }
+        if let Some(disk) = &saved.root_disk {
+            let file = disk.file();
+            let path = PathBuf::from(file.to_string());
+            if !disk.is_the_same().map_err(unreadable(folder, &path))? {
+                return Err(RestoreError::RootDisk { disk: file });
+            }
+        }
         let missing = saved.processor.missing_in(&Processor::of_this_host());
         match missing {
             Some(reason) => Err(RestoreError::Processor { folder: folder.to_owned(), reason }),
             None => Ok(saved),
         }
+    }
+
+    /// The image of the disk that the guest's own root is on, if it is on one.
+    pub fn root_disk(&self) -> Option<GuestFile> {
+        self.root_disk.as_ref().map(RootDisk::file)
     }
 
     fn layers(&self, folder: &Path) -> Vec<PathBuf> {
@@ -462,6 +487,7 @@ fn unreadable<'p>(folder: &'p Path, path: &'p Path) -> impl FnOnce(io::Error) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::Beginning;
     use crate::sandbox::kept::tests::record;
 
     const INFO: &str = "processor\t: 0\nvendor_id\t: A\nmodel name\t: One\nflags\t\t: fpu sse\n\nprocessor\t: 1\n";
@@ -491,14 +517,25 @@ mod tests {
 
     fn saver(vm: &VmConfig, root: Root) -> Result<Saver, String> {
         let watch = crate::sandbox::vm::tests::watch();
-        let limit = Duration::from_secs(1);
-        Saver::new((watch, vm, limit), Path::new("/data"), record("0123456789ab", None), ingredients(root))
+        let initrd = GuestFile::Embedded(b"");
+        let settings = Settings {
+            vm: vm.clone(),
+            beginning: Beginning::Boot { kernel: initrd.clone(), initrd, templates: None },
+            memory_folder: None,
+            served: Vec::new(),
+            live_console: false,
+            boot_limit: Duration::from_secs(1),
+        };
+        Saver::new((watch, &settings), Path::new("/data"), record("0123456789ab", None), ingredients(root))
     }
 
     #[test]
     fn what_cannot_be_saved_is_said_with_what_to_do() {
         let plain = saver(&VmConfig::default(), Root::Plain("/x".into())).err().unwrap();
         assert!(plain.contains("folder") && plain.contains("image"), "{plain}");
+        let on_disk = VmConfig { root_disk: true, ..VmConfig::default() };
+        let disk = saver(&on_disk, Root::Image("/x".into())).err().unwrap();
+        assert!(disk.contains("--initrd"), "{disk}");
         let in_file = VmConfig { memory_kind: MemoryKind::File, ..VmConfig::default() };
         let file = saver(&in_file, Root::Image("/x".into())).err().unwrap();
         assert!(file.contains("--memory-backing"), "{file}");

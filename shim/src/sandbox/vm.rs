@@ -141,7 +141,7 @@ impl Vm {
     /// # Errors
     /// [`VmError::Spawn`] when there is no process to be had.
     pub fn start(config: &VmConfig, resources: Resources, live: bool) -> Result<Vm, VmError> {
-        let restored = matches!(resources.origin, Origin::Snapshot(_));
+        let restored = matches!(resources.origin, Origin::Snapshot { .. });
         let process = VmmProcess::spawn(config, resources)?;
         let control = process.control_fd().try_clone_to_owned()?;
         // SAFETY: an owned descriptor stays open until the registration is dropped with it.
@@ -273,7 +273,7 @@ impl VmWatch {
                 Some(text) => format!("the guest's kernel panicked: {text}"),
                 None => "the guest reset itself unexpectedly".to_owned(),
             },
-            Some(StopReason::Error(text)) => text,
+            Some(StopReason::NoMemory(text) | StopReason::Error(text)) => text,
             None => "the VM was ended".to_owned(),
         };
         VmError::Stopped { reason, console }

@@ -90,7 +90,7 @@ pub(super) fn restore(arguments: RestoreArguments) -> Result<u8, Error> {
     let network = Network::find_again(&saved.network, &saved.vm, arguments.net, arguments.publish).map_err(failed)?;
     let settings = Settings {
         vm: saved.vm.clone(),
-        beginning: Beginning::Saved(folder.clone()),
+        beginning: Beginning::Saved { folder: folder.clone(), root_disk: saved.root_disk() },
         memory_folder: None,
         served: Vec::new(),
         live_console: false,
