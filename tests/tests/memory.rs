@@ -94,3 +94,41 @@ fn freed_memory_is_the_hosts_again() {
         assert!(full - before > 250, "{before} and {full} MiB");
     }
 }
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_machine_does_without_memory_that_its_balloon_takes_and_has_it_back() {
+    let tatami = Tatami::new();
+    tatami.detach(&["-m", "512m", "--name", "web"], &["sleep", "1000"]);
+    let available = || {
+        let text = tatami.tatami(&["exec", "web", "cat", "/proc/meminfo"]).expect_status(0).out();
+        let line = text.lines().find(|line| line.starts_with("MemAvailable:")).expect("proc(5)");
+        line.split_ascii_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("kilobytes") >> 10
+    };
+    let wait = |what: &str, done: &dyn Fn(u64) -> bool| {
+        let began = Instant::now();
+        loop {
+            let now = available();
+            if done(now) {
+                println!("{what}: {now} MiB are available after {:?}", began.elapsed());
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(240), "{what}: {now} MiB are available");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    let before = available();
+    assert!(before > 300, "{before} MiB");
+    tatami.tatami(&["balloon", "web", "256m"]).expect_status(0);
+    wait("256 MiB taken", &|now| now + 240 < before);
+    tatami.tatami(&["balloon", "web", "64m"]).expect_status(0);
+    wait("64 MiB taken", &|now| now + 90 > before && now + 40 < before);
+    for (size, words) in [("465m", "464 MiB at most, not 465"), ("512g", "512 MiB of memory")] {
+        tatami.tatami(&["balloon", "web", size]).expect_error(1, &["web", words]);
+    }
+    tatami.tatami(&["balloon", "web", "much"]).expect_error(125, &["much", "512m"]);
+    tatami.tatami(&["balloon", "nobody", "64m"]).expect_error(1, &["no such container"]);
+    tatami.tatami(&["balloon", "web", "0"]).expect_status(0);
+    wait("none taken", &|now| now + 30 > before);
+    tatami.tatami(&["rm", "-f", "web"]).expect_status(0);
+}

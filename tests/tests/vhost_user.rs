@@ -177,6 +177,12 @@ fn files_that_another_process_serves_are_read_and_written() {
     };
     assert_eq!(files("/data").expect_status(0).out(), "from outside\nfrom within\n");
     assert_eq!(fs::read_to_string(folder.join("new")).unwrap(), "from within\n");
+    // A guest of several vCPUs takes as many queues as there are, and what all of them write is there.
+    let back_end = BackEnd::of_folder(&folder);
+    let script = "for n in 1 2 3 4; do dd if=/dev/zero of=/data/$n bs=64k count=16 2>/dev/null & done; wait; cat /data/[1-4] | wc -c";
+    let several = run(&tatami, &["--cpus", "3", "--vhost-user-fs", &back_end.at("/data")], script);
+    assert_eq!(several.expect_status(0).out().trim(), "4194304");
+    assert_eq!(fs::metadata(folder.join("4")).unwrap().len(), 1 << 20);
     let finished = files("/data:ro").expect_status(1);
     assert_eq!(finished.out(), "from outside\n");
     assert!(finished.err().contains("Read-only file system"), "{}", finished.err());

@@ -202,7 +202,7 @@ fn vhost_user(
         let threads = Arc::clone(threads);
         let device = match *kind {
             VhostUserKind::Disk { read_only } => VhostUser::disk(socket, config.max_vcpus, read_only, threads),
-            VhostUserKind::Files => VhostUser::files(socket, &vhost_user_tag(index), threads),
+            VhostUserKind::Files => VhostUser::files(socket, &vhost_user_tag(index), config.max_vcpus, threads),
         };
         Ok(Box::new(device.map_err(|error| ProcessError::VhostUser(index, error))?) as _)
     };

@@ -17,7 +17,7 @@ use ttrpc::r#async::{Service, TtrpcContext};
 use super::error::TaskError;
 use super::lifecycle::Phase;
 use super::stats;
-use super::tasks::Tasks;
+use super::tasks::{BALLOON, Tasks};
 
 /// The names under which containerd 2 and containerd 1 ask for the same messages.
 const NAMES: [&str; 2] = ["containerd.task.v3.Task", "containerd.task.v2.Task"];
@@ -161,8 +161,14 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let tasks = self.tasks.clone();
-        let resources = request.resources.map(|any| any.value).unwrap_or_default();
-        self.run("update", async move { tasks.update(&request.id, &resources).await }).await?;
+        let resources = request.resources.unwrap_or_default();
+        let update = async move {
+            match resources.type_url.as_str() {
+                BALLOON => tasks.inflate_balloon(&request.id, &resources.value).await,
+                _ => tasks.update(&request.id, &resources.value).await,
+            }
+        };
+        self.run("update", update).await?;
         Ok(Empty::default())
     }
 

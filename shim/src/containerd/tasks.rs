@@ -40,6 +40,9 @@ use crate::sandbox::mounts::SharedFolder;
 use crate::sandbox::saving::Saver;
 use crate::sandbox::volumes::Volumes;
 
+/// The type of an update's resources that are the size of the machine's balloon.
+pub(crate) const BALLOON: &str = "tatami/balloon-mib";
+
 /// The guest, when it is known what became of it: the reason if there is none.
 pub(crate) type Booted = Option<Result<(Guest, Disks), String>>;
 
@@ -576,6 +579,18 @@ impl Tasks {
             Some(growth) => growth.change(&guest, id, &limits, change).await,
             None => change.await,
         }
+    }
+
+    /// Has the sandbox's machine do without so many MiB of its memory, four bytes, the lowest first.
+    ///
+    /// # Errors
+    /// [`TaskError::InvalidArgument`] for what is no number, [`TaskError::Failed`] for more than it has.
+    pub(super) async fn inflate_balloon(&self, id: &str, mib: &[u8]) -> Result<(), TaskError> {
+        self.container(id)?.init().life().may_change("take memory from")?;
+        let no_number = |_| TaskError::InvalidArgument("the balloon's size is no number of MiB".to_owned());
+        let mib = u32::from_le_bytes(mib.try_into().map_err(no_number)?);
+        let guest = self.guest().await?;
+        guest.vm().inflate_balloon(mib).await.map_err(|error| TaskError::Failed(error.to_string()))
     }
 
     /// The processes of a container, by their ids in the guest; for Docker, which looks for them on the host, the one that

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CloseIORequest, DeleteRequest, ExecProcessRequest, KillRequest, PauseRequest,
-    ResizePtyRequest, ResumeRequest, StartRequest, StateRequest, WaitRequest,
+    ResizePtyRequest, ResumeRequest, StartRequest, StateRequest, UpdateTaskRequest, WaitRequest,
 };
 use containerd_shim_protos::shim_async::TaskClient;
 use containerd_shim_protos::types::task::Status;
@@ -20,6 +20,7 @@ use ttrpc::context::Context;
 
 use super::registry::Entry;
 use super::server;
+use crate::containerd::tasks::BALLOON;
 
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -119,6 +120,14 @@ impl Client {
     pub(super) async fn resume(&self) -> Result<(), ClientError> {
         let request = ResumeRequest { id: self.id.clone(), ..Default::default() };
         Ok(self.task.resume(limit(), &request).await.map(drop)?)
+    }
+
+    /// Has the machine do without `mib` MiB of its memory.
+    pub(super) async fn balloon(&self, mib: u32) -> Result<(), ClientError> {
+        let resources = Any { type_url: BALLOON.to_owned(), value: mib.to_le_bytes().to_vec(), ..Default::default() };
+        let request =
+            UpdateTaskRequest { id: self.id.clone(), resources: Some(resources).into(), ..Default::default() };
+        Ok(self.task.update(limit(), &request).await.map(drop)?)
     }
 
     /// Has the server write the sandbox to `folder`, an absolute path.

@@ -13,7 +13,7 @@ pub mod pump;
 mod rates;
 mod served;
 pub mod signals;
-mod size;
+pub(crate) mod size;
 pub mod terminal;
 pub mod volume;
 

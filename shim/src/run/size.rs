@@ -1,7 +1,7 @@
 //! Sizes as docker writes them: `512m`, `2g`, `65536k`.
 
 /// The least memory a guest is given, MiB: below, the kernel does not come up.
-const LEAST_MEMORY: u64 = 48;
+pub(crate) const LEAST_MEMORY: u64 = 48;
 
 /// A size as docker writes them, in MiB, rounded up.
 pub(super) fn parse_memory(text: &str) -> Result<u32, String> {
@@ -12,7 +12,7 @@ pub(super) fn parse_memory(text: &str) -> Result<u32, String> {
 }
 
 /// A size as docker writes them, in bytes.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, factor) = match text.to_ascii_lowercase().trim_end_matches('b') {
         "" => return Err("expected a size such as 512m or 2g".to_owned()),
         lower => {

@@ -120,6 +120,8 @@ pub(super) enum VmOrder {
     Plug(u8, Vec<OwnedFd>),
     /// Let it have so many MiB of memory in all.
     ResizeMemory(u32),
+    /// Have it do without so many MiB of its memory.
+    Balloon(u32),
     /// Write the machine to these files, and let it go on unless it was paused.
     Save(Snapshot),
     /// Have it stand still.
@@ -205,6 +207,15 @@ impl VmWatch {
     /// [`VmError`].
     pub async fn resize_memory(&self, mib: u32) -> Result<(), VmError> {
         self.order(VmOrder::ResizeMemory(mib)).await
+    }
+
+    /// Has the guest do without `mib` MiB of its memory in all, which are the host's meanwhile; it gives what it can, over time, and takes
+    /// it back when it has none left.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub async fn inflate_balloon(&self, mib: u32) -> Result<(), VmError> {
+        self.order(VmOrder::Balloon(mib)).await
     }
 
     /// Returns when the agent listens.
@@ -356,6 +367,7 @@ impl Observer {
             VmOrder::Attach(slot, parts) => self.process.attach_disk(slot, &parts),
             VmOrder::Detach(slot) => self.process.detach_disk(slot),
             VmOrder::ResizeMemory(mib) => self.process.resize_memory(mib),
+            VmOrder::Balloon(mib) => self.process.inflate_balloon(mib),
             VmOrder::Plug(slot, ends) => self.process.plug_nic(slot, &ends),
             VmOrder::Save(files) => self.process.save(&files),
             VmOrder::Pause => self.process.pause(),

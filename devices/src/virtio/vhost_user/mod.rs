@@ -21,7 +21,7 @@ use self::orphans::Failing;
 use self::service::{Line, Service, Surroundings};
 use super::blk::{BLK_QUEUES_MAX, spec};
 use super::device::read_space;
-use super::fs;
+use super::fs::{self, FS_QUEUES_MAX};
 use super::spec::{FEATURE_VERSION_1, TRANSPORT_FEATURES};
 use super::{ActivateError, Activation, ActiveQueue, DeviceKind, Role, SaveError, Threads, VirtioDevice, Worker};
 
@@ -107,14 +107,20 @@ impl VhostUser {
         Ok(VhostUser { kind: DISK, backend, space, queue_sizes, threads, worker: None })
     }
 
-    /// A file system, which the guest mounts by the name `tag` of 1 to 36 bytes.
+    /// A file system, which the guest mounts by the name `tag` of 1 to 36 bytes. A driver of `vcpus` vCPUs uses as many queues of requests,
+    /// if there are so many.
     ///
     /// # Errors
     /// As [`VhostUser::disk`].
-    pub fn files(socket: UnixStream, tag: &str, threads: Arc<dyn Threads>) -> Result<Self, BackendError> {
-        let space = fs::config_space(tag, fs::QUEUE_SIZES.len() as u8 - 1)?;
-        let backend = introduced(socket, fs::QUEUE_SIZES.len() as u16, threads.as_ref())?;
-        let queue_sizes = fs::QUEUE_SIZES.to_vec();
+    pub fn files(socket: UnixStream, tag: &str, vcpus: u8, threads: Arc<dyn Threads>) -> Result<Self, BackendError> {
+        let mut space = fs::config_space(tag, 1)?;
+        // Beside these, there is the one for what is urgent.
+        let wanted = u16::from(vcpus.clamp(1, FS_QUEUES_MAX));
+        let backend = introduced(socket, wanted + 1, threads.as_ref())?;
+        let queues = backend.queues()?.saturating_sub(1).clamp(1, wanted);
+        space[fs::TAG_BYTES..].copy_from_slice(&u32::from(queues).to_le_bytes());
+        let [urgent, requests] = fs::QUEUE_SIZES;
+        let queue_sizes = std::iter::once(urgent).chain(std::iter::repeat_n(requests, queues.into())).collect();
         Ok(VhostUser { kind: FILES, backend, space: space.to_vec(), queue_sizes, threads, worker: None })
     }
 

@@ -93,7 +93,7 @@ fn features_and_configuration_are_the_back_ends_as_far_as_they_can_be() {
 fn one_that_speaks_only_the_first_protocol_serves_files_too() {
     let features = FEATURE_VERSION_1 | FEATURE_EVENT_INDEX;
     let (peer, socket) = Peer::honest(Claims { features, ..CLAIMS });
-    let device = VhostUser::files(socket, "tag", threads()).unwrap();
+    let device = VhostUser::files(socket, "tag", 4, threads()).unwrap();
     let mut driver = Driver::within(shared_memory(), Box::new(device));
     driver.bring_up(u64::MAX);
     assert_eq!(driver.config::<4>(0), *b"tag\0");
@@ -103,7 +103,7 @@ fn one_that_speaks_only_the_first_protocol_serves_files_too() {
     peer.give_back(3);
     assert_eq!(driver.take(0), (3, 1));
     assert_eq!(peer.told.lock().unwrap().enabled, 0);
-    assert!(matches!(VhostUser::files(UnixStream::pair().unwrap().0, "", threads()), Err(BackendError::Tag(_))));
+    assert!(matches!(VhostUser::files(UnixStream::pair().unwrap().0, "", 1, threads()), Err(BackendError::Tag(_))));
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn a_request_that_was_taken_long_ago_fails_with_its_back_end() {
 #[test]
 fn files_of_a_dead_back_end_cannot_be_read() {
     let (peer, socket) = Peer::honest(CLAIMS);
-    let device = VhostUser::files(socket, "tag", threads()).unwrap();
+    let device = VhostUser::files(socket, "tag", 4, threads()).unwrap();
     let mut driver = Driver::within(shared_memory(), Box::new(device));
     driver.bring_up(u64::MAX);
     peer.leave();
@@ -230,6 +230,29 @@ fn files_of_a_dead_back_end_cannot_be_read() {
     assert_eq!(driver.take(1), (7, 0));
     driver.post(0, 7, &[out(0x1000, 4), into(0x3000, 16)]);
     assert_eq!(driver.take(0), (7, 0));
+}
+
+#[test]
+fn files_have_as_many_queues_of_requests_as_both_sides_know_of() {
+    for (queues, vcpus, expected) in [(5, 2, 2), (3, 4, 2), (2, 4, 1), (1, 4, 1), (40, 255, 16)] {
+        let (_peer, socket) = Peer::honest(Claims { queues, ..CLAIMS });
+        let mut driver =
+            Driver::within(shared_memory(), Box::new(VhostUser::files(socket, "tag", vcpus, threads()).unwrap()));
+        assert_eq!(driver.config::<4>(36), u32::to_le_bytes(expected), "{queues} queues, {vcpus} vCPUs");
+        driver.set(0x30, expected);
+        assert_eq!(driver.get(0x34), 1024);
+        driver.set(0x30, expected + 1);
+        assert_eq!(driver.get(0x34), 0);
+    }
+    let (peer, socket) = Peer::honest(Claims { queues: 4, ..CLAIMS });
+    let mut driver = Driver::within(shared_memory(), Box::new(VhostUser::files(socket, "tag", 3, threads()).unwrap()));
+    driver.bring_up(u64::MAX);
+    wait_for("all four queues", || peer.told.lock().unwrap().enabled == 4);
+    // Whoever serves them being gone, the last one fails as the first does.
+    peer.leave();
+    driver.put(0x1000, &[&40_u32.to_le_bytes()[..], &3_u32.to_le_bytes(), &7_u64.to_le_bytes()].concat());
+    driver.post(3, 5, &[out(0x1000, 40), into(0x3000, 16)]);
+    assert_eq!(driver.take(3), (5, 16));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The commands about containers: their command lines, and which part carries each out.
 
 mod attach;
+mod balloon;
 mod control;
 mod exec;
 mod inspect;
@@ -37,6 +38,8 @@ pub enum Commands {
     /// Have paused containers go on
     #[command(visible_alias = "unpause")]
     Resume(control::ResumeArguments),
+    /// Have a container's machine do without a part of its memory, or give it back
+    Balloon(balloon::BalloonArguments),
     /// Write a running container to a folder, from which others can go on
     Save(save::SaveArguments),
     /// Start a container that goes on from where one was saved
@@ -61,6 +64,7 @@ impl Commands {
             Commands::Wait(arguments) => run(control::wait(&places, &arguments)),
             Commands::Pause(arguments) => run(control::pause(&places, &arguments)),
             Commands::Resume(arguments) => run(control::resume(&places, &arguments)),
+            Commands::Balloon(arguments) => run(balloon::balloon(&places, &arguments)),
             Commands::Save(arguments) => run(save::save(&places, &arguments)),
             Commands::Restore(arguments) => save::restore(arguments),
             Commands::Rm(arguments) => run(control::rm(&places, arguments)),
