@@ -5,6 +5,7 @@
 //! | [`rings`] | the split queue and the transport's registers, without a device |
 //! | [`devices`], [`nics`], [`memories`], [`files`], [`back_ends`] | each device behind the driver of [`driver`] |
 //! | [`loading`] | kernels, saved machines, what comes over the VMM's control socket |
+//! | [`headers`] | what describes a saved sandbox |
 //! | [`images`] | layers and image archives |
 //! | [`agents`] | both sides of the agent's wire; what containerd says to a shim |
 //! | [`seeds`] | inputs that make sense, to begin from |
@@ -17,6 +18,7 @@ pub mod back_ends;
 pub mod devices;
 pub mod driver;
 pub mod files;
+pub mod headers;
 pub mod images;
 pub mod input;
 pub mod loading;
@@ -76,6 +78,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "fuse", run: files::fuse, seeds: seeds::noise },
     Target { name: "kernel", run: loading::kernel, seeds: seeds::kernels },
     Target { name: "snapshot", run: loading::snapshot, seeds: seeds::snapshots },
+    Target { name: "header", run: headers::header, seeds: seeds::headers },
     Target { name: "control", run: loading::control, seeds: seeds::messages },
     Target { name: "layer", run: images::layer, seeds: seeds::layers },
     Target { name: "image", run: images::image, seeds: seeds::images },

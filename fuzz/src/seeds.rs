@@ -1,5 +1,6 @@
 //! Inputs that make sense, for the fuzzer to begin from: short, made here, and the same each time.
 
+use serde_json::json;
 use tatami_vmm::{NicConfig, NicKind, NicLimits, VmConfig};
 
 use crate::devices;
@@ -85,6 +86,38 @@ pub fn kernels() -> Vec<Vec<u8>> {
     let mut bzimage = vec![0; 0x300];
     put(&mut bzimage, 0x202, b"HdrS");
     vec![elf, bzimage]
+}
+
+/// What a saved sandbox's folder says: of one on a disk with a tap, and of one of an older version.
+///
+/// # Panics
+/// When the first is not understood any more.
+pub fn headers() -> Vec<Vec<u8>> {
+    let vm = serde_json::to_value(tatami_vmm::VmConfig::default()).expect("numbers and names");
+    let time = json!({ "secs_since_epoch": 1_700_000_000, "nanos_since_epoch": 5 });
+    let record = json!({
+        "id": "0123456789ab", "container": "main", "name": "web", "image": "image.tar", "command": ["sleep", "9"],
+        "created": time, "started": time, "ended": null, "auto_remove": false, "foreground": false, "tty": false,
+        "interactive": true, "stop_signal": "SIGTERM", "stop_timeout": 10, "memory_mib": 128, "cpus": 1,
+        "host_root": "/run/x", "spec": { "process": { "args": ["sleep", "9"] } },
+    });
+    let tap = json!({ "name": "tap0", "addresses": ["192.0.2.2/24"], "gateways": ["192.0.2.1"],
+        "hardware_address": [2, 0, 0, 0, 0, 1], "mtu": 1500, "vhost": "auto" });
+    let whole = json!({
+        "format": 2, "record": record, "vm": vm, "boot_limit": { "secs": 30, "nanos": 0 }, "place": "1", "image": "/",
+        "layers": 2, "volumes": [{ "source": "/etc/hosts", "read_only": true, "recursive": false }], "watched": 0,
+        "own_volume": ["/run/resolv.conf", "nameserver 192.0.2.1"], "network": { "net": { "tap": tap }, "published": [] },
+        "root_disk": null, "open": ["etc/passwd"], "processor": { "vendor": "", "model": "", "features": [] },
+    });
+    let mut older = whole.clone();
+    older["format"] = 1.into();
+    let text = |value: &serde_json::Value| value.to_string().into_bytes();
+    let read = crate::headers::read(&crate::scratch::Scratch::new().inside, &text(&whole));
+    use tatami_shim::sandbox::saving::RestoreError;
+    assert!(matches!(read, Ok(_) | Err(RestoreError::Processor { .. })), "the seed is out of date: {read:?}");
+    let mut endless = whole.clone();
+    (endless["layers"], endless["place"]) = (u64::MAX.into(), "../1".into());
+    vec![text(&whole), text(&older), text(&endless)]
 }
 
 /// A saved machine.

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags, ResolveFlags};
@@ -359,7 +359,13 @@ impl Saved {
             return Err(RestoreError::Version { path, found });
         }
         let saved: Saved = serde_json::from_value(any).map_err(damaged)?;
-        for path in [folder.join(MEMORY), folder.join(STATE)].into_iter().chain(saved.layers(folder)) {
+        if !is_plain(&saved.place) {
+            let source = serde::de::Error::custom(format!("{:?} is no folder of a container's", saved.place));
+            return Err(RestoreError::Damaged { path, source });
+        }
+        // One after the other: there may not be as many as it says.
+        let layers = (0..saved.layers).map(|number| layer(folder, number));
+        for path in [folder.join(MEMORY), folder.join(STATE)].into_iter().chain(layers) {
             File::open(&path).map_err(unreadable(folder, &path))?;
         }
         if !saved.image.is_dir() {
@@ -385,7 +391,7 @@ impl Saved {
     }
 
     fn layers(&self, folder: &Path) -> Vec<PathBuf> {
-        (0..self.layers).map(|number| folder.join(LAYERS).join(number.to_string())).collect()
+        (0..self.layers).map(|number| layer(folder, number)).collect()
     }
 
     /// Lays the container out in `shared` as it was, with a fresh upper folder; `state` is the new sandbox's folder in memory. To be
@@ -418,6 +424,16 @@ impl Saved {
         let (place, watched, network) = (self.place.clone(), self.watched, self.network.clone());
         Ok(Ingredients { place, root, volumes, watched, devices: false, network })
     }
+}
+
+fn layer(folder: &Path, number: usize) -> PathBuf {
+    folder.join(LAYERS).join(number.to_string())
+}
+
+/// Whether it names something in a folder, and nothing beyond.
+fn is_plain(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
 }
 
 /// Has overlayfs bring a file to the upper folder.
