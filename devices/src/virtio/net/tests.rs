@@ -400,7 +400,8 @@ fn a_saved_driver_that_reads_registers_as_memory_is_told_that_its_link_is_gone_a
     wait_for("the news of the link", || second.get(0x60) & INTERRUPT_CONFIG != 0);
     second.set(0x64, INTERRUPT_CONFIG);
     assert!(!is_up(&second));
-    other.plug(vec![tap().1]).unwrap();
+    let (_far, near) = tap();
+    other.plug(vec![near]).unwrap();
     assert_ne!(second.get(0x60) & INTERRUPT_CONFIG, 0);
     second.set(0x64, INTERRUPT_CONFIG);
     assert!(is_up(&second));
