@@ -132,6 +132,7 @@ install: build guest manual ## install under $(PREFIX), or below $(DESTDIR)
 	install -D -m 755 target/release/tatami $(DESTDIR)$(PREFIX)/bin/tatami
 	ln -sf tatami $(DESTDIR)$(PREFIX)/bin/containerd-shim-kata-v2
 	ln -sf tatami $(DESTDIR)$(PREFIX)/bin/containerd-shim-tatami-v2
+	ln -sf tatami $(DESTDIR)$(PREFIX)/bin/tatami-runtime
 	install -D -m 644 $(GUEST)/vmlinux $(DESTDIR)$(PREFIX)/share/tatami/vmlinux
 	install -D -m 644 $(GUEST)/initrd.img $(DESTDIR)$(PREFIX)/share/tatami/initrd.img
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 target/manual/man1/*.1
@@ -140,7 +141,7 @@ install: build guest manual ## install under $(PREFIX), or below $(DESTDIR)
 	install -D -m 644 target/manual/completions/tatami.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tatami.fish
 
 uninstall: ## take back what install put there
-	rm -f $(foreach name,tatami containerd-shim-kata-v2 containerd-shim-tatami-v2,$(DESTDIR)$(PREFIX)/bin/$(name))
+	rm -f $(foreach name,tatami containerd-shim-kata-v2 containerd-shim-tatami-v2 tatami-runtime,$(DESTDIR)$(PREFIX)/bin/$(name))
 	rm -rf $(DESTDIR)$(PREFIX)/share/tatami
 	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/tatami.1 $(DESTDIR)$(PREFIX)/share/man/man1/tatami-*.1 \
 		$(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions/tatami zsh/site-functions/_tatami fish/vendor_completions.d/tatami.fish)

@@ -32,6 +32,8 @@ pub enum Command {
     Metrics(MetricsArguments),
     /// Tell this machine's containerd of the runtime, or print what tells a cluster's
     Install(InstallArguments),
+    /// Be an OCI runtime, as under the name tatami-runtime: `tatami oci --help`
+    Oci,
     /// Take back what `install` has done, and nothing else
     Uninstall(UninstallArguments),
 }

@@ -3,7 +3,7 @@
 //! [`sandbox`] is the one state machine: a VM, the agent in it, its containers and everything on the host that belongs
 //! to them. [`run`] is a front end of it for a person at a
 //! terminal, [`containerd`] one for containerd and what stands on it, and [`detached`] one for
-//! containers in the background, with the commands about them; [`metrics`] looks at all of them. Nothing here parses what a guest wrote into device
+//! containers in the background, with the commands about them; [`oci`] one for what calls an OCI runtime; [`metrics`] looks at all of them. Nothing here parses what a guest wrote into device
 //! memory: that is the VMM's, in a process of its own.
 
 pub mod check;
@@ -17,6 +17,7 @@ pub mod install;
 pub mod logging;
 pub mod metrics;
 pub mod network;
+pub mod oci;
 pub mod run;
 pub mod sandbox;
 pub mod spec;

@@ -10,7 +10,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use tatami_shim::command_line::{Command, CommandLine};
 use tatami_shim::run::{self, TATAMI_FAILED};
-use tatami_shim::{check, containerd, detached, install, logging, metrics};
+use tatami_shim::{check, containerd, detached, install, logging, metrics, oci};
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -20,6 +20,12 @@ fn main() -> ExitCode {
     }
     if containerd::is_shim(&name) {
         return containerd::main();
+    }
+    if oci::is_runtime(&name) {
+        return oci::main(std::env::args_os().skip(1));
+    }
+    if std::env::args_os().nth(1).is_some_and(|word| word == "oci") {
+        return oci::main(std::env::args_os().skip(2));
     }
     logging::start();
     match CommandLine::try_parse() {
@@ -32,6 +38,8 @@ fn main() -> ExitCode {
         Ok(CommandLine { command: Command::Metrics(arguments) }) => metrics::main(arguments),
         Ok(CommandLine { command: Command::Install(arguments) }) => install::main(&arguments),
         Ok(CommandLine { command: Command::Uninstall(arguments) }) => install::main_of_removal(&arguments),
+        // It was taken before, unless something stands before it.
+        Ok(CommandLine { command: Command::Oci }) => oci::main(std::env::args_os().skip(2)),
         Err(error) => explain(&error),
     }
 }

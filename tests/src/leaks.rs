@@ -83,9 +83,11 @@ fn remains(cgroup: &Path, folder: &Path) -> Vec<String> {
     left.extend(mounts.lines().filter(|line| line.contains(&name)).map(|line| format!("mount {line}")));
     let sockets = fs::read_to_string("/proc/net/unix").expect("/proc is mounted");
     left.extend(sockets.lines().filter(|line| line.contains(&name)).map(|line| format!("socket {line}")));
-    for sandboxes in ["run", "lib/sandboxes", "lib/containers"] {
-        let entries = fs::read_dir(folder.join(sandboxes)).into_iter().flatten().flatten();
-        left.extend(entries.map(|entry| format!("file {}", entry.path().display())));
+    // Servers' sockets have a folder that stays.
+    let sockets = folder.join("run/containerd");
+    for sandboxes in ["run", "run/containerd", "lib/sandboxes", "lib/containers"] {
+        let entries = fs::read_dir(folder.join(sandboxes)).into_iter().flatten().flatten().map(|entry| entry.path());
+        left.extend(entries.filter(|path| *path != sockets).map(|path| format!("file {}", path.display())));
     }
     left
 }

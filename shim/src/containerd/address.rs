@@ -7,7 +7,7 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -23,14 +23,14 @@ const MAKING: Duration = Duration::from_secs(60);
 
 /// A sandbox's name and socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Address {
+pub(crate) struct Address {
     name: String,
     socket: PathBuf,
 }
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AddressError {
+pub(crate) enum AddressError {
     /// Beyond what the kernel takes.
     #[error("the socket {} has a path of more than {MAX_PATH} bytes: choose a shorter TATAMI_STATE", .0.display())]
     Long(PathBuf),
@@ -51,7 +51,7 @@ pub(super) enum AddressError {
 
 impl Address {
     /// That of the sandbox `id` in `namespace` of the containerd at `containerd`.
-    pub(super) fn of(places: &Places, containerd: &str, namespace: &str, id: &str) -> Address {
+    pub(crate) fn of(places: &Places, containerd: &str, namespace: &str, id: &str) -> Address {
         let mut hash = Sha256::new();
         for part in [containerd, namespace, id] {
             hash.update(part);
@@ -62,17 +62,22 @@ impl Address {
     }
 
     /// The sandbox's name on this host.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// As clients take it.
-    pub(super) fn uri(&self) -> String {
+    pub(crate) fn uri(&self) -> String {
         format!("unix://{}", self.socket.display())
     }
 
+    /// Its path.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Whether somebody answers there.
-    pub(super) fn answers(&self) -> bool {
+    pub(crate) fn answers(&self) -> bool {
         UnixStream::connect(&self.socket).is_ok()
     }
 
@@ -80,7 +85,7 @@ impl Address {
     ///
     /// # Errors
     /// [`AddressError::Taken`] when a living one listens.
-    pub(super) fn bind(&self) -> Result<UnixListener, AddressError> {
+    pub(crate) fn bind(&self) -> Result<UnixListener, AddressError> {
         if self.socket.as_os_str().len() > MAX_PATH {
             return Err(AddressError::Long(self.socket.clone()));
         }
@@ -101,7 +106,7 @@ impl Address {
     }
 
     /// Removes the socket, if it is there.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         if let Err(error) = std::fs::remove_file(&self.socket)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -136,7 +141,6 @@ impl Address {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn places(state: &Path) -> Places {
         Places { root: "/unused".into(), state: state.to_owned() }

@@ -28,7 +28,7 @@ const POD_DISK_SLOTS: u8 = 4;
 
 /// A bundle that cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BundleError {
+pub(crate) enum BundleError {
     /// Not there, or not readable.
     #[error("cannot read {}: {source}", path.display())]
     Read {
@@ -54,7 +54,7 @@ const SANDBOX_BUNDLES: &str = "io.containerd.sandbox.controller.v1.shim";
 ///
 /// # Errors
 /// [`BundleError`] says what is wrong with which file.
-pub(super) fn read(bundle: &Path) -> Result<Spec, BundleError> {
+pub(crate) fn read(bundle: &Path) -> Result<Spec, BundleError> {
     let path = bundle.join("config.json");
     let text = match std::fs::read(&path) {
         Ok(text) => text,
@@ -64,7 +64,7 @@ pub(super) fn read(bundle: &Path) -> Result<Spec, BundleError> {
 }
 
 /// The id of the sandbox that container `id` belongs to; its own if it is none of a pod's further containers.
-pub(super) fn sandbox_of<'a>(id: &'a str, spec: &'a Spec) -> &'a str {
+pub(crate) fn sandbox_of<'a>(id: &'a str, spec: &'a Spec) -> &'a str {
     let Some(annotations) = spec.annotations() else { return id };
     let member = POD_ANNOTATIONS.iter().find_map(|(kind, sandbox)| {
         // dockershim calls a pod's first container `podsandbox`, the others `sandbox`.

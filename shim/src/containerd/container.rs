@@ -26,6 +26,10 @@ pub(crate) struct Container {
     pub(super) host_ps: bool,
     /// The host's file that says whom its processes ask for names, if its client gives it one.
     pub(super) resolv_conf: Option<PathBuf>,
+    /// The process on the host that stands for it, if that is another than its server.
+    pub(super) keeper: Option<u32>,
+    /// Its first process's id in the guest, if it is known.
+    pub(super) guest_pid: Option<u32>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Exec>>,
     disk: Mutex<Option<Disk>>,
@@ -53,6 +57,8 @@ impl Container {
             volumes: 0,
             host_ps: false,
             resolv_conf: None,
+            keeper: None,
+            guest_pid: None,
             init,
             execs: Mutex::default(),
             disk: Mutex::default(),
@@ -72,6 +78,11 @@ impl Container {
     /// containerd's name for it, and the guest's.
     pub(super) fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The process on the host that stands for it.
+    pub(super) fn host_pid(&self) -> u32 {
+        self.keeper.unwrap_or_else(std::process::id)
     }
 
     /// Its bundle on the host.

@@ -9,6 +9,7 @@ use anyhow::Context;
 use containerd_shim_protos::api::DeleteResponse;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use oci_spec::runtime::Spec;
 use protobuf::Message;
 
 use super::address::Address;
@@ -32,19 +33,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub(super) fn delete(invocation: &Invocation) -> anyhow::Result<()> {
     let places = Places::from_environment();
     let address = Address::of(&places, &invocation.address, &invocation.namespace, &invocation.id);
-    if let Some(found) = folder::find(&places, address.name())? {
-        end(&found)?;
-    }
-    if let Some(bundle) = &invocation.bundle
-        && let Ok(spec) = bundle::read(bundle)
-        && bundle::sandbox_of(&invocation.id, &spec) == invocation.id
-        && let Namespace::Given(path) = Namespace::of(&spec)
-    {
-        network::clear(&path)?;
-    }
-    if !address.answers() {
-        address.remove();
-    }
+    let spec = invocation.bundle.as_ref().and_then(|bundle| bundle::read(bundle).ok());
+    let own = spec.filter(|spec| bundle::sandbox_of(&invocation.id, spec) == invocation.id);
+    clear_away(&places, &address, own.as_ref(), ORDERLY)?;
     Address::sweep(&places);
     let response =
         DeleteResponse { exit_status: KILLED, exited_at: Some(SystemTime::now().into()).into(), ..Default::default() };
@@ -52,12 +43,35 @@ pub(super) fn delete(invocation: &Invocation) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn end(found: &Found) -> anyhow::Result<()> {
+/// Ends the server of the sandbox at `address`, which may take `orderly` to do so by itself, and takes away what is left of it; in the
+/// network namespace too, if `spec`, its first container's, names one.
+///
+/// # Errors
+/// When something is left.
+pub(crate) fn clear_away(
+    places: &Places,
+    address: &Address,
+    spec: Option<&Spec>,
+    orderly: Duration,
+) -> anyhow::Result<()> {
+    if let Some(found) = folder::find(places, address.name())? {
+        end(&found, orderly)?;
+    }
+    if let Some(Namespace::Given(path)) = spec.map(Namespace::of) {
+        network::clear(&path)?;
+    }
+    if !address.answers() {
+        address.remove();
+    }
+    Ok(())
+}
+
+fn end(found: &Found, orderly: Duration) -> anyhow::Result<()> {
     if found.lives() {
         let server = Pid::from_raw(found.server());
         // One that ends already takes no notice.
         let _ = kill(server, Signal::SIGTERM);
-        if !wait(ORDERLY, || !found.lives()) {
+        if !wait(orderly, || !found.lives()) {
             let _ = kill(server, Signal::SIGKILL);
         }
     }

@@ -33,7 +33,7 @@ pub fn config(json: &[u8]) {
         let machine = bundle::machine(Some(&spec), sandbox, &Configuration::default());
         machine.validate().expect("a machine that can be");
     }
-    if let Ok(plan) = Plan::new(spec, Pids { host: 1, guest: None }) {
+    if let Ok(plan) = Plan::new(spec, Pids::default()) {
         plan.console_size();
     }
 }

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -15,6 +14,8 @@ use oci_spec::runtime::Hook;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+
+use super::container::Container;
 
 /// How long a hook may take that names no limit of its own.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -115,26 +116,31 @@ fn enter(mount: i32, network: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// The state of a container at `bundle` for its hooks.
-pub(super) fn state(version: &str, id: &str, status: &'static str, bundle: &Path) -> ContainerState {
+/// The state of `container` for its hooks.
+pub(super) fn state(container: &Container, status: &'static str) -> ContainerState {
     ContainerState {
-        version: version.to_owned(),
-        id: id.to_owned(),
+        version: container.version.clone(),
+        id: container.id().to_owned(),
         status,
-        pid: std::process::id(),
-        bundle: bundle.display().to_string(),
+        pid: container.host_pid(),
+        bundle: container.bundle().display().to_string(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
+    use crate::containerd::process::Process;
+    use crate::containerd::stdio::StdioPaths;
 
     fn run(json: &str) -> Result<(), HookError> {
         let hooks: Vec<Hook> = serde_json::from_str(json).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime
-            .block_on(HostNamespaces::current().unwrap().run(&hooks, &state("1.0.2", "c1", "created", Path::new("/b"))))
+        let init = Process::new("c1", "", StdioPaths::default());
+        let container = Container::new("c1", Path::new("/b"), "1".to_owned(), "1.0.2".to_owned(), init);
+        runtime.block_on(HostNamespaces::current().unwrap().run(&hooks, &state(&container, "created")))
     }
 
     #[test]

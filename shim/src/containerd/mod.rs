@@ -5,13 +5,13 @@
 //! once, and serves the Task service (versions 2 and 3, which differ in their name only) over ttrpc. Knows nothing of how
 //! a sandbox does what it does.
 
-mod address;
-mod arguments;
+pub(crate) mod address;
+pub(crate) mod arguments;
 mod block_devices;
 mod bootstrap;
-mod bundle;
+pub(crate) mod bundle;
 mod container;
-mod delete;
+pub(crate) mod delete;
 mod direct_volumes;
 mod disk_rootfs;
 mod empty_dirs;
@@ -23,6 +23,7 @@ mod growth;
 pub(crate) mod hooks;
 mod host_ps;
 mod info;
+pub(crate) mod keeper;
 pub(crate) mod lifecycle;
 mod log_file;
 mod logger;
@@ -37,7 +38,7 @@ mod rootfs;
 mod runtime_options;
 mod sandbox_service;
 mod server;
-mod start;
+pub(crate) mod start;
 mod stats;
 pub(crate) mod stdio;
 pub(crate) mod task_service;
@@ -73,7 +74,7 @@ pub fn main() -> ExitCode {
 }
 
 /// The error with its causes, each said once: some say theirs themselves.
-fn explain(error: &anyhow::Error) -> String {
+pub(crate) fn explain(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.ends_with(&cause) {
         _ if said.is_empty() => cause,
         true => said,

@@ -57,7 +57,7 @@ struct Prepared {
 pub(super) fn main(start: Start) -> i32 {
     let started = Instant::now();
     let _ = nix::sys::prctl::set_name(c"tatami-shim");
-    log_file::start(&start.bundle, &start.invocation.id, start.invocation.debug);
+    log_file::start(&start.log, &start.id, start.debug);
     let host = match HostNamespaces::current() {
         Ok(host) => host,
         Err(error) => return give_up(&start, &format!("the host's namespaces: {error}")),
@@ -100,7 +100,7 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     let files = GuestFiles::find(set.kernel.as_deref(), set.user_space.as_deref())?;
     // The process that cleans up is to hold no namespace, so it comes first.
     let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
-    let (namespace, id) = (start.invocation.namespace.clone(), start.invocation.id.clone());
+    let (namespace, id) = (start.namespace.clone(), start.id.clone());
     ground.note_client(&Client { namespace, id });
     if !set.guest_mounts.is_empty() {
         ground.shared().show_to_guest(&set.guest_mounts).context("sandbox_bind_mounts")?;
@@ -148,8 +148,8 @@ async fn serve(
     });
     let (booted, guest) = watch::channel::<Booted>(None);
     let shared = sandbox.as_ref().ok().map(Sandbox::shared);
-    let events = Events::start(&start.invocation.namespace, &start.form.event_address());
-    let tasks = Tasks::new(&start.invocation.namespace, guest, shared, host, events.clone());
+    let events = Events::start(&start.namespace, &start.events);
+    let tasks = Tasks::new(&start.namespace, guest, shared, host, events.clone());
     if matches!(start.spec.as_ref().map(Namespace::of), Some(Namespace::Given(_))) {
         tasks.forward_ports();
     }
@@ -172,7 +172,7 @@ async fn serve(
     let server = unsafe { ttrpc::r#async::Server::new().add_unix_listener(start.listener.into_raw_fd()) }?;
     let mut server = server
         .register_service(task_service::services(&tasks))
-        .register_service(sandbox_service::services(&tasks, &start.invocation.id));
+        .register_service(sandbox_service::services(&tasks, &start.id));
     server.start().await?;
     let unwanted = tasks.clone();
     tokio::spawn(async move { unwanted.end_unless_wanted(UNWANTED).await });

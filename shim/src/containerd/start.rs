@@ -1,13 +1,13 @@
 //! `start`: finds the server of the sandbox that a container belongs to, or leaves a new one behind, and prints its
-//! address.
+//! address. Other front ends leave servers behind in the same way.
 //!
 //! The socket listens before the address is printed, so nobody has to wait for the server. Nothing but the address may
 //! reach standard output or error: containerd reads both as one.
 
-#![allow(unsafe_code, reason = "fork, and the standard streams of the process that becomes the server")]
+#![allow(unsafe_code, reason = "fork, and the descriptors of the process that becomes the server")]
 
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -22,18 +22,24 @@ use super::{bundle, runtime_options, server};
 use crate::sandbox::folder::Places;
 
 /// What the server is started with.
-pub(super) struct Start {
-    pub(super) listener: UnixListener,
-    pub(super) address: Address,
-    pub(super) places: Places,
-    pub(super) invocation: Invocation,
-    pub(super) bundle: PathBuf,
+pub(crate) struct Start {
+    pub(crate) listener: UnixListener,
+    pub(crate) address: Address,
+    pub(crate) places: Places,
+    /// The client's namespace.
+    pub(crate) namespace: String,
+    /// What the client calls the sandbox there.
+    pub(crate) id: String,
+    pub(crate) debug: bool,
+    pub(crate) bundle: PathBuf,
+    /// The folder with the file or fifo `log`, if it is to log.
+    pub(crate) log: PathBuf,
     /// None where containerd's Sandbox API starts a sandbox, which has no container of its own.
-    pub(super) spec: Option<Spec>,
+    pub(crate) spec: Option<Spec>,
     /// The configuration file that the client names.
-    pub(super) config_path: Option<PathBuf>,
-    /// How containerd spoke, which says where it takes events.
-    pub(super) form: Form,
+    pub(crate) config_path: Option<PathBuf>,
+    /// Where events go, if anywhere.
+    pub(crate) events: String,
 }
 
 /// Carries out `start`. In the process that becomes the server it does not return.
@@ -59,21 +65,44 @@ pub(super) fn start(invocation: &Invocation) -> anyhow::Result<()> {
     let address = of(sandbox);
     if sandbox != invocation.id {
         anyhow::ensure!(address.answers(), "the sandbox {sandbox} of container {} does not run", invocation.id);
-        return announce(&address, &bundle, &form);
+        return announce(&address.uri(), &bundle, &form);
     }
     let listener = address.bind()?;
-    let start = Start { listener, address, places, invocation: invocation.clone(), bundle, spec, config_path, form };
+    let uri = address.uri();
+    let start = Start {
+        listener,
+        address,
+        places,
+        namespace: invocation.namespace.clone(),
+        id: invocation.id.clone(),
+        debug: invocation.debug,
+        log: bundle.clone(),
+        bundle: bundle.clone(),
+        spec,
+        config_path,
+        events: form.event_address(),
+    };
+    leave_server(start)?;
+    announce(&uri, &bundle, &form)
+}
+
+/// Leaves a server behind, in a process of its own that has nothing of this one's but its listening socket. Call it while this process
+/// has one thread.
+///
+/// # Errors
+/// When there is no process to be had.
+pub(crate) fn leave_server(start: Start) -> anyhow::Result<()> {
     // SAFETY: this process has one thread, so the child may do whatever the parent could.
     match unsafe { nix::unistd::fork() } {
         Ok(ForkResult::Child) => {
-            // containerd waits for the end of these.
-            let code = match leave_caller() {
+            // The caller waits for the end of these.
+            let code = match leave_caller().and_then(|()| close_all_but(&[start.listener.as_raw_fd()])) {
                 Ok(()) => server::main(start),
                 Err(_) => 1,
             };
             std::process::exit(code)
         }
-        Ok(ForkResult::Parent { .. }) => announce(&start.address, &start.bundle, &start.form),
+        Ok(ForkResult::Parent { .. }) => Ok(()),
         Err(error) => {
             start.address.remove();
             Err(error).context("no process for the server")
@@ -89,10 +118,9 @@ fn is_without_specification(bundle: &Path) -> bool {
     }
 }
 
-fn announce(address: &Address, bundle: &Path, form: &Form) -> anyhow::Result<()> {
-    let uri = address.uri();
-    std::fs::write(bundle.join("address"), &uri).context("the file `address` in the bundle")?;
-    io::stdout().write_all(&form.answer(&uri))?;
+fn announce(uri: &str, bundle: &Path, form: &Form) -> anyhow::Result<()> {
+    std::fs::write(bundle.join("address"), uri).context("the file `address` in the bundle")?;
+    io::stdout().write_all(&form.answer(uri))?;
     io::stdout().flush()?;
     Ok(())
 }
@@ -107,6 +135,26 @@ fn leave_caller() -> io::Result<()> {
         if unsafe { libc::dup2(null.as_raw_fd(), stream) } < 0 {
             return Err(io::Error::last_os_error());
         }
+    }
+    Ok(())
+}
+
+/// Closes every descriptor but the standard streams and `kept`: whatever else the caller had open, somebody may wait for its end.
+///
+/// # Errors
+/// When it cannot.
+pub(crate) fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.into_iter().chain([u32::MAX]) {
+        // Up to the one before it, and at the end to the last that there can be.
+        let last = if fd == u32::MAX { fd } else { fd - 1 };
+        // SAFETY: who calls this uses none of the descriptors that it closes, nor drops what holds them.
+        if first <= last && unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        first = fd.saturating_add(1);
     }
     Ok(())
 }

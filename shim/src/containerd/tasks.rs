@@ -24,6 +24,7 @@ use super::error::TaskError;
 use super::events::{Events, Topic};
 use super::growth::Growth;
 use super::hooks::{self, HostNamespaces};
+use super::keeper;
 use super::lifecycle::{Exit, KILLED, Phase};
 use super::loopback;
 use super::network as namespace;
@@ -238,7 +239,7 @@ impl Tasks {
         let event = TaskStart { container_id: id.to_owned(), pid: Tasks::pid(), ..Default::default() };
         self.events.publish(Topic::Start, &event);
         drop(starting);
-        let state = hooks::state(&container.version, id, "running", container.bundle());
+        let state = hooks::state(&container, "running");
         if let Err(error) = self.host.run(&container.hooks.poststart, &state).await {
             log::warn!("{error}");
         }
@@ -250,7 +251,7 @@ impl Tasks {
     /// # Errors
     /// [`TaskError::InvalidArgument`] for what is not understood, [`TaskError::AlreadyExists`],
     /// [`TaskError::FailedPrecondition`] when the container has ended.
-    pub(super) fn add_exec(&self, request: &ExecProcessRequest) -> Result<(), TaskError> {
+    pub(super) fn add_exec(self: &Arc<Self>, request: &ExecProcessRequest) -> Result<(), TaskError> {
         let container = self.container(&request.id)?;
         if !is_id(&request.exec_id) {
             return Err(TaskError::InvalidArgument(format!("the process id {:?} is invalid", request.exec_id)));
@@ -267,8 +268,12 @@ impl Tasks {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
+        let keeper = keeper::of(request.spec.as_ref())?;
         let process = Process::new(&request.id, &request.exec_id, stdio);
-        container.add(Exec { process, spec: Arc::new(json), size })?;
+        container.add(Exec { process: process.clone(), spec: Arc::new(json), size })?;
+        if let Some(keeper) = keeper {
+            keeper.watch(self, &request.id, process);
+        }
         let event =
             TaskExecAdded { container_id: request.id.clone(), exec_id: request.exec_id.clone(), ..Default::default() };
         self.events.publish(Topic::ExecAdded, &event);
@@ -477,7 +482,7 @@ impl Tasks {
             // It goes with the sandbox.
             log::warn!("what was laid out for container {} remains: {error}", container.id());
         }
-        let state = hooks::state(&container.version, container.id(), "stopped", container.bundle());
+        let state = hooks::state(container, "stopped");
         if let Err(error) = self.host.run(&container.hooks.poststop, &state).await {
             log::warn!("{error}");
         }

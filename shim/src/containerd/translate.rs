@@ -33,14 +33,10 @@ const GUEST_FILE_SYSTEMS: [&str; 14] = [
 /// Folders that a guest has itself: a bind mount from there shows the guest's.
 const GUEST_FOLDERS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
-/// What namespaces of other containers of the sandbox are called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pids {
-    /// The process on the host that stands for every container of the sandbox.
-    pub(super) host: u32,
-    /// The first process, in the guest, of the sandbox's first container, if there is one.
-    pub(super) guest: Option<u32>,
-}
+/// What namespaces of other containers of the sandbox are called: the processes on the host that stand for containers, each with the
+/// process in the guest whose namespaces those are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pids(pub(super) Vec<(u32, u32)>);
 
 /// Hooks that run on the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,7 +72,7 @@ impl Plan {
         let process = spec.process_mut().as_mut().ok_or_else(|| refused("the specification has no process"))?;
         translate_process(process);
         let linux = spec.linux_mut().get_or_insert_with(Linux::default);
-        translate_linux(linux, pids)?;
+        translate_linux(linux, &pids)?;
         let devices = block_devices::named(linux)?;
         let hooks = take_hooks(&mut spec)?;
         let (volumes, guest_volumes) = (Vec::new(), Vec::new());
@@ -137,7 +133,7 @@ pub(super) fn translate_process(process: &mut Process) {
     process.set_selinux_label(None);
 }
 
-fn translate_linux(linux: &mut Linux, pids: Pids) -> Result<(), TaskError> {
+fn translate_linux(linux: &mut Linux, pids: &Pids) -> Result<(), TaskError> {
     // The guest has a hierarchy of its own.
     linux.set_cgroups_path(None);
     linux.set_mount_label(None);
@@ -169,11 +165,14 @@ fn translate_linux(linux: &mut Linux, pids: Pids) -> Result<(), TaskError> {
 }
 
 /// Where the guest has the namespace that is at `path` on the host: only the sandbox's own can be joined.
-fn guest_namespace(namespace: &LinuxNamespace, path: &Path, pids: Pids) -> Result<PathBuf, TaskError> {
-    let ours = format!("/proc/{}/ns", pids.host);
-    match (path.strip_prefix(&ours), pids.guest) {
-        (Ok(name), Some(pid)) => Ok(Path::new("/proc").join(pid.to_string()).join("ns").join(name)),
-        _ => Err(refused(&format!(
+fn guest_namespace(namespace: &LinuxNamespace, path: &Path, Pids(pids): &Pids) -> Result<PathBuf, TaskError> {
+    let found = pids.iter().find_map(|(host, guest)| {
+        let name = path.strip_prefix(format!("/proc/{host}/ns")).ok()?;
+        Some(Path::new("/proc").join(guest.to_string()).join("ns").join(name))
+    });
+    match found {
+        Some(path) => Ok(path),
+        None => Err(refused(&format!(
             "the {} namespace {} is not one of this sandbox: a guest cannot join it",
             namespace.typ(),
             path.display()
@@ -281,13 +280,11 @@ fn refused(text: &str) -> TaskError {
 mod tests {
     use super::*;
 
-    const PIDS: Pids = Pids { host: 77, guest: Some(9) };
-
     fn plan(rest: &str) -> Result<Plan, TaskError> {
         let spec = format!(
             r#"{{"ociVersion":"1.1.0","process":{{"cwd":"/","args":["a"],"user":{{"uid":0,"gid":0}}}}{rest}}}"#
         );
-        Plan::new(serde_json::from_str(&spec).unwrap(), PIDS)
+        Plan::new(serde_json::from_str(&spec).unwrap(), Pids(vec![(77, 9)]))
     }
 
     fn layout() -> Layout {
@@ -359,7 +356,7 @@ mod tests {
             assert!(matches!(plan(rest), Err(TaskError::InvalidArgument(_))), "{rest}");
         }
         let none: Spec = serde_json::from_str(r#"{"ociVersion":"1.1.0"}"#).unwrap();
-        assert!(matches!(Plan::new(none, PIDS), Err(TaskError::InvalidArgument(_))));
+        assert!(matches!(Plan::new(none, Pids::default()), Err(TaskError::InvalidArgument(_))));
     }
 
     #[test]

@@ -31,7 +31,7 @@ const GLANCE: Duration = Duration::from_secs(3);
 
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ClientError {
+pub(crate) enum ClientError {
     /// Its server refuses, and says why.
     #[error("{1}")]
     Refused(Code, String),
@@ -42,18 +42,18 @@ pub(super) enum ClientError {
 
 /// A connection. Cloning is cheap; clones are the same connection.
 #[derive(Clone)]
-pub(super) struct Client {
+pub(crate) struct Client {
     task: TaskClient,
     id: String,
 }
 
 /// The streams of a process that joins: fifos.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ExecStreams {
-    pub(super) stdin: String,
-    pub(super) stdout: String,
-    pub(super) stderr: String,
-    pub(super) terminal: bool,
+pub(crate) struct ExecStreams {
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
 }
 
 impl From<ttrpc::Error> for ClientError {
@@ -73,7 +73,7 @@ impl From<ttrpc::Error> for ClientError {
 
 impl ClientError {
     /// Whether the server says that there is no such process, or none any more.
-    pub(super) fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         matches!(self, ClientError::Refused(Code::NOT_FOUND, _))
     }
 }
@@ -84,40 +84,49 @@ impl Client {
     /// # Errors
     /// [`ClientError::Lost`].
     pub(super) async fn connect(entry: &Entry) -> Result<Client, ClientError> {
-        let stream = UnixStream::connect(server::socket(entry.found.state())).await;
-        let stream = stream.map_err(|error| ClientError::Lost(error.to_string()))?;
-        Ok(Client {
-            task: TaskClient::new(Connection::new(Socket::new(stream))),
-            id: entry.record.container().to_owned(),
-        })
+        Client::at(&server::socket(entry.found.state()), entry.record.container()).await
+    }
+
+    /// A connection to the server that listens at `socket`, about its container `id`.
+    ///
+    /// # Errors
+    /// [`ClientError::Lost`].
+    pub(crate) async fn at(socket: &Path, id: &str) -> Result<Client, ClientError> {
+        let stream = UnixStream::connect(socket).await.map_err(|error| ClientError::Lost(error.to_string()))?;
+        Ok(Client { task: TaskClient::new(Connection::new(Socket::new(stream))), id: id.to_owned() })
+    }
+
+    /// For the calls that only some clients make.
+    pub(crate) fn task(&self) -> (&TaskClient, &str) {
+        (&self.task, &self.id)
     }
 
     /// Whether the container stands still.
-    pub(super) async fn is_paused(&self) -> Result<bool, ClientError> {
+    pub(crate) async fn is_paused(&self) -> Result<bool, ClientError> {
         let request = StateRequest { id: self.id.clone(), ..Default::default() };
         let state = self.task.state(ttrpc::context::with_duration(GLANCE), &request).await?;
         Ok(state.status.value() == Status::PAUSED as i32)
     }
 
     /// Sends a signal to the process `exec`, the first for an empty id; with `all` to every process of the container.
-    pub(super) async fn kill(&self, exec: &str, signal: u32, all: bool) -> Result<(), ClientError> {
+    pub(crate) async fn kill(&self, exec: &str, signal: u32, all: bool) -> Result<(), ClientError> {
         let (id, exec_id) = (self.id.clone(), exec.to_owned());
         let request = KillRequest { id, exec_id, signal, all, ..Default::default() };
         Ok(self.task.kill(limit(), &request).await.map(drop)?)
     }
 
     /// Returns when the process has ended, and its output is written; with its status.
-    pub(super) async fn wait(&self, exec: &str) -> Result<u32, ClientError> {
+    pub(crate) async fn wait(&self, exec: &str) -> Result<u32, ClientError> {
         let request = WaitRequest { id: self.id.clone(), exec_id: exec.to_owned(), ..Default::default() };
         Ok(self.task.wait(Context::default(), &request).await?.exit_status)
     }
 
-    pub(super) async fn pause(&self) -> Result<(), ClientError> {
+    pub(crate) async fn pause(&self) -> Result<(), ClientError> {
         let request = PauseRequest { id: self.id.clone(), ..Default::default() };
         Ok(self.task.pause(limit(), &request).await.map(drop)?)
     }
 
-    pub(super) async fn resume(&self) -> Result<(), ClientError> {
+    pub(crate) async fn resume(&self) -> Result<(), ClientError> {
         let request = ResumeRequest { id: self.id.clone(), ..Default::default() };
         Ok(self.task.resume(limit(), &request).await.map(drop)?)
     }
@@ -131,7 +140,7 @@ impl Client {
     }
 
     /// Has the server write the sandbox to `folder`, an absolute path.
-    pub(super) async fn save(&self, folder: &Path) -> Result<(), ClientError> {
+    pub(crate) async fn save(&self, folder: &Path) -> Result<(), ClientError> {
         let path = folder.display().to_string();
         let request = CheckpointTaskRequest { id: self.id.clone(), path, ..Default::default() };
         let context = ttrpc::context::with_duration(SAVING);
@@ -139,8 +148,12 @@ impl Client {
     }
 
     /// Has a process join the container, `process` of a specification, and starts it.
-    pub(super) async fn exec(&self, exec: &str, process: Vec<u8>, streams: &ExecStreams) -> Result<(), ClientError> {
-        let spec = Any { value: process, ..Default::default() };
+    pub(crate) async fn exec(&self, exec: &str, process: Vec<u8>, streams: &ExecStreams) -> Result<(), ClientError> {
+        self.exec_as(exec, Any { value: process, ..Default::default() }, streams).await
+    }
+
+    /// The same in the form of the wire.
+    pub(crate) async fn exec_as(&self, exec: &str, spec: Any, streams: &ExecStreams) -> Result<(), ClientError> {
         let request = ExecProcessRequest {
             id: self.id.clone(),
             exec_id: exec.to_owned(),
@@ -161,7 +174,7 @@ impl Client {
     }
 
     /// Has the server forget a process that has ended.
-    pub(super) async fn delete(&self, exec: &str) {
+    pub(crate) async fn delete(&self, exec: &str) {
         let request = DeleteRequest { id: self.id.clone(), exec_id: exec.to_owned(), ..Default::default() };
         if let Err(error) = self.task.delete(limit(), &request).await {
             // The sandbox is ending, and everything with it.
@@ -170,14 +183,14 @@ impl Client {
     }
 
     /// The server's part in keeping the process's standard input open ends.
-    pub(super) async fn close_stdin(&self, exec: &str) -> Result<(), ClientError> {
+    pub(crate) async fn close_stdin(&self, exec: &str) -> Result<(), ClientError> {
         let (id, exec_id) = (self.id.clone(), exec.to_owned());
         let request = CloseIORequest { id, exec_id, stdin: true, ..Default::default() };
         Ok(self.task.close_io(limit(), &request).await.map(drop)?)
     }
 
     /// Gives the process's terminal another size, in characters.
-    pub(super) async fn resize(&self, exec: &str, rows: u16, columns: u16) -> Result<(), ClientError> {
+    pub(crate) async fn resize(&self, exec: &str, rows: u16, columns: u16) -> Result<(), ClientError> {
         let (id, exec_id) = (self.id.clone(), exec.to_owned());
         let (height, width) = (rows.into(), columns.into());
         let request = ResizePtyRequest { id, exec_id, height, width, ..Default::default() };

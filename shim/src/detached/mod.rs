@@ -5,7 +5,7 @@
 //! sandbox's end lies on disk ([`crate::sandbox::kept`], [`output_log`]). There is no daemon: which containers there are is
 //! found out by looking ([`registry`]).
 
-mod client;
+pub(crate) mod client;
 mod commands;
 pub(crate) mod foreground;
 pub(crate) mod launch;

@@ -18,6 +18,7 @@ use super::super::events::Topic;
 use super::super::growth::Share;
 use super::super::hooks;
 use super::super::host_ps::asks_the_host;
+use super::super::keeper::{self, Keeper};
 use super::super::loopback;
 use super::super::memory_watch::MemoryWatch;
 use super::super::process::Process;
@@ -25,7 +26,7 @@ use super::super::pump::Io;
 use super::super::rootfs;
 use super::super::stdio::{Opened, StdioPaths};
 use super::super::translate::{Pids, Plan};
-use super::{PoisonError, Tasks, oci_failure, release};
+use super::{PoisonError, Slot, Tasks, oci_failure, release};
 use crate::sandbox::disks::DeviceImage;
 use crate::sandbox::mounts::{Layout, Root, SharedFolder};
 use crate::sandbox::volumes::GuestVolume;
@@ -71,13 +72,22 @@ impl Tasks {
     ///
     /// # Errors
     /// Why there is none; nothing is left of it.
-    pub(in super::super) async fn create(&self, request: &CreateTaskRequest) -> Result<(), TaskError> {
+    pub(in super::super) async fn create(
+        self: &std::sync::Arc<Self>,
+        request: &CreateTaskRequest,
+    ) -> Result<(), TaskError> {
         self.want();
         check_create(request)?;
+        let keeper = keeper::of(request.options.as_ref())?;
+        let pid = keeper.as_ref().map(Keeper::pid);
         self.create_from(&request.id, created_event(request), async |shared, place| {
-            self.lay_out_bundle(request, shared, place).await
+            self.lay_out_bundle(request, pid, shared, place).await
         })
-        .await
+        .await?;
+        if let Some(keeper) = keeper {
+            keeper.watch(self, &request.id, self.process(&request.id, "")?);
+        }
+        Ok(())
     }
 
     /// The same from what `lay_out` makes in the shared folder, in a place of the name that it is given: the specification as
@@ -181,7 +191,8 @@ impl Tasks {
                 }
             }
         }
-        let (container, pid) = created?;
+        let (mut container, pid) = created?;
+        container.guest_pid = Some(pid);
         self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(pid);
         let container = std::sync::Arc::new(container);
         self.events.publish(Topic::Create, &event);
@@ -195,6 +206,7 @@ impl Tasks {
     async fn lay_out_bundle(
         &self,
         request: &CreateTaskRequest,
+        keeper: Option<u32>,
         shared: &SharedFolder,
         place: &str,
     ) -> Result<LaidOut, TaskError> {
@@ -226,7 +238,8 @@ impl Tasks {
         container.volumes = layout.guest_volumes.len();
         container.host_ps = host_ps;
         container.resolv_conf = resolv_conf;
-        let state = hooks::state(&container.version, &request.id, "creating", bundle_path);
+        container.keeper = keeper;
+        let state = hooks::state(&container, "creating");
         self.host.run(&container.hooks.create, &state).await.map_err(|error| TaskError::Failed(error.to_string()))?;
         let wanted = self.streams(init.stdio(), plan.console_size());
         let devices = std::mem::take(&mut plan.devices);
@@ -269,7 +282,13 @@ impl Tasks {
     }
 
     fn known_pids(&self) -> Pids {
-        Pids { host: Tasks::pid(), guest: *self.first.lock().unwrap_or_else(PoisonError::into_inner) }
+        let first = *self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known: Vec<(u32, u32)> = first.map(|guest| (Tasks::pid(), guest)).into_iter().collect();
+        known.extend(self.lock().values().filter_map(|slot| match slot {
+            Slot::Ready(container) => Some((container.keeper?, container.guest_pid?)),
+            Slot::Busy => None,
+        }));
+        Pids(known)
     }
 }
 
@@ -284,7 +303,7 @@ fn check_create(request: &CreateTaskRequest) -> Result<(), TaskError> {
     let Some(options) = request.options.as_ref() else { return Ok(()) };
     let name = options.type_url.rsplit('/').next().unwrap_or_default();
     let known = ["", "runtimeoptions.v1.Options", "containerd.runc.v1.Options"];
-    if !known.contains(&name) {
+    if !known.contains(&name) && !options.type_url.starts_with(keeper::TYPE) {
         return Err(TaskError::InvalidArgument(format!("runtime options of the type {name:?} are not understood")));
     }
     // Any message shows whether these are the bytes of one.

@@ -1,0 +1,235 @@
+//! The OCI runtime's command line, as Podman and Docker call it: the life cycle, its errors, and that nothing is left of either.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tatami_tests::{Finished, PATIENCE, Running, Tatami};
+
+/// A runtime with a root of its own, and a bundle.
+struct Runtime {
+    tatami: Tatami,
+    folder: PathBuf,
+}
+
+/// Says `up`, and ends with 7 at TERM.
+const PATIENT: &str = "trap 'echo term; exit 7' TERM; echo up; while :; do sleep 0.1; done";
+
+impl Runtime {
+    fn new() -> Self {
+        let tatami = Tatami::new();
+        let folder = tatami.scratch();
+        let rootfs = folder.join("bundle/rootfs");
+        for name in ["bin", "proc", "sys", "dev", "tmp"] {
+            fs::create_dir_all(rootfs.join(name)).unwrap();
+        }
+        fs::copy("/bin/busybox", rootfs.join("bin/busybox")).expect("busybox-static is installed");
+        for name in ["sh", "sleep", "stty", "cat", "true", "uname"] {
+            std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(name)).unwrap();
+        }
+        let runtime = Self { tatami, folder };
+        runtime.call(&["spec", "--bundle", &runtime.bundle()]).expect_status(0);
+        runtime.change(|config| {
+            config["process"]["terminal"] = json!(false);
+            config["root"]["readonly"] = json!(false);
+        });
+        runtime.command(PATIENT);
+        runtime
+    }
+
+    fn bundle(&self) -> String {
+        self.folder.join("bundle").display().to_string()
+    }
+
+    /// Changes the bundle's config.json.
+    fn change(&self, change: impl FnOnce(&mut Value)) {
+        let path = self.folder.join("bundle/config.json");
+        let mut config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut config);
+        fs::write(path, config.to_string()).unwrap();
+    }
+
+    fn command(&self, script: &str) {
+        self.change(|config| config["process"]["args"] = json!(["sh", "-c", script]));
+    }
+
+    fn words(&self, words: &[&str]) -> Command {
+        let root = self.folder.join("root").display().to_string();
+        self.tatami.command(&[&["oci", "--root", &root], words].concat())
+    }
+
+    fn call(&self, words: &[&str]) -> Finished {
+        Running::start(self.words(words)).finish()
+    }
+
+    /// `create`, with the container's output in a file, as an engine's monitor has it in a pipe.
+    fn create(&self, id: &str, options: &[&str]) -> i32 {
+        let out = fs::File::create(self.folder.join("out")).unwrap();
+        let bundle = self.bundle();
+        let mut command = self.words(&[&["create", "--bundle", bundle.as_str()], options, &[id]].concat());
+        command.stdout(out.try_clone().unwrap()).stderr(out);
+        command.status().unwrap().code().unwrap_or(-1)
+    }
+
+    fn out(&self) -> String {
+        fs::read_to_string(self.folder.join("out")).unwrap()
+    }
+
+    fn state(&self, id: &str) -> Value {
+        serde_json::from_str(&self.call(&["state", id]).expect_status(0).out()).unwrap()
+    }
+
+    fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !done() {
+            assert!(Instant::now() < deadline, "{what} does not come; output: {}", self.out());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn wait_for_status(&self, id: &str, status: &str) {
+        self.wait_until(status, || self.state(id)["status"] == status);
+    }
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_life_from_create_to_delete() {
+    let runtime = Runtime::new();
+    let pid_file = runtime.folder.join("pid");
+    assert_eq!(runtime.create("c1", &["--pid-file", pid_file.to_str().unwrap()]), 0, "{}", runtime.out());
+    let state = runtime.state("c1");
+    assert_eq!((&state["status"], &state["id"]), (&json!("created"), &json!("c1")));
+    assert_eq!(state["pid"].to_string(), fs::read_to_string(&pid_file).unwrap());
+    runtime.call(&["pause", "c1"]).expect_error(1, &["container not running"]);
+    runtime.call(&["create", "--bundle", &runtime.bundle(), "c1"]).expect_error(1, &["already exists"]);
+    runtime.call(&["start", "c1"]).expect_status(0);
+    runtime.wait_until("up", || runtime.out().contains("up"));
+    runtime.call(&["start", "c1"]).expect_error(1, &["already running"]);
+    runtime.call(&["delete", "c1"]).expect_error(1, &["not stopped", "running"]);
+    assert_eq!(runtime.call(&["list", "-q"]).expect_status(0).out(), "c1\n");
+    runtime.call(&["exec", "c1", "sh", "-c", "exit 5"]).expect_status(5);
+    runtime.call(&["exec", "c1", "no-such"]).expect_error(255, &["no-such", "not found in $PATH"]);
+    runtime.call(&["pause", "c1"]).expect_status(0);
+    assert_eq!(runtime.state("c1")["status"], "paused");
+    runtime.call(&["exec", "c1", "true"]).expect_error(255, &["paused"]);
+    runtime.call(&["resume", "c1"]).expect_status(0);
+    runtime.call(&["resume", "c1"]).expect_error(1, &["container not paused"]);
+    runtime.call(&["update", "--pids-limit", "50", "c1"]).expect_status(0);
+    let stats: Value =
+        serde_json::from_str(&runtime.call(&["events", "--stats", "c1"]).expect_status(0).out()).unwrap();
+    assert_eq!(stats["data"]["pids"]["limit"], 50);
+    let pids = runtime.call(&["ps", "--format", "json", "c1"]).expect_status(0).out();
+    assert_eq!(pids.trim(), format!("[{}]", state["pid"]));
+    runtime.call(&["checkpoint", "c1"]).expect_error(1, &["checkpoints are not supported"]);
+    runtime.call(&["kill", "c1", "TERM"]).expect_status(0);
+    runtime.wait_for_status("c1", "stopped");
+    assert!(runtime.out().contains("term"), "{}", runtime.out());
+    runtime.call(&["kill", "c1"]).expect_error(1, &["container not running"]);
+    runtime.call(&["start", "c1"]).expect_error(1, &["has stopped"]);
+    runtime.call(&["delete", "c1"]).expect_status(0);
+    runtime.call(&["state", "c1"]).expect_error(1, &["container does not exist"]);
+    runtime.call(&["delete", "--force", "c1"]).expect_status(0);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn run_has_the_commands_streams_and_status() {
+    let runtime = Runtime::new();
+    runtime.command("echo out; echo err >&2; exit 42");
+    let ran = runtime.call(&["run", "--bundle", &runtime.bundle(), "c1"]).expect_status(42);
+    assert_eq!((ran.out().as_str(), ran.err().as_str()), ("out\n", "err\n"));
+    runtime.command("kill -9 $$");
+    runtime.call(&["run", "--bundle", &runtime.bundle(), "c1"]);
+    runtime.change(|config| config["process"]["args"] = json!(["no-such"]));
+    runtime.call(&["run", "--bundle", &runtime.bundle(), "c1"]).expect_error(1, &["no-such", "not found in $PATH"]);
+    assert_eq!(runtime.call(&["list", "-q"]).out(), "");
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn the_keepers_signals_and_its_end_are_the_containers() {
+    let runtime = Runtime::new();
+    assert_eq!(runtime.create("c1", &[]), 0, "{}", runtime.out());
+    runtime.call(&["start", "c1"]).expect_status(0);
+    runtime.wait_until("up", || runtime.out().contains("up"));
+    let keeper = |id: &str| Pid::from_raw(runtime.state(id)["pid"].as_i64().unwrap() as i32);
+    kill(keeper("c1"), Signal::SIGTERM).unwrap();
+    runtime.wait_for_status("c1", "stopped");
+    assert!(runtime.out().contains("term"), "{}", runtime.out());
+    runtime.call(&["delete", "c1"]).expect_status(0);
+    assert_eq!(runtime.create("c2", &[]), 0, "{}", runtime.out());
+    runtime.call(&["start", "c2"]).expect_status(0);
+    kill(keeper("c2"), Signal::SIGKILL).unwrap();
+    runtime.wait_for_status("c2", "stopped");
+    runtime.call(&["delete", "c2"]).expect_status(0);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn hooks_run_in_their_order() {
+    let runtime = Runtime::new();
+    let told = runtime.folder.join("told").display().to_string();
+    runtime.change(|config| {
+        for kind in ["prestart", "createRuntime", "poststart", "poststop"] {
+            let script = format!("echo {kind} >> {told}");
+            config["hooks"][kind] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+        }
+    });
+    runtime.command("exit 0");
+    runtime.call(&["run", "--bundle", &runtime.bundle(), "c1"]).expect_status(0);
+    assert_eq!(fs::read_to_string(&told).unwrap(), "prestart\ncreateRuntime\npoststart\npoststop\n");
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn what_is_wrong_is_said_in_one_line_and_nothing_is_left() {
+    let runtime = Runtime::new();
+    let bundle = runtime.bundle();
+    let create = |words: &[&str]| runtime.call(&[&["create"], words].concat());
+    let config = format!("{bundle}/config.json");
+    create(&["--bundle", &config, "c1"]).expect_error(1, &["config.json", "not a folder"]);
+    create(&["--bundle", "/no/such", "c1"]).expect_error(1, &["/no/such"]);
+    for id in ["a/b", "../a", ""] {
+        create(&["--bundle", &bundle, id]).expect_error(1, &["invalid container ID"]);
+        runtime.call(&["state", id]).expect_error(1, &["invalid container ID"]);
+    }
+    create(&["--frob", "c1"]).expect_error(1, &["not defined", "frob"]);
+    create(&["--bundle", &bundle, "--console-socket", "/s", "c1"]).expect_error(1, &["console socket"]);
+    runtime.change(|config| config["process"]["terminal"] = json!(true));
+    create(&["--bundle", &bundle, "c1"]).expect_error(1, &["cannot allocate tty"]);
+    let socket = runtime.folder.join("console.sock");
+    drop(UnixListener::bind(&socket).unwrap());
+    let socket = socket.display().to_string();
+    create(&["--bundle", &bundle, "--console-socket", &socket, "c1"]).expect_error(1, &[&socket]);
+    let root = runtime.folder.join("root");
+    assert!(fs::read_dir(&root).is_ok_and(|mut entries| entries.next().is_none()));
+    runtime.change(|config| {
+        config["process"]["terminal"] = json!(false);
+        config["mounts"] = json!([{ "destination": "/x", "type": "nfs", "source": "h:/x" }]);
+    });
+    create(&["--bundle", &bundle, "c1"]).expect_error(1, &["nfs"]);
+    runtime.call(&["state", "c1"]).expect_error(1, &["does not exist"]);
+    half_written(&runtime, &root);
+    let log = runtime.folder.join("log").display().to_string();
+    runtime.call(&["--log", &log, "--log-format", "json", "state", "none"]).expect_status(1);
+    let line: Value = serde_json::from_str(&fs::read_to_string(&log).unwrap()).unwrap();
+    assert_eq!((&line["level"], &line["msg"]), (&json!("error"), &json!("container does not exist")));
+}
+
+/// A folder whose maker was killed is no container, and is removed when somebody insists.
+fn half_written(runtime: &Runtime, root: &Path) {
+    fs::create_dir_all(root.join("half")).unwrap();
+    fs::write(root.join("half/state.json"), "{\"id\":").unwrap();
+    nix::unistd::mkfifo(&root.join("half/stdin"), Mode::S_IRWXU).unwrap();
+    assert_eq!(runtime.call(&["list", "-q"]).expect_status(0).out(), "");
+    runtime.call(&["delete", "half"]).expect_error(1, &["half"]);
+    runtime.call(&["delete", "--force", "half"]).expect_status(0);
+    assert!(!root.join("half").exists());
+}
