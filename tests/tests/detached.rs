@@ -292,6 +292,7 @@ fn one_in_the_foreground_is_among_the_others_as_long_as_it_runs() {
         }
     };
     listed("running");
+    let wait = Running::start(tatami.command(&["wait", "web"]));
     let exec = |words: &[&str]| tatami.tatami(&[&["exec"], words].concat());
     assert_eq!(exec(&["-u", "root", "web", "sh", "-c", "echo $KEPT; exit 4"]).expect_status(4).out(), "1\n");
     tatami.tatami(&["logs", "web"]).expect_error(1, &["web", "foreground", "no log"]);
@@ -308,7 +309,6 @@ fn one_in_the_foreground_is_among_the_others_as_long_as_it_runs() {
 
     let folder = tatami.scratch().join("saved").display().to_string();
     tatami.tatami(&["save", "web", &folder]).expect_status(0);
-    let wait = Running::start(tatami.command(&["wait", "web"]));
     tatami.tatami(&["stop", "web"]).expect_status(0);
     let finished = running.finish().expect_status(3);
     assert_eq!(finished.out(), "up\nbye\n");
