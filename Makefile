@@ -17,10 +17,15 @@ DESTDIR ?=
 CARGO  ?= cargo
 # Static against glibc: the host binary starts without a loader and runs on any distribution; the agent has no libraries.
 CARGO_TARGET := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')
-STATIC := $(CARGO_TARGET)_RUSTFLAGS="-C target-feature=+crt-static" \
-	$(if $(FOREIGN),$(CARGO_TARGET)_LINKER=$(ARCH)-linux-gnu-gcc LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu LIBCAPNG_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu)
-# Test binaries that need KVM run where one is: here, or in the emulated test host.
-RUNNER := $(CARGO_TARGET)_RUNNER="$(CURDIR)/tests/with-kvm"
+CROSS  := $(if $(FOREIGN),$(CARGO_TARGET)_LINKER=$(ARCH)-linux-gnu-gcc LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu LIBCAPNG_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu)
+STATIC := $(CARGO_TARGET)_RUSTFLAGS="-C target-feature=+crt-static" $(CROSS)
+# What needs KVM runs where one is: here, or in the emulated test host (of the architecture that it is for); so do test binaries.
+KVM    := $(if $(FOREIGN),TATAMI_TESTHOST_ARCH=$(ARCH)) tests/with-kvm
+RUNNER := $(if $(FOREIGN),TATAMI_TESTHOST_ARCH=$(ARCH)) $(CROSS) $(CARGO_TARGET)_RUNNER="$(CURDIR)/tests/with-kvm"
+# Test binaries for this machine are built where `cargo test` builds them.
+TARGET := $(if $(FOREIGN),--target $(TRIPLE))
+# Tests of the tree itself, of the emulator's PC, and a guest that is written for x86_64.
+NATIVE := $(if $(FOREIGN),--exclude tatami-tests --exclude tatami-testhost --exclude tatami-hostile)
 
 .DEFAULT_GOAL := help
 .PHONY: help deps build kernel initrd root-disk distribution guest image standalone run manual docs test test-unit test-host test-kvm test-clients fuzz lint bench install uninstall clean
@@ -63,27 +68,40 @@ standalone: build guest ## one file that is the whole installation: target/relea
 	@ls -l target/release/tatami-standalone
 
 run: build guest image ## build everything, then run the sample image in a micro-VM
-	@$(if $(FOREIGN),TATAMI_TESTHOST_ARCH=$(ARCH) tests/host/run,tests/with-kvm) $(BIN)/tatami run --rm \
+	@$(KVM) $(BIN)/tatami run --rm \
 		$(if $(FOREIGN),--kernel $(GUEST)/vmlinux --initrd $(GUEST)/initrd.img) $(IMAGE)
 
 # The last two side by side, in emulated hosts of their own where they need one: each has a single CPU.
 test: test-unit test-host build guest image ## every test there is (FULL=1: the long ones of test-clients too)
 	@tests/side-by-side kvm "$(MAKE) --no-print-directory test-kvm" \
 		clients "TATAMI_TESTHOST_NAME=clients $(MAKE) --no-print-directory test-clients"
+	@$(MAKE) --no-print-directory test-others
+
+# The architectures of which `make test` runs a container, beside all that it does of this machine's.
+OTHERS ?= $(filter-out $(shell uname -m),aarch64)
+test-others: ## a container to its exit status on each of OTHERS, in its emulated host
+	@set -e; for arch in $(OTHERS); do \
+		$(MAKE) --no-print-directory ARCH=$$arch build guest image; \
+		TATAMI_TESTHOST_NAME=others tests/one-container $$arch; \
+		TATAMI_TESTHOST_NAME=others TATAMI_TESTHOST_ARCH=$$arch tests/host/run --stop; \
+	done
+
+test-all: test ## the same, and the tests that boot guests, on each of OTHERS too
+	@set -e; for arch in $(OTHERS); do $(MAKE) --no-print-directory ARCH=$$arch test-unit test-kvm test-clients; done
 
 test-unit: deps ## the tests that need no KVM
-	$(CARGO) test --locked --workspace
-	rootfs/test-reproducible
+	$(if $(FOREIGN),$(RUNNER)) $(CARGO) test --locked $(TARGET) --workspace $(NATIVE)
+	$(if $(FOREIGN),,rootfs/test-reproducible)
 
 test-host: deps ## the emulated test host's own tests
 	tests/host/selftest
 
-test-kvm: build guest image root-disk distribution ## the tests that boot guests, here or in the emulated test host
-	$(RUNNER) tests/run-kvm-tests -p tatami -p tatami-devices -p tatami-vmm -p tatami-tests -p tatami-hostile
-	$(RUNNER) $(CARGO) test --locked -p tatami-agent --test containers
+test-kvm: build guest image root-disk $(if $(FOREIGN),,distribution) ## the tests that boot guests, here or in the emulated test host
+	$(RUNNER) tests/run-kvm-tests $(TARGET) -p tatami -p tatami-devices -p tatami-vmm -p tatami-tests $(if $(FOREIGN),,-p tatami-hostile)
+	$(RUNNER) $(CARGO) test --locked $(TARGET) -p tatami-agent --test containers
 
 test-clients: build guest image ## containerd, Docker and CRI, with runc and with Tatami, compared (FULL=1: all cases on all releases)
-	TATAMI_CLIENTS=$(if $(FULL),full,$(TATAMI_CLIENTS)) $(RUNNER) $(CARGO) test --locked --no-fail-fast -p tatami-tests --features clients \
+	TATAMI_CLIENTS=$(if $(FULL),full,$(TATAMI_CLIENTS)) $(RUNNER) $(CARGO) test --locked $(TARGET) --no-fail-fast -p tatami-tests --features clients \
 		--test containerd --test docker --test pods
 
 fuzz: deps ## each fuzz target for FUZZ_SECONDS (60): executions, coverage, findings

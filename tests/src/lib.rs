@@ -4,6 +4,7 @@
 //! cgroup of its own, so tests run side by side and [`Tatami::assert_nothing_left`] can tell what this test left behind.
 //! It drives the real binary, as built by `make build`, on a real KVM; it knows nothing of what is inside.
 
+mod built;
 pub mod compare;
 pub mod daemons;
 mod leaks;
@@ -15,11 +16,12 @@ mod tools;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+pub use built::{binary, checkout, guest, image, initrd, kernel, pause_image, program};
 pub use leaks::Process;
 pub use loop_disk::LoopDisk;
 pub use nearby::on_own_disk;
@@ -34,42 +36,6 @@ const BOOT_SECONDS: &str = "120";
 
 /// Machines that have booted, for all tests of a host to go on from: each saves a boot. Tests of the boot itself say otherwise.
 const TEMPLATES: &str = "/var/tmp/tatami-test-templates";
-
-/// The checkout.
-pub fn checkout() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the checkout")
-}
-
-/// The sample image that `make image` builds.
-pub fn image() -> PathBuf {
-    built("target/sample-image.tar", "make image")
-}
-
-/// The image of a pod's first container that `make image` builds: it waits.
-pub fn pause_image() -> PathBuf {
-    built("target/pause-image.tar", "make image")
-}
-
-/// The guest kernel that `make kernel` builds.
-pub fn kernel() -> PathBuf {
-    built("target/guest/x86_64/vmlinux", "make kernel")
-}
-
-/// The guest's initrd that `make initrd` builds.
-pub fn initrd() -> PathBuf {
-    built("target/guest/x86_64/initrd.img", "make initrd")
-}
-
-/// The program `tatami` that `make build` builds, or the one that `TATAMI_BIN` names.
-pub fn binary() -> PathBuf {
-    std::env::var_os("TATAMI_BIN").map_or_else(|| built("target/release/tatami", "make build"), PathBuf::from)
-}
-
-fn built(path: &str, how: &str) -> PathBuf {
-    let path = checkout().join(path);
-    assert!(path.exists(), "{} is missing: run `{how}`", path.display());
-    nearby::on_own_disk(&path).unwrap_or_else(|error| panic!("cannot copy {}: {error}", path.display()))
-}
 
 /// One test's own installation of Tatami.
 pub struct Tatami {

@@ -5,12 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use tatami_tests::{Finished, Running, Tatami, checkout, on_own_disk};
+use tatami_tests::{Finished, Running, Tatami, guest};
 
 /// What `make root-disk` and `make distribution` leave beside the initrd.
 fn disk(name: &str) -> PathBuf {
-    let disk = checkout().join("target/guest").join(std::env::consts::ARCH).join(name);
-    on_own_disk(&disk).unwrap_or_else(|error| panic!("{}: {error}: run `make root-disk distribution`", disk.display()))
+    guest(name, "make root-disk distribution")
 }
 
 fn boots_from(name: &str) {

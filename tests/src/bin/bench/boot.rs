@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tatami_tests::{checkout, kernel, on_own_disk};
+use tatami_tests::{checkout, kernel, on_own_disk, program};
 
 use crate::contest::{self, Times};
 
@@ -80,8 +80,8 @@ fn cloud_hypervisor(binary: String) -> Result<Vec<String>> {
 
 /// What runs the benchmark's guest in Tatami, with `more` arguments.
 pub(crate) fn tatami(more: &str) -> Result<Vec<String>> {
-    let (boot, [kernel, initrd]) = (nearby(checkout().join("target/release/examples/boot"))?, guest()?);
-    let words = format!("{boot} --quiet --memory 128 --cpus 1 --kernel {kernel} --initrd {initrd} {more}");
+    let (boot, [kernel, initrd]) = (program("examples/boot", "make bench"), guest()?);
+    let words = format!("{} --quiet --memory 128 --cpus 1 --kernel {kernel} --initrd {initrd} {more}", boot.display());
     Ok(words.split_whitespace().map(str::to_owned).collect())
 }
 

@@ -7,10 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tatami_tests::checkout;
 use tatami_tests::compare::Stage;
 use tatami_tests::daemons::kubelet::{HOST, Kubelet, Networks, in_host_network, mount, with_host_network};
 use tatami_tests::daemons::{Containerd, Home, Release, api};
+use tatami_tests::program;
 
 use crate::contest::{self, Times, median};
 use crate::cost::{Memory, available};
@@ -214,8 +214,7 @@ fn requests(kubelets: &[Kubelet; 2]) -> Result<()> {
 fn measuring(kubelet: &Kubelet) -> Result<String> {
     let folder = kubelet.scratch().join("bench");
     fs::create_dir_all(&folder)?;
-    let program = checkout().join("target/release/bench-init");
-    fs::copy(&program, folder.join("bench-init")).with_context(|| format!("{}: see make bench", program.display()))?;
+    fs::copy(program("bench-init", "make bench"), folder.join("bench-init"))?;
     let mut container = Kubelet::container("c", &["sleep", "100000"]);
     container.mounts = vec![mount(&folder, "/bench", true)];
     let pod = said(kubelet.run_described(kubelet.described("measuring")))?;
