@@ -40,9 +40,10 @@ fn status(text: &str) -> BTreeMap<&str, &str> {
 
 /// What a descriptor's link names, without what differs from one to the next.
 fn kind(seen: &Seen, link: &str) -> &'static str {
-    const ANONYMOUS: [&str; 5] = [
+    const ANONYMOUS: [&str; 6] = [
         "anon_inode:kvm-vm",
         "anon_inode:kvm-vcpu",
+        "anon_inode:kvm-arm-vgic",
         "anon_inode:[eventpoll]",
         "anon_inode:[eventfd]",
         "anon_inode:[timerfd]",
