@@ -25,8 +25,8 @@ use super::vhost::{self, VhostUse};
 use crate::sandbox;
 use crate::sandbox::guest::Guest;
 
-/// Who changes a network does so in several steps; so long after the first it is looked at.
-const CALM: Duration = Duration::from_millis(20);
+/// Who changes a network does so in several steps, and joining it to a guest changes it too; so long after the first it is looked at.
+const CALM: Duration = Duration::from_millis(100);
 
 /// How a guest is joined to the interfaces of its network namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
