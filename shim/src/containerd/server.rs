@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tatami_vmm::{MAX_QUEUE_PAIRS, NicLimits, VmConfig};
+use tatami_vmm::{MAX_NICS, MAX_QUEUE_PAIRS, NicLimits, VmConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -113,7 +113,9 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     let mut machine = bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle), &set);
     if how.model != Model::None {
         let queues = set.queues.unwrap_or(machine.vcpus.min(MAX_QUEUE_PAIRS));
-        machine.nics = interfaces::slots(namespace.slots(), queues, set.limits);
+        // The namespace of the Sandbox API's comes later, with as many interfaces as it has.
+        let slots = if start.spec.is_none() { MAX_NICS } else { namespace.slots() };
+        machine.nics = interfaces::slots(slots, queues, set.limits);
     }
     machine.validate()?;
     let settings = Settings {
