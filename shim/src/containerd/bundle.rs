@@ -9,6 +9,7 @@ use oci_spec::runtime::Spec;
 use tatami_vmm::{FolderConfig, MemoryKind, VmConfig};
 
 use super::growth::Size;
+use super::share::Share;
 use crate::configuration::Configuration;
 
 /// The guest's own share of memory, in MiB, beside what its containers may use.
@@ -94,11 +95,11 @@ pub(super) fn own(set: &Configuration) -> Size {
 /// A machine for the container of `spec`: what it may use, and the guest's own share, as it is set. With `sandbox`, for containers that
 /// will come.
 pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -> VmConfig {
-    let Wanted { memory, quota, period } = spec.map(wanted).unwrap_or_default();
-    let limit_mib = memory.div_ceil(1 << 20);
+    let share = spec.map(Share::of_all).unwrap_or_default();
+    let limit_mib = share.memory.div_ceil(1 << 20);
     let host = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let own = own(set);
-    let vcpus = quota.div_ceil(period.max(1)).saturating_add(own.vcpus.into()).clamp(1, host.min(64)) as u8;
+    let vcpus = share.processors().saturating_add(own.vcpus.into()).clamp(1, host.min(64)) as u8;
     let host_mib = host_memory_mib().min(u32::MAX.into()) as u32;
     let limit_mib = limit_mib.min(u32::MAX.into()) as u32;
     // Limits promise more than a host has, often.
@@ -128,33 +129,6 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -
         disk_queues: set.disk_queues.unwrap_or(plain.disk_queues),
         disk_uring: !set.disk_threads,
         ..plain
-    }
-}
-
-/// What a machine's containers may use: bytes, and microseconds of processor time in each period of so many. 0: nobody says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Wanted {
-    memory: u64,
-    quota: u64,
-    period: u64,
-}
-
-/// What `spec` allows its container or, where it is a pod's first, what CRI says that all of them together may use.
-fn wanted(spec: &Spec) -> Wanted {
-    let positive =
-        |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).filter(|number| *number > 0);
-    let said = |name: &str| {
-        positive(spec.annotations().as_ref()?.get(&format!("io.kubernetes.cri.sandbox-{name}"))?.parse().ok())
-    };
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let memory = resources.and_then(|resources| resources.memory().as_ref()).and_then(|memory| memory.limit());
-    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-    let of_pod = said("cpu-quota");
-    let period = if of_pod.is_some() { said("cpu-period") } else { cpu.and_then(|cpu| cpu.period()) };
-    Wanted {
-        memory: said("memory").or(positive(memory)).unwrap_or(0),
-        quota: of_pod.or(positive(cpu.and_then(|cpu| cpu.quota()))).unwrap_or(0),
-        period: period.filter(|period| *period > 0).unwrap_or(100_000),
     }
 }
 
@@ -207,21 +181,6 @@ mod tests {
         let huge = limited(r#"{"memory":{"limit":9223372036854771712}}"#);
         assert_eq!(u64::from(huge.memory_mib), host_memory_mib());
         huge.validate().unwrap();
-    }
-
-    #[test]
-    fn a_pods_machine_holds_what_all_its_containers_may_use() {
-        let pod = |memory: &str| {
-            let text = format!(
-                r#"{{"ociVersion":"1.0.2","annotations":{{"io.kubernetes.cri.container-type":"sandbox",
-                "io.kubernetes.cri.sandbox-memory":"{memory}","io.kubernetes.cri.sandbox-cpu-quota":"150000",
-                "io.kubernetes.cri.sandbox-cpu-period":"50000"}},"linux":{{"resources":{{"cpu":{{"shares":2}}}}}}}}"#
-            );
-            wanted(&spec(&text))
-        };
-        assert_eq!(pod("134217728"), Wanted { memory: 134_217_728, quota: 150_000, period: 50_000 });
-        // Kubernetes says 0 where it does not limit, and a word that is no number says nothing.
-        assert_eq!((pod("0").memory, pod("x").memory), (0, 0));
     }
 
     #[test]

@@ -10,19 +10,11 @@ use tatami_vmm::VmConfig;
 use tokio::sync::Mutex;
 
 use super::error::TaskError;
+use super::share::Share;
 use crate::sandbox;
 use crate::sandbox::guest::Guest;
 
 const MIB: u64 = 1 << 20;
-
-/// What a container may use. 0: as much as there is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Share {
-    /// Bytes.
-    memory: u64,
-    /// Thousandths of a processor.
-    millicpus: u64,
-}
 
 /// A machine's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,26 +35,6 @@ pub(super) struct Growth {
 struct State {
     size: Size,
     shares: HashMap<String, Share>,
-}
-
-impl Share {
-    /// As limits say it.
-    pub(super) fn of(limits: Option<&LinuxResources>) -> Share {
-        limits.map(|limits| Share::default().after(limits)).unwrap_or_default()
-    }
-
-    /// The same after a change to `limits`: what they do not name stays.
-    fn after(self, limits: &LinuxResources) -> Share {
-        let positive = |number: i64| u64::try_from(number).unwrap_or(0);
-        let memory = limits.memory().as_ref().and_then(|memory| memory.limit());
-        let cpu = limits.cpu().as_ref();
-        let quota = cpu.and_then(|cpu| cpu.quota());
-        let period = cpu.and_then(|cpu| cpu.period()).filter(|period| *period > 0).unwrap_or(100_000);
-        Share {
-            memory: memory.map_or(self.memory, positive),
-            millicpus: quota.map_or(self.millicpus, |quota| positive(quota).saturating_mul(1000).div_ceil(period)),
-        }
-    }
 }
 
 impl Growth {
@@ -166,7 +138,9 @@ impl Growth {
         let sum = |part: fn(&Share) -> u64| shares.values().map(part).fold(0_u64, u64::saturating_add);
         Wanted {
             memory_mib: sum(|share| share.memory.div_ceil(MIB)).saturating_add(self.own.memory_mib.into()),
-            vcpus: sum(|share| share.millicpus).div_ceil(1000).saturating_add(self.own.vcpus.into()),
+            vcpus: Share { memory: 0, millicpus: sum(|share| share.millicpus) }
+                .processors()
+                .saturating_add(self.own.vcpus.into()),
         }
     }
 
@@ -190,7 +164,7 @@ mod tests {
     use super::*;
 
     fn share(json: &str) -> Share {
-        Share::of(Some(&serde_json::from_str(json).unwrap()))
+        Share::default().after(&serde_json::from_str(json).unwrap())
     }
 
     fn growth() -> Growth {
@@ -204,17 +178,6 @@ mod tests {
         let shares = shares.iter().enumerate().map(|(number, share)| (number.to_string(), *share)).collect();
         let Size { memory_mib, vcpus } = growth.bounded(&growth.wanted(&shares));
         (memory_mib, vcpus)
-    }
-
-    #[test]
-    fn a_share_is_what_the_limits_say_and_what_they_do_not_name_stays() {
-        let first = share(r#"{"memory":{"limit":67108864},"cpu":{"quota":150000,"period":100000}}"#);
-        assert_eq!(first, Share { memory: 64 << 20, millicpus: 1500 });
-        let change = |json: &str| first.after(&serde_json::from_str(json).unwrap());
-        assert_eq!(change(r#"{"memory":{"limit":1048576}}"#), Share { memory: 1 << 20, millicpus: 1500 });
-        assert_eq!(change(r#"{"cpu":{"quota":1000}}"#), Share { memory: 64 << 20, millicpus: 10 });
-        assert_eq!(change(r#"{"memory":{"limit":-1},"cpu":{"quota":-1,"period":0}}"#), Share::default());
-        assert_eq!((Share::of(None), change("{}")), (Share::default(), first));
     }
 
     #[test]

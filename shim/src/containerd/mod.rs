@@ -38,6 +38,7 @@ mod rootfs;
 mod runtime_options;
 mod sandbox_service;
 mod server;
+mod share;
 pub(crate) mod start;
 mod stats;
 pub(crate) mod stdio;

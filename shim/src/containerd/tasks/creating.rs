@@ -15,7 +15,6 @@ use super::super::bundle;
 use super::super::container::Container;
 use super::super::error::TaskError;
 use super::super::events::Topic;
-use super::super::growth::Share;
 use super::super::hooks;
 use super::super::host_ps::asks_the_host;
 use super::super::keeper::{self, Keeper};
@@ -24,6 +23,7 @@ use super::super::memory_watch::MemoryWatch;
 use super::super::process::Process;
 use super::super::pump::Io;
 use super::super::rootfs;
+use super::super::share::Share;
 use super::super::stdio::{Opened, StdioPaths};
 use super::super::translate::{Pids, Plan};
 use super::{PoisonError, Slot, Tasks, oci_failure, release};
@@ -220,7 +220,7 @@ impl Tasks {
         {
             linux.set_seccomp(None);
         }
-        let share = Share::of(spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()));
+        let share = Share::of(&spec);
         let mut plan = Plan::new(spec, self.known_pids())?;
         let stdio = StdioPaths {
             stdin: request.stdin.clone(),
