@@ -9,11 +9,13 @@ pub(crate) enum Arch {
     X86_64,
     /// Arm's virtual machine, whose processors start where a hypervisor belongs (EL2).
     Aarch64,
+    /// IBM's partition (pseries), whose hypervisor lets the guest be one itself (nested HV).
+    Ppc64le,
 }
 
 impl Arch {
     /// All of them.
-    pub(crate) const ALL: [Self; 2] = [Self::X86_64, Self::Aarch64];
+    pub(crate) const ALL: [Self; 3] = [Self::X86_64, Self::Aarch64, Self::Ppc64le];
 
     /// By the name that the kernel's build has for it.
     #[must_use]
@@ -27,6 +29,17 @@ impl Arch {
         match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
+            Self::Ppc64le => "ppc64le",
+        }
+    }
+
+    /// The emulator's program.
+    #[must_use]
+    pub(crate) fn emulator(self) -> &'static str {
+        match self {
+            Self::X86_64 => "qemu-system-x86_64",
+            Self::Aarch64 => "qemu-system-aarch64",
+            Self::Ppc64le => "qemu-system-ppc64",
         }
     }
 
@@ -36,6 +49,7 @@ impl Arch {
         match self {
             Self::X86_64 => "q35",
             Self::Aarch64 => "virt,virtualization=on,gic-version=3",
+            Self::Ppc64le => "pseries,cap-nested-hv=on",
         }
     }
 
@@ -45,6 +59,7 @@ impl Arch {
         match self {
             Self::X86_64 => "EPYC,+svm,+npt",
             Self::Aarch64 => "cortex-a76",
+            Self::Ppc64le => "power9",
         }
     }
 
@@ -54,6 +69,7 @@ impl Arch {
         match self {
             Self::X86_64 => "console=ttyS0 quiet panic=-1 reboot=t mitigations=off tsc=reliable random.trust_cpu=on",
             Self::Aarch64 => "console=ttyAMA0 quiet panic=-1 mitigations=off",
+            Self::Ppc64le => "console=hvc0 quiet panic=-1 mitigations=off",
         }
     }
 }

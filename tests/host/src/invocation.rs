@@ -21,7 +21,7 @@ host is booted if none runs for this checkout, and ends by itself after 30 minut
       --status      say whether a host runs (exit status 0 if so, 1 if not)
       --stop        end the host of this checkout, and the --icount one
 
-Environment: TATAMI_TESTHOST_ARCH (x86_64, or aarch64), TATAMI_TESTHOST_SMP (1), TATAMI_TESTHOST_MEM (4096, MiB), TATAMI_TESTHOST_IDLE (1800, seconds),
+Environment: TATAMI_TESTHOST_ARCH (x86_64, aarch64 or ppc64le), TATAMI_TESTHOST_SMP (1), TATAMI_TESTHOST_MEM (4096, MiB), TATAMI_TESTHOST_IDLE (1800, seconds),
 TATAMI_TESTHOST_NAME (a further host under that name), TATAMI_CACHE (~/.cache/tatami), TATAMI_DEBIAN_MIRROR. TERM, RUST_BACKTRACE,
 RUST_LOG and TATAMI_* are passed to COMMAND.";
 

@@ -36,7 +36,7 @@ pub(crate) fn images(cache: &Cache, scripts: &Path, arch: Arch) -> Result<PathBu
     let (prefix, inputs) = match arch {
         Arch::X86_64 => ("images".to_owned(), ["build-images", "debian-packages", "packages", "modules"]),
         // Nothing of theirs runs here, so they are put together differently.
-        Arch::Aarch64 => (
+        Arch::Aarch64 | Arch::Ppc64le => (
             format!("{}-images", arch.name()),
             ["build-foreign-images", "debian-packages", "foreign-packages", "foreign-modules"],
         ),

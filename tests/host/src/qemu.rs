@@ -95,7 +95,7 @@ impl Qemu {
         command
             .arg("--library-path")
             .arg(qemu.join("lib"))
-            .arg(qemu.join(format!("qemu-system-{}", machine.arch.name())))
+            .arg(qemu.join(machine.arch.emulator()))
             .arg("-L")
             .arg(qemu.join("share"))
             .args(arguments(parts, machine, life, shares, folder)?)

@@ -26,10 +26,11 @@ pub(crate) const ENVIRONMENT: [(&str, &str); 4] = [
 /// Commands run in a control group of their own below this one.
 pub(crate) const COMMAND_CGROUPS: &str = "/sys/fs/cgroup/testhost";
 
-/// Loaded once, before any snapshot. Those that the kernel lacks or refuses are named on the console, except kvm_amd, without
-/// which there is no test host.
+/// Loaded once, before any snapshot. Those that the kernel lacks or refuses are named on the console, except KVM's, without
+/// which there is no test host: an architecture has one of them, or KVM in its kernel.
 const MODULES: &[&str] = &[
     "kvm_amd",
+    "kvm_hv",
     "virtio_net",
     "virtio_rng",
     "9pnet_virtio",
@@ -132,7 +133,7 @@ fn load_modules() -> Result<()> {
     // One modprobe, for each costs a process; -a goes on after a failure and names it on stderr, our console.
     run("modprobe", &[&["-a"], MODULES].concat()).ok();
     if !Path::new("/dev/kvm").exists() {
-        bail!("no /dev/kvm after loading kvm_amd");
+        bail!("no /dev/kvm after loading KVM's module");
     }
     Ok(())
 }
