@@ -189,7 +189,11 @@ fn much_memory() -> Result<()> {
 
 fn expect_error(outcome: (String, StopReason), words: &str) -> Result<()> {
     match outcome.1 {
-        StopReason::Error(message) if message.contains(words) && !message.contains('\n') => Ok(()),
+        StopReason::Error(message) | StopReason::NoMemory(message)
+            if message.contains(words) && !message.contains('\n') =>
+        {
+            Ok(())
+        }
         other => bail!("expected an error with {words:?}, got {other:?}"),
     }
 }
