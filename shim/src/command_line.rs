@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 
 use crate::check::CheckArguments;
 use crate::detached::Commands;
+use crate::direct_volume::DirectVolumeArguments;
 use crate::install::{InstallArguments, UninstallArguments};
 use crate::metrics::MetricsArguments;
 use crate::run::options::RunArguments;
@@ -30,6 +31,8 @@ pub enum Command {
     Check(CheckArguments),
     /// Say what all sandboxes of this host use, in the form that Prometheus reads
     Metrics(MetricsArguments),
+    /// Say which disk guests mount in place of a volume, as CSI drivers do
+    DirectVolume(DirectVolumeArguments),
     /// Tell this machine's containerd of the runtime, or print what tells a cluster's
     Install(InstallArguments),
     /// Be an OCI runtime, as under the name tatami-runtime: `tatami oci --help`

@@ -11,6 +11,7 @@ pub mod command_line;
 pub mod configuration;
 pub mod containerd;
 pub mod detached;
+pub mod direct_volume;
 pub mod guest_files;
 pub mod image;
 pub mod install;

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -31,7 +31,7 @@ const OF_A_MOUNT: [&str; 8] =
 
 /// A volume, and with what options a container sees it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct DirectVolume {
+pub(crate) struct DirectVolume {
     pub(super) volume: GuestVolume,
     /// Of each mount of it.
     pub(super) options: Vec<String>,
@@ -59,10 +59,48 @@ pub(super) fn find(source: &Path) -> Result<Option<DirectVolume>, TaskError> {
 }
 
 fn find_in(folder: &Path, source: &Path) -> Result<Option<DirectVolume>, TaskError> {
-    let file = folder.join(URL_SAFE.encode(source.as_os_str().as_bytes())).join(FILE);
+    let file = place(folder, source).join(FILE);
     let refused = |why: String| TaskError::InvalidArgument(format!("{}: {why}", file.display()));
     let Some(text) = read(&file).map_err(|error| refused(error.to_string()))? else { return Ok(None) };
     parse(source, &text).map(Some).map_err(refused)
+}
+
+/// The folder in which the volume `source` is described.
+fn place(folder: &Path, source: &Path) -> PathBuf {
+    folder.join(URL_SAFE.encode(source.as_os_str().as_bytes()))
+}
+
+/// Has the path `source` stand for what `text` says, or for something else from now on.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn add(source: &Path, text: &[u8]) -> io::Result<()> {
+    add_in(Path::new(FOLDER), source, text)
+}
+
+fn add_in(folder: &Path, source: &Path, text: &[u8]) -> io::Result<()> {
+    let place = place(folder, source);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&place)?;
+    // It may be read at any time.
+    let mut file = tempfile::NamedTempFile::new_in(&place)?;
+    file.write_all(text)?;
+    file.persist(place.join(FILE))?;
+    Ok(())
+}
+
+/// Has the path `source` stand for itself again. What else lies with its description goes, too.
+///
+/// # Errors
+/// When it stands for itself already, or nothing can be removed.
+pub(crate) fn remove(source: &Path) -> io::Result<()> {
+    remove_in(Path::new(FOLDER), source)
+}
+
+fn remove_in(folder: &Path, source: &Path) -> io::Result<()> {
+    std::fs::remove_dir_all(place(folder, source)).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename => io::Error::other("it is no direct volume"),
+        _ => error,
+    })
 }
 
 /// A file's content, if it is there.
@@ -93,7 +131,7 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 ///
 /// # Errors
 /// What in it cannot be.
-pub(super) fn parse(source: &Path, text: &[u8]) -> Result<DirectVolume, String> {
+pub(crate) fn parse(source: &Path, text: &[u8]) -> Result<DirectVolume, String> {
     let info: MountInfo =
         serde_json::from_slice(text).map_err(|error| format!("not what a direct volume is said by: {error}"))?;
     let MountInfo { kind, device, fstype, metadata, options } = info;
@@ -210,6 +248,24 @@ mod tests {
             let error = found(text.as_bytes()).unwrap_err();
             assert!(error.contains(words), "{words}: {error}");
         }
+    }
+
+    #[test]
+    fn what_is_added_is_found_until_it_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (place, volume) = (folder.path().join("volumes"), Path::new("/volume"));
+        let info = |fstype: &str| format!(r#"{{"volume-type":"block","device":"/dev/null","fstype":"{fstype}"}}"#);
+        let format = || match find_in(&place, volume).unwrap().unwrap().volume.files {
+            Files::OnDisk { format, .. } => format,
+            other => panic!("{other:?}"),
+        };
+        add_in(&place, volume, info("ext4").as_bytes()).unwrap();
+        assert_eq!(format(), DiskFormat::Ext4);
+        add_in(&place, volume, info("erofs").as_bytes()).unwrap();
+        assert_eq!(format(), DiskFormat::Erofs);
+        remove_in(&place, volume).unwrap();
+        assert_eq!(find_in(&place, volume).unwrap(), None);
+        assert_eq!(remove_in(&place, volume).unwrap_err().to_string(), "it is no direct volume");
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod bootstrap;
 pub(crate) mod bundle;
 mod container;
 pub(crate) mod delete;
-mod direct_volumes;
+pub(crate) mod direct_volumes;
 mod disk_rootfs;
 mod empty_dirs;
 pub(crate) mod error;

@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use tatami_tests::LoopDisk;
 use tatami_tests::compare::{Case, Notes, Stage};
 use tatami_tests::daemons::kubelet::{Kubelet, Pod, host, mount, told};
 use tatami_tests::daemons::{IMAGE, Release, api};
+use tatami_tests::{LoopDisk, binary};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("folders and files of the host", of_the_host),
@@ -174,12 +174,24 @@ fn in_memory(kubelet: &mut Kubelet, notes: &mut Notes) {
 struct Direct(PathBuf);
 
 impl Direct {
+    /// As a driver writes it, whatever it says.
     fn add(volume: &Path, info: &str) -> Self {
+        let told = Direct::of(volume);
+        fs::create_dir_all(&told.0).expect("a folder");
+        fs::write(told.file(), info).expect("a file");
+        told
+    }
+
+    fn of(volume: &Path) -> Self {
         let name = host(&["sh", "-c", &format!("printf %s '{}' | base64 -w0 | tr +/ -_", volume.display())]);
-        let folder = Path::new("/run/kata-containers/shared/direct-volumes").join(name);
-        fs::create_dir_all(&folder).expect("a folder");
-        fs::write(folder.join("mountInfo.json"), info).expect("a file");
-        Direct(folder)
+        Direct(Path::new("/run/kata-containers/shared/direct-volumes").join(name))
+    }
+
+    /// What `tatami direct-volume` has to say.
+    fn command(words: &[&str]) -> String {
+        let binary = binary();
+        let binary = binary.to_str().expect("a path in UTF-8");
+        host(&[&["sh", "-c", r#""$@" 2>&1"#, "sh", binary, "direct-volume"], words].concat())
     }
 
     fn file(&self) -> String {
@@ -203,7 +215,12 @@ fn direct(kubelet: &mut Kubelet, notes: &mut Notes) {
     let volume = kubelet.scratch().join("pvc/mount");
     fs::create_dir_all(&volume).expect("a folder");
     let plain = info("block", disk.path(), "ext4", r#""noatime","errors=remount-ro""#);
-    let told = Direct::add(&volume, &plain.replace('}', r#","metadata":{"fsGroup":"3000"}}"#));
+    let (told, path) = (Direct::of(&volume), volume.to_str().expect("a path in UTF-8"));
+    let full = plain.replace('}', r#","metadata":{"fsGroup":"3000"}}"#);
+    let refused = Direct::command(&["add", path, &plain.replace("ext4", "ntfs")]);
+    notes.want("nonsense is refused", refused.contains("expected ext4, xfs or erofs"), true);
+    notes.want("and leaves nothing", told.0.exists(), false);
+    notes.want("the runtime is told", Direct::command(&["add", path, &full]), "");
     let pod = kubelet.run("pod");
     let start = |name: &str, readonly: bool| waiting(kubelet, &pod, name, mount(&volume, "/data", readonly));
     let one = start("one", false);
@@ -239,7 +256,8 @@ fn direct(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("the host has it at last", claimed(&disk).is_ok(), true);
     let checked = host(&["e2fsck", "-fn", disk.path()]);
     notes.want("in order", checked.contains('[') || checked.contains("recover"), false);
-    drop(told);
+    notes.want("the runtime is told no more", Direct::command(&["remove", path]), "");
+    notes.want("and nothing is left of it", told.0.exists(), false);
 }
 
 fn bad_direct(kubelet: &mut Kubelet, notes: &mut Notes) {

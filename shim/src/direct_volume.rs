@@ -1,0 +1,71 @@
+//! `tatami direct-volume`: what a CSI driver leaves for the runtime is written and removed, as Kata's tool has it.
+//!
+//! Knows the command line; what such a file says, and where it lies, is in [`crate::containerd`].
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use crate::containerd::direct_volumes;
+
+/// The command line of `tatami direct-volume`.
+#[derive(Args, Debug)]
+#[command(after_help = r#"MOUNT_INFO is JSON: volume-type ("block"), device, fstype, and perhaps metadata and options.
+
+Examples:
+  tatami direct-volume add /var/lib/kubelet/pods/UID/volumes/NAME/mount \
+      '{"volume-type":"block","device":"/dev/sdb","fstype":"ext4","options":["noatime"]}'
+  tatami direct-volume remove /var/lib/kubelet/pods/UID/volumes/NAME/mount"#)]
+pub struct DirectVolumeArguments {
+    #[command(subcommand)]
+    command: Change,
+}
+
+#[derive(Subcommand, Debug)]
+enum Change {
+    /// Have guests mount a disk where a pod names this path as a volume
+    Add {
+        /// The path that pods know the volume by
+        #[arg(value_name = "VOLUME_PATH")]
+        volume: PathBuf,
+        /// What is to be mounted
+        #[arg(value_name = "MOUNT_INFO")]
+        info: String,
+    },
+    /// Take that back. Pods that have the volume keep it
+    #[command(visible_alias = "delete")]
+    Remove {
+        /// The path that pods know the volume by
+        #[arg(value_name = "VOLUME_PATH")]
+        volume: PathBuf,
+    },
+}
+
+/// Carries it out.
+pub fn main(arguments: &DirectVolumeArguments) -> ExitCode {
+    let done = match &arguments.command {
+        Change::Add { volume, info } => add(volume, info),
+        Change::Remove { volume } => {
+            direct_volumes::remove(volume).map_err(|error| format!("{}: {error}", volume.display()))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            // In one piece: others may write to the same place.
+            let _ = io::stderr().write_all(format!("tatami: {why}\n").as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn add(volume: &Path, info: &str) -> Result<(), String> {
+    if !volume.is_absolute() {
+        return Err(format!("the volume {volume:?}: expected a path from / on"));
+    }
+    // What no pod could be given is refused now, to whom it can be told.
+    direct_volumes::parse(volume, info.as_bytes())?;
+    direct_volumes::add(volume, info.as_bytes()).map_err(|error| format!("{}: {error}", volume.display()))
+}
