@@ -9,6 +9,8 @@ use tatami_tests::compare::{Case, Notes};
 
 use tatami_tests::daemons::kubelet::{Kubelet, Pod, SOON};
 
+use super::plugins::ON_THE_HOSTS_NETWORK;
+
 const SERVER: &str = "a pod's server is killed";
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
@@ -16,12 +18,13 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("what a pod runs in is killed", ground)
         .without_reference("it is the pause container with runc, whose shim then stays for good"),
     Case::new(SERVER, server).without_reference("runc leaves the container's processes running, then"),
-    Case::new("ten pods at once", ten).long(),
+    Case::new("twenty pods at once", twenty).long(),
 ];
 
-/// Whether a case is lost on containerd's Sandbox API: 2.1 forgets neither the pod nor the containers of a server that has died.
+/// Whether a case is lost on containerd's Sandbox API: 2.1 forgets neither the pod nor the containers of a server that has died, and
+/// falls over a pod on the host's network itself, before it calls anybody (a nil pointer in `NewBundle`).
 pub(crate) fn is_not_for_the_sandbox_api(case: &Case<Kubelet>) -> bool {
-    case.name == SERVER
+    [SERVER, ON_THE_HOSTS_NETWORK].contains(&case.name)
 }
 
 fn restart(kubelet: &mut Kubelet, notes: &mut Notes) {
@@ -69,19 +72,19 @@ fn server(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("nothing left", kubelet.containerd().remains().join("\n"), "");
 }
 
-fn ten(kubelet: &mut Kubelet, notes: &mut Notes) {
-    let names: Vec<String> = (0..10).map(|number| format!("p{number}")).collect();
+fn twenty(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let names: Vec<String> = (0..20).map(|number| format!("p{number}")).collect();
     let descriptions: Vec<_> = names.iter().map(|name| kubelet.described(name)).collect();
     let pods = kubelet.run_at_once(descriptions);
     let ready = pods.iter().filter(|pod| pod.as_ref().is_ok_and(|pod| kubelet.status(pod).state == 0)).count();
-    notes.want("ready", ready, 10);
+    notes.want("ready", ready, 20);
     let pods: Vec<Pod> = pods.into_iter().flatten().collect();
     let mut addresses: Vec<String> = pods.iter().map(|pod| kubelet.addresses(pod).0).collect();
     addresses.sort();
     addresses.dedup();
-    notes.want("each with an address of its own", addresses.len(), 10);
+    notes.want("each with an address of its own", addresses.len(), 20);
     let ids: Vec<String> = pods.iter().map(|pod| kubelet.start(pod, "c", &["sleep", "100000"])).collect();
-    notes.want("each with a container", ids.iter().filter(|id| kubelet.state(id) == "running").count(), 10);
-    notes.want("removed", pods.iter().filter(|pod| kubelet.remove(&pod.id) == "ok").count(), 10);
+    notes.want("each with a container", ids.iter().filter(|id| kubelet.state(id) == "running").count(), 20);
+    notes.want("removed", pods.iter().filter(|pod| kubelet.remove(&pod.id) == "ok").count(), 20);
     notes.want("nothing left", kubelet.containerd().remains().join("\n"), "");
 }

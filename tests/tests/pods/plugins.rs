@@ -9,6 +9,8 @@ use tatami_tests::daemons::kubelet::{Kubelet, Pod, host, in_host_network, with_h
 
 use crate::networks::{SERVER, page};
 
+pub(crate) const ON_THE_HOSTS_NETWORK: &str = "a pod on the host's own network";
+
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("a network by ptp, with large packets", ptp),
     Case::new("a network by macvlan", macvlan).long(),
@@ -19,7 +21,7 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("five networks of a pod", five)
         .without_reference("with runc a pod has as many interfaces as it is given")
         .long(),
-    Case::new("a pod on the host's own network", of_the_host)
+    Case::new(ON_THE_HOSTS_NETWORK, of_the_host)
         .without_reference("with runc the pod has the host's interfaces")
         .long(),
     Case::new("a network that is held back", slow).without_reference("runc limits no network").long(),
