@@ -1,6 +1,9 @@
 //! Settings of disks, of shared files and of random numbers: what they ask for, and what of it there is only in one form.
 
+use std::num::NonZeroU64;
 use std::path::Path;
+
+use tatami_vmm::{Allowance, RateLimit};
 
 use super::keys::Section;
 use super::{ConfigurationError, Settings, Value, wrong};
@@ -56,6 +59,15 @@ impl Settings<'_> {
                 Err(wrong(setting, NAME, "io_uring, threads or native"))
             }
         }
+    }
+
+    /// How fast a disk may be: bits a second, and requests a second.
+    pub(super) fn disk_limit(&self) -> Result<RateLimit, ConfigurationError> {
+        let requests = self.number(Section::Hypervisor, "disk_rate_limiter_ops_max_rate", 0..=i64::MAX)?.unwrap_or(0);
+        Ok(RateLimit {
+            operations: NonZeroU64::new(requests.cast_unsigned()).map(Allowance::of_operations),
+            ..self.rate("disk_rate_limiter_bw_max_rate")?
+        })
     }
 
     /// Files and folders of the host that the guest itself sees, only to be read unless `:rw` stands behind them.

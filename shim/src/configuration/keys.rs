@@ -47,9 +47,13 @@ const USED: &[(Section, &[&str])] = &[
     (Hypervisor, &["enable_annotations", "valid_file_mem_backends", "valid_entropy_sources"]),
     (Hypervisor, &["enable_virtio_mem", "reclaim_guest_freed_memory", "entropy_source", "virtio_fs_queue_size"]),
     (Hypervisor, &["num_queues", "queue_size", "block_device_aio"]),
+    (Hypervisor, &["disk_rate_limiter_bw_max_rate", "disk_rate_limiter_ops_max_rate"]),
     (Runtime, &["internetworking_model", "emptydir_mode", "sandbox_bind_mounts"]),
     (Runtime, &["enable_debug", "hypervisor_name", "agent_name", "name", "disable_guest_seccomp"]),
-    (Runtime, &["create_container_timeout", "static_sandbox_resource_mgmt"]),
+    (
+        Runtime,
+        &["create_container_timeout", "static_sandbox_resource_mgmt", "sandbox_cgroup_only", "enable_vcpus_pinning"],
+    ),
     (Agent, &["create_container_timeout", "container_pipe_size"]),
 ];
 
@@ -62,6 +66,7 @@ const FILES: &str = "the file server is part of Tatami: only virtio_fs_cache is 
 const PAGE_CACHE: &str =
     "the host keeps what disks hold in its page cache, and a guest's flush always reaches the disk";
 const DISKS: &str = "disks are virtio-blk, by io_uring where the host has it";
+const BURSTS: &str = "a disk may always be ahead of its rate by a tenth of a second, and never by more";
 const CONFIDENTIAL: &str = "there are no confidential guests";
 const PASSTHROUGH: &str = "host devices are not passed through";
 const TRACING: &str = "there are no traces: `tatami inspect` and the log say what there is";
@@ -118,13 +123,10 @@ const IDLE: &[(Section, &[&str], &str)] = &[
             "vhost_user_store_path",
             "valid_vhost_user_store_paths",
             "vhost_user_reconnect_timeout_sec",
-            "disk_rate_limiter_bw_max_rate",
-            "disk_rate_limiter_bw_one_time_burst",
-            "disk_rate_limiter_ops_max_rate",
-            "disk_rate_limiter_ops_one_time_burst",
         ],
         DISKS,
     ),
+    (Hypervisor, &["disk_rate_limiter_bw_one_time_burst", "disk_rate_limiter_ops_one_time_burst"], BURSTS),
     (Hypervisor, &["block_device_cache_set", "block_device_cache_direct", "block_device_cache_noflush"], PAGE_CACHE),
     (
         Hypervisor,
@@ -162,12 +164,6 @@ const IDLE: &[(Section, &[&str], &str)] = &[
     ),
     (Agent, &["cdh_api_timeout", "cdh_api_timeout_ms"], CONFIDENTIAL),
     (Runtime, &["disable_new_netns", "dan_conf"], NAMESPACE),
-    (
-        Runtime,
-        &["sandbox_cgroup_only"],
-        "the VMM has a cgroup of its own beside the server's, and is held by what holds both",
-    ),
-    (Runtime, &["enable_vcpus_pinning"], "vCPUs are not pinned yet"),
     (Runtime, &["disable_guest_empty_dir"], EMPTY_DIRS),
     (Runtime, &["vfio_mode"], PASSTHROUGH),
     (Runtime, &["guest_selinux_label"], "SELinux is the host's alone"),

@@ -118,6 +118,8 @@ pub struct Configuration {
     pub disk_queues: Option<u8>,
     /// Disks are read and written by a thread each, without io_uring.
     pub disk_threads: bool,
+    /// How fast each disk may be.
+    pub disk_limit: RateLimit,
     /// What of the host the guest itself is shown, each by the last part of its path.
     pub guest_mounts: Vec<HostVolume>,
     /// Bytes that a pipe of a process's standard streams holds in the guest.
@@ -126,6 +128,10 @@ pub struct Configuration {
     pub debug: bool,
     /// Seccomp profiles are not applied in the guest.
     pub no_seccomp: bool,
+    /// The whole sandbox is in the cgroup that its client names.
+    pub own_cgroup: bool,
+    /// vCPUs run on processors of their own where containers name as many as there are.
+    pub pin_vcpus: bool,
     /// The host's vhost-net is not used.
     pub no_vhost: bool,
     /// Pairs of queues of a network interface.
@@ -219,6 +225,7 @@ impl Configuration {
                 .filter(|queues| *queues > 0)
                 .map(|queues| queues as u8),
             disk_threads: settings.disk_threads()?,
+            disk_limit: settings.disk_limit()?,
             guest_mounts: settings.guest_mounts()?,
             pipe_size: settings
                 .number(Section::Agent, "container_pipe_size", 0..=PIPE_SIZE_MAX)?
@@ -226,6 +233,8 @@ impl Configuration {
                 .map(|bytes| bytes as u32),
             debug: settings.flag(Section::Runtime, "enable_debug")?,
             no_seccomp: settings.flag(Section::Runtime, "disable_guest_seccomp")?,
+            own_cgroup: settings.flag(Section::Runtime, "sandbox_cgroup_only")?,
+            pin_vcpus: settings.flag(Section::Runtime, "enable_vcpus_pinning")?,
             no_vhost: settings.flag(Section::Hypervisor, "disable_vhost_net")?,
             queues: settings
                 .number(Section::Hypervisor, "network_queues", 0..=MAX_QUEUE_PAIRS.into())?
@@ -509,6 +518,23 @@ mod tests {
             let error = set(wrong).unwrap_err();
             assert!(error.contains(&format!("c.toml:2: {}: expected", wrong.replace('=', "is"))), "{error}");
         }
+    }
+
+    #[test]
+    fn disks_have_rates_in_bits_and_requests_a_second() {
+        let set = |text: &str| read(&[&format!("[hypervisor.q]\n{text}")]);
+        let all = "disk_rate_limiter_bw_max_rate = 80000000\ndisk_rate_limiter_ops_max_rate = 1000\n\
+                   disk_rate_limiter_bw_one_time_burst = 1\n";
+        let configuration = set(all).unwrap();
+        let rates =
+            |limit: RateLimit| [limit.bytes, limit.operations].map(|rate| rate.map(|rate| rate.per_second.get()));
+        assert_eq!(rates(configuration.disk_limit), [Some(10_000_000), Some(1000)]);
+        let idle = &configuration.idle;
+        assert!(idle.len() == 1 && idle[0].contains("bw_one_time_burst changes nothing: a disk may"), "{idle:?}");
+        let none = set("disk_rate_limiter_bw_max_rate = 0\ndisk_rate_limiter_ops_max_rate = 0").unwrap();
+        assert_eq!(none, Configuration::default());
+        let error = set("disk_rate_limiter_ops_max_rate = -1").unwrap_err();
+        assert!(error.contains("c.toml:2: disk_rate_limiter_ops_max_rate is -1: expected"), "{error}");
     }
 
     #[test]

@@ -92,6 +92,20 @@ const MEANINGS: &[(Section, &str, &str, &str, &str)] = &[
     ),
     (
         Section::Hypervisor,
+        "disk_rate_limiter_bw_max_rate",
+        "bit/s",
+        "no limit",
+        "How fast each disk may be, reading and writing together.",
+    ),
+    (
+        Section::Hypervisor,
+        "disk_rate_limiter_ops_max_rate",
+        "requests/s",
+        "no limit",
+        "How many requests each disk may serve in a second.",
+    ),
+    (
+        Section::Hypervisor,
         "disable_vhost_net",
         "boolean",
         "false",
@@ -163,6 +177,20 @@ const MEANINGS: &[(Section, &str, &str, &str, &str)] = &[
         "How long a guest may take to come up. The shorter one counts, of this and the agent's.",
     ),
     (Section::Runtime, "static_sandbox_resource_mgmt", "boolean", "false", "Sandboxes stay as large as they start."),
+    (
+        Section::Runtime,
+        "sandbox_cgroup_only",
+        "boolean",
+        "false",
+        "Server and VMM are in the cgroup that the client names for the pod. Not by containerd's Sandbox API, which says it too late.",
+    ),
+    (
+        Section::Runtime,
+        "enable_vcpus_pinning",
+        "boolean",
+        "false",
+        "Each vCPU runs on a processor of its own, where containers name as many as there are vCPUs.",
+    ),
     (
         Section::Runtime,
         "sandbox_bind_mounts",

@@ -128,6 +128,7 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -
         disk_slots: if is_pod { POD_DISK_SLOTS } else { 1 },
         disk_queues: set.disk_queues.unwrap_or(plain.disk_queues),
         disk_uring: !set.disk_threads,
+        disk_limit: set.disk_limit,
         ..plain
     }
 }

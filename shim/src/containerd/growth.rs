@@ -96,6 +96,11 @@ impl Growth {
         changed
     }
 
+    /// How many vCPUs its guest runs on now.
+    pub(super) async fn vcpus(&self) -> u8 {
+        self.state.lock().await.size.vcpus
+    }
+
     /// Takes back what a container had.
     pub(super) async fn leave(&self, guest: &Guest, id: &str) {
         let mut state = self.state.lock().await;

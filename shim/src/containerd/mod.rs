@@ -31,6 +31,7 @@ mod loopback;
 mod memory_watch;
 mod message;
 mod network;
+mod pinning;
 mod pod;
 pub(crate) mod process;
 mod pump;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use oci_spec::runtime::Spec;
 use tatami_vmm::{MAX_NICS, MAX_QUEUE_PAIRS, NicLimits, VmConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -25,6 +26,7 @@ use crate::configuration::Configuration;
 use crate::guest_files::GuestFiles;
 use crate::network::interfaces::{self, How, Model, Network};
 use crate::network::vhost::VhostUse;
+use crate::sandbox::cgroup::CgroupPlace;
 use crate::sandbox::folder::Client;
 use crate::sandbox::template::Templates;
 use crate::sandbox::timings::{Mark, Timings};
@@ -49,6 +51,8 @@ struct Prepared {
     /// Bytes that pipes hold in the guest, if that is set.
     pipe_size: Option<u32>,
     growth: Growth,
+    /// vCPUs are pinned to processors of the host's.
+    pins: bool,
     /// How its guest is joined to the network.
     how: How,
 }
@@ -105,12 +109,16 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     if !set.guest_mounts.is_empty() {
         ground.shared().show_to_guest(&set.guest_mounts).context("sandbox_bind_mounts")?;
     }
+    let of_sandbox = bundle::is_of_sandbox(&start.bundle);
+    if set.own_cgroup {
+        enter_cgroup(&ground, start.spec.as_ref());
+    }
     let namespace = start.spec.as_ref().map_or(Namespace::Own, Namespace::of);
     namespace.enter()?;
     if namespace == Namespace::Host {
         log::warn!("the container asks for the host's own network, which no guest can be given: it has none");
     }
-    let mut machine = bundle::machine(start.spec.as_ref(), bundle::is_of_sandbox(&start.bundle), &set);
+    let mut machine = bundle::machine(start.spec.as_ref(), of_sandbox, &set);
     if how.model != Model::None {
         let queues = set.queues.unwrap_or(machine.vcpus.min(MAX_QUEUE_PAIRS));
         // The namespace of the Sandbox API's comes later, with as many interfaces as it has.
@@ -131,7 +139,32 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
         boot_limit: set.patience.unwrap_or(BOOT_LIMIT),
     };
     let growth = Growth::new(&settings.vm, bundle::own(&set));
-    Ok(Prepared { ground, settings, no_seccomp: set.no_seccomp, pipe_size: set.pipe_size, growth, how })
+    Ok(Prepared {
+        ground,
+        settings,
+        no_seccomp: set.no_seccomp,
+        pipe_size: set.pipe_size,
+        growth,
+        pins: set.pin_vcpus,
+        how,
+    })
+}
+
+/// Has all of the sandbox be in the cgroup that its specification names, as far as it can be.
+fn enter_cgroup(ground: &Ground, spec: Option<&Spec>) {
+    let entered = match spec {
+        // It would be known only when server and VMM have their memory already.
+        None => Err("containerd's Sandbox API says too late which".to_owned()),
+        Some(spec) => {
+            let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+            let place = path.and_then(|path| CgroupPlace::of(&path.to_string_lossy()));
+            let place = place.ok_or_else(|| "none is named".to_owned());
+            place.and_then(|place| ground.whole().enter(&place).map_err(|error| error.to_string()))
+        }
+    };
+    if let Err(reason) = entered {
+        log::warn!("sandbox_cgroup_only: the sandbox is in no cgroup of its own: {reason}");
+    }
 }
 
 async fn serve(
@@ -143,6 +176,7 @@ async fn serve(
     let no_seccomp = prepared.as_ref().is_ok_and(|prepared| prepared.no_seccomp);
     let pipe_size = prepared.as_ref().ok().and_then(|prepared| prepared.pipe_size);
     let (mut network, mut size) = (None, None);
+    let pins = prepared.as_ref().is_ok_and(|prepared| prepared.pins);
     let sandbox = prepared.and_then(|Prepared { ground, settings, growth, how, .. }| {
         size = Some(growth);
         network = Network::for_guest(&settings.vm, how).map_err(|error| format!("the network namespace: {error}"))?;
@@ -166,6 +200,9 @@ async fn serve(
     }
     if let Some(growth) = size {
         tasks.offer_growth(growth);
+    }
+    if pins {
+        tasks.pin_vcpus();
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,11 +1,15 @@
-//! What a container may use, as its limits say it: the one place that reads them.
+//! What a container may use, as its limits say it, and on which processors: the one place that reads them.
 //!
 //! Knows specifications and CRI's annotations; nothing of machines.
+
+use std::collections::BTreeSet;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
 /// A cgroup's period where a limit names none, in microseconds.
 const PERIOD: u64 = 100_000;
+/// The highest number that a processor has on Linux.
+const LAST_PROCESSOR: usize = 8191;
 
 /// What a container may use. 0: as much as there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +58,16 @@ impl Share {
     }
 }
 
+/// The processors of the host that `spec` has its container run on; none if it does not say.
+pub(super) fn processors_of(spec: &Spec) -> BTreeSet<usize> {
+    limits(spec).and_then(processors).unwrap_or_default()
+}
+
+/// The processors of the host that `limits` name; nothing if they do not speak of any. A list that is not understood names none.
+pub(super) fn processors(limits: &LinuxResources) -> Option<BTreeSet<usize>> {
+    limits.cpu().as_ref()?.cpus().as_deref().map(|list| parse(list).unwrap_or_default())
+}
+
 fn limits(spec: &Spec) -> Option<&LinuxResources> {
     spec.linux().as_ref()?.resources().as_ref()
 }
@@ -65,6 +79,20 @@ fn positive(number: i64) -> u64 {
 fn millicpus(quota: i64, period: Option<u64>) -> u64 {
     let period = period.filter(|period| *period > 0).unwrap_or(PERIOD);
     positive(quota).saturating_mul(1000).div_ceil(period)
+}
+
+/// A list of numbers and ranges, as the kernel writes sets of processors: `0-3,8`.
+fn parse(list: &str) -> Option<BTreeSet<usize>> {
+    let mut found = BTreeSet::new();
+    for part in list.trim().split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last > LAST_PROCESSOR {
+            return None;
+        }
+        found.extend(first..=last);
+    }
+    Some(found)
 }
 
 #[cfg(test)]
@@ -105,5 +133,17 @@ mod tests {
         assert_eq!(pod("134217728"), Share { memory: 134_217_728, millicpus: 3000 });
         // Kubernetes says 0 where it does not limit, and a word that is no number says nothing.
         assert_eq!((pod("0").memory, pod("x").memory), (0, 0));
+    }
+
+    #[test]
+    fn processors_are_numbers_and_ranges() {
+        let set = |list: &str| processors(&limits(&format!(r#"{{"cpu":{{"cpus":"{list}"}}}}"#))).unwrap();
+        assert_eq!(set("0-2,8"), BTreeSet::from([0, 1, 2, 8]));
+        assert_eq!(set("3\\n"), BTreeSet::from([3]));
+        for nothing in ["", "x", "3-1", "0-99999999999", "-1"] {
+            assert_eq!(set(nothing), BTreeSet::new(), "{nothing}");
+        }
+        assert_eq!(processors(&limits("{}")), None);
+        assert_eq!(processors_of(&spec("")), BTreeSet::new());
     }
 }

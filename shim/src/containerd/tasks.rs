@@ -28,9 +28,11 @@ use super::keeper;
 use super::lifecycle::{Exit, KILLED, Phase};
 use super::loopback;
 use super::network as namespace;
+use super::pinning::Pinning;
 use super::pod::{self, Pod};
 use super::process::Process;
 use super::pump::Io;
+use super::share;
 use super::stdio::StdioPaths;
 use super::translate::translate_process;
 use crate::network::interfaces::{Network, News};
@@ -77,6 +79,8 @@ pub(crate) struct Tasks {
     volumes: Volumes,
     /// How large it is; as it was made, where its front end does not offer this.
     growth: OnceLock<Growth>,
+    /// On which of the host's processors its vCPUs run, where somebody has set that they are pinned.
+    pinning: OnceLock<Pinning>,
     /// What the sandbox's network namespace has, for the guest.
     network: Mutex<Option<SandboxNetwork>>,
 }
@@ -120,6 +124,7 @@ impl Tasks {
             saver: OnceLock::new(),
             volumes: Volumes::default(),
             growth: OnceLock::new(),
+            pinning: OnceLock::new(),
             network: Mutex::default(),
         })
     }
@@ -359,6 +364,19 @@ impl Tasks {
         let _ = self.growth.set(growth);
     }
 
+    /// From now on vCPUs run on processors of their own, as containers name them.
+    pub(super) fn pin_vcpus(&self) {
+        // It is asked for once.
+        let _ = self.pinning.set(Pinning::default());
+    }
+
+    /// Has vCPUs run where containers, by now, say.
+    async fn pin(&self, guest: &Guest) {
+        if let (Some(pinning), Some(growth)) = (self.pinning.get(), self.growth.get()) {
+            pinning.follow(guest.vm().pid(), growth.vcpus().await);
+        }
+    }
+
     /// From now on this is the sandbox's network.
     pub(super) fn offer_network(&self, (network, news): (Network, News)) {
         let network = SandboxNetwork { network: Arc::new(network), news: Some(news) };
@@ -476,6 +494,10 @@ impl Tasks {
         if let Some(growth) = self.growth.get() {
             growth.leave(&guest, container.id()).await;
         }
+        if let Some(pinning) = self.pinning.get() {
+            pinning.forget(container.id());
+            self.pin(&guest).await;
+        }
         if let Some(shared) = &self.shared
             && let Err(error) = shared.clear(container.place())
         {
@@ -583,7 +605,14 @@ impl Tasks {
         match self.growth.get() {
             Some(growth) => growth.change(&guest, id, &limits, change).await,
             None => change.await,
+        }?;
+        if let Some(pinning) = self.pinning.get() {
+            if let Some(processors) = share::processors(&limits) {
+                pinning.note(id, processors);
+            }
+            self.pin(&guest).await;
         }
+        Ok(())
     }
 
     /// Has the sandbox's machine do without so many MiB of its memory, four bytes, the lowest first.

@@ -5,7 +5,7 @@
 //! left). Front ends call these and show the results; knows nothing of command lines, terminals or containerd.
 
 pub mod agent;
-mod cgroup;
+pub mod cgroup;
 mod changes;
 pub mod console;
 pub mod container;
@@ -46,6 +46,7 @@ use tatami_vmm::probe::{self, ProbeError};
 use tatami_vmm::{Resources, StopReason, VmConfig};
 
 use agent::{Agent, AgentError};
+use cgroup::Whole;
 use container::Container;
 use disks::{DeviceImage, DiskError, Disks};
 use door::Door;
@@ -202,6 +203,7 @@ pub enum Beginning {
 #[derive(Debug)]
 pub struct Ground {
     shared: Arc<SharedFolder>,
+    whole: Arc<Whole>,
     undertaker: Undertaker,
     folder: Folder,
 }
@@ -243,7 +245,8 @@ impl Ground {
         let folder = Folder::create(places, lot, name)?;
         mounts::enter_namespace()?;
         let shared = Arc::new(SharedFolder::create(&folder)?);
-        Ok(Ground { shared, undertaker, folder })
+        let whole = Arc::new(Whole::new(folder.state()));
+        Ok(Ground { shared, whole, undertaker, folder })
     }
 
     /// The sandbox's id.
@@ -268,6 +271,11 @@ impl Ground {
         &self.shared
     }
 
+    /// The sandbox among the host's cgroups.
+    pub fn whole(&self) -> &Arc<Whole> {
+        &self.whole
+    }
+
     /// Where what containers write is kept.
     pub fn data(&self) -> &Path {
         self.folder.data()
@@ -286,9 +294,10 @@ impl Ground {
     /// # Errors
     /// [`Error::System`] when something could not be removed.
     pub fn clear(self) -> Result<(), Error> {
-        let Ground { shared, undertaker, folder } = self;
-        // Other parts may still hold on to it; that must not keep the mounts.
+        let Ground { shared, whole, undertaker, folder } = self;
+        // Other parts may still hold on to them; that must keep neither the mounts nor the cgroup.
         shared.detach();
+        whole.leave();
         undertaker.bury().map_err(|source| Error::System { action: "remove the sandbox's folders", source })?;
         drop(folder);
         Ok(())

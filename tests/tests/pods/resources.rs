@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tatami_tests::compare::{Case, Notes};
 use tatami_tests::daemons::api;
 
-use tatami_tests::daemons::kubelet::{Kubelet, SOON, told};
+use tatami_tests::daemons::kubelet::{Kubelet, SOON, host, told};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("limits of a container, and changes of them", limits),
@@ -15,6 +15,10 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
         .without_reference("with runc a pod's machine is the host"),
     Case::new("a machine as Kata's configuration has it", configured)
         .without_reference("runc reads no configuration of Kata's"),
+    Case::new("a whole pod in its cgroup, and its vCPU on a processor of its own", held)
+        .without_reference("with runc containers have cgroups of their own, and there are no vCPUs"),
+    Case::new("vCPUs come and go with limits", processors)
+        .without_reference("with runc a container sees all of the host's processors"),
 ];
 
 const MIB: i64 = 1 << 20;
@@ -118,6 +122,48 @@ fn configured(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("the guest is shown a file", text.contains("sandbox_bind_mounts"), true);
     let written = std::fs::write(&shown, "").map_err(|error| error.kind());
     notes.want("it can be written", format!("{written:?}"), "Err(ReadOnlyFilesystem)");
+}
+
+fn held(kubelet: &mut Kubelet, notes: &mut Notes) {
+    kubelet.by_handler("kata-set");
+    let pod = kubelet.run("pod");
+    let place = format!("0::/{}/{}/", kubelet.containerd().home().containers_cgroup(), pod.id);
+    let vmm = kubelet.ground();
+    for (who, pid) in [("the server", kubelet.server()), ("its VMM", vmm)] {
+        let seen = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_else(|error| error.to_string());
+        notes.want(who, if seen.starts_with(&place) { "there" } else { seen.trim() }, "there");
+    }
+    let resources = api::LinuxContainerResources { cpuset_cpus: "0".to_owned(), ..limited(64 * MIB, 100_000) };
+    kubelet.start_described(&pod, with("c", &["sleep", "100000"], resources)).expect("it starts");
+    // Of one processor each pod has all. Where there are more, this is seen to change.
+    let threads =
+        format!("grep -lx vcpu0 /proc/{vmm}/task/*/comm | sed 's/comm$/status/' | xargs grep -h Cpus_allowed_list:");
+    notes.want("where its vCPU runs", host(&["sh", "-c", &threads]).replace('\t', " "), "Cpus_allowed_list: 0");
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+    notes.want("nothing left", kubelet.containerd().remains().join("\n"), "");
+}
+
+fn processors(kubelet: &mut Kubelet, notes: &mut Notes) {
+    kubelet.by_handler("kata-set");
+    let pod = kubelet.run("pod");
+    let first = kubelet.start(&pod, "first", &["sleep", "100000"]);
+    let run = || kubelet.exec(&first, &["nproc"]);
+    notes.want("at first", run(), "1");
+    let second = with("second", &["sleep", "100000"], limited(64 * MIB, 200_000));
+    let second = kubelet.start_described(&pod, second).expect("it starts");
+    notes.want("with a container of two", run(), "2");
+    let update = |quota: i64| {
+        let request = api::UpdateContainerResourcesRequest {
+            container_id: second.clone(),
+            linux: Some(limited(64 * MIB, quota)),
+            ..Default::default()
+        };
+        told(kubelet.cri().call(async |mut client| client.update_container_resources(request).await).map(drop))
+    };
+    notes.want("more", format!("{} {}", update(250_000), run()), "ok 3");
+    notes.want("more than there are", format!("{} {}", update(900_000), run()), "ok 3");
+    notes.want("less", format!("{} {}", update(150_000), run()), "ok 2");
+    notes.want("without it", format!("{} {}", kubelet.remove_container(&second), run()), "ok 1");
 }
 
 fn usage(kubelet: &mut Kubelet, notes: &mut Notes) {

@@ -3,6 +3,7 @@
 //! From a bundle, as containerd and its like bring it, or from what another front end lays out itself. What happens to a
 //! container afterwards is in [`super`].
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::CreateTaskRequest;
@@ -23,7 +24,7 @@ use super::super::memory_watch::MemoryWatch;
 use super::super::process::Process;
 use super::super::pump::Io;
 use super::super::rootfs;
-use super::super::share::Share;
+use super::super::share::{self, Share};
 use super::super::stdio::{Opened, StdioPaths};
 use super::super::translate::{Pids, Plan};
 use super::{PoisonError, Slot, Tasks, oci_failure, release};
@@ -63,6 +64,8 @@ struct LaidOut {
     /// Its volumes that the guest mounts itself.
     volumes: Vec<GuestVolume>,
     share: Share,
+    /// The host's processors that it is to run on, if it says.
+    processors: BTreeSet<usize>,
     opened: Opened,
     wanted: Stdio,
 }
@@ -113,8 +116,8 @@ impl Tasks {
             let init = Process::new(&named, "", stdio);
             let mut container = Container::new(&named, &folder, place.to_owned(), String::new(), init);
             container.volumes = volumes;
-            let (volumes, share) = (Vec::new(), Share::default());
-            Ok(LaidOut { container, spec, root, devices, volumes, share, opened, wanted })
+            let (volumes, share, processors) = (Vec::new(), Share::default(), BTreeSet::new());
+            Ok(LaidOut { container, spec, root, devices, volumes, share, processors, opened, wanted })
         })
         .await
     }
@@ -220,7 +223,7 @@ impl Tasks {
         {
             linux.set_seccomp(None);
         }
-        let share = Share::of(&spec);
+        let (share, processors) = (Share::of(&spec), share::processors_of(&spec));
         let mut plan = Plan::new(spec, self.known_pids())?;
         let stdio = StdioPaths {
             stdin: request.stdin.clone(),
@@ -245,12 +248,12 @@ impl Tasks {
         let devices = std::mem::take(&mut plan.devices);
         let volumes = std::mem::take(&mut plan.guest_volumes);
         let spec = plan.finish(&layout)?;
-        Ok(LaidOut { container, spec, root, devices, volumes, share, opened, wanted })
+        Ok(LaidOut { container, spec, root, devices, volumes, share, processors, opened, wanted })
     }
 
     /// Makes it in the guest, and joins its streams; with the id of its first process there.
     async fn create_in_guest(&self, laid_out: LaidOut, place: &str) -> Result<(Container, u32), TaskError> {
-        let LaidOut { container, spec, root, devices, volumes, share, opened, wanted } = laid_out;
+        let LaidOut { container, spec, root, devices, volumes, share, processors, opened, wanted } = laid_out;
         let id = container.id();
         let (guest, disks) = self.machine().await?;
         if let Some(growth) = self.growth.get() {
@@ -277,6 +280,10 @@ impl Tasks {
                 }
                 return Err(error.into());
             }
+        }
+        if let Some(pinning) = self.pinning.get() {
+            pinning.note(id, processors);
+            self.pin(&guest).await;
         }
         Ok((container, pid))
     }
