@@ -218,7 +218,7 @@ pub fn compare<S: Stage>(
 }
 
 /// How often a case is told with the reference at most.
-const CHANCES: usize = 3;
+const CHANCES: usize = 6;
 
 /// Tells the case with the reference; again, aloud, if it does not show what everybody knows that it shows. On a busy host its
 /// shim ends, now and then, before its last event is told, or tells one twice; that is not what the case is about. Ours has no
