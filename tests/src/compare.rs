@@ -313,7 +313,7 @@ fn brief(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Case, Notes, Selection, Stage, judge, tell_reference};
+    use super::{CHANCES, Case, Notes, Selection, Stage, judge, tell_reference};
 
     fn notes(lines: &[(&str, &str)]) -> Notes {
         let mut notes = Notes::default();
@@ -345,8 +345,11 @@ mod tests {
         assert!(judge(&plain, &first, &second).0);
     }
 
-    /// A stage that counts the stories told on it.
-    struct Counting(u32);
+    /// A stage that counts the stories told on it, of which the `wanted`th goes well.
+    struct Counting {
+        told: usize,
+        wanted: usize,
+    }
 
     impl Stage for Counting {
         fn is_ours(&self) -> bool {
@@ -360,18 +363,18 @@ mod tests {
 
     #[test]
     fn the_reference_has_further_chances_but_not_for_ever() {
-        let shown_at = |wanted: fn(&mut Counting, &mut Notes)| {
-            let told = tell_reference(&Case::new("counted", wanted), &mut Counting(0));
-            told.notes.broken.is_empty()
+        // Whether what goes well only when it is told for the `wanted`th time counts as shown.
+        let shown_at = |wanted: usize| {
+            let story = |stage: &mut Counting, notes: &mut Notes| {
+                stage.told += 1;
+                notes.want("times", stage.told, stage.wanted);
+            };
+            tell_reference(&Case::new("counted", story), &mut Counting { told: 0, wanted }).notes.broken.is_empty()
         };
-        fn told(stage: &mut Counting, notes: &mut Notes, wanted: u32) {
-            stage.0 += 1;
-            notes.want("times", stage.0, wanted);
-        }
-        assert!(shown_at(|stage, notes| told(stage, notes, 1)));
-        assert!(shown_at(|stage, notes| told(stage, notes, 2)));
-        assert!(shown_at(|stage, notes| told(stage, notes, 3)));
-        assert!(!shown_at(|stage, notes| told(stage, notes, 4)));
+        assert!(shown_at(1));
+        assert!(shown_at(2));
+        assert!(shown_at(CHANCES));
+        assert!(!shown_at(CHANCES + 1));
     }
 
     #[test]
