@@ -22,10 +22,12 @@ use tatami_devices::virtio::GuestMemory;
 use vm_memory::{GuestMemory as _, GuestMemoryRegion};
 
 use crate::config::VmConfig;
-use crate::kvm::{MachineState, VcpuState};
+use crate::kvm::{self, MachineState, VcpuState};
 use crate::memory::{self, MemoryError, Ram};
 use crate::virtio::VirtioState;
 
+/// Whether machines of this architecture can be saved.
+pub const POSSIBLE: bool = kvm::SAVES;
 /// Raised whenever the meaning of the state changes.
 const VERSION: u32 = 8;
 /// The unit in which memory is kept or left out, in bytes: a page of the host.

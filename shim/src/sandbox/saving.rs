@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
-use tatami_vmm::snapshot::Snapshot;
+use tatami_vmm::snapshot::{self, Snapshot};
 use tatami_vmm::{MemoryKind, VmConfig};
 
 use super::Settings;
@@ -200,6 +200,9 @@ impl Saver {
     ) -> Result<Saver, String> {
         let config = &settings.vm;
         let refuse = |what: &str, instead: &str| Err(format!("a sandbox with {what} cannot be saved: {instead}"));
+        if !snapshot::POSSIBLE {
+            return Err("sandboxes cannot be saved on this architecture yet".to_owned());
+        }
         if config.memory_kind == MemoryKind::File {
             return refuse("its memory in a file", "run it without --memory-backing file:…");
         }

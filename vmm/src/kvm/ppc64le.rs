@@ -45,6 +45,9 @@ pub(super) const REQUIRED: [(Cap, &str); 6] = [
 /// Guests read no registers as memory: their pages are of 64 KiB, the registers' of 4.
 pub(super) const READABLE_REGISTERS: bool = false;
 
+/// What a machine is at a moment is not known here yet.
+pub(crate) const SAVES: bool = false;
+
 /// The interrupt controller, and what the host has told beside.
 pub(super) struct InterruptController {
     /// Its vCPUs are connected to it for as long as it is open.
