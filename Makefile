@@ -3,7 +3,9 @@
 # in $TATAMI_CACHE (default ~/.cache/tatami), keyed by a hash of their inputs.
 
 ARCH   ?= x86_64
-TRIPLE := $(ARCH)-unknown-linux-gnu
+# Rust and GCC call one of them otherwise than the kernel does.
+GNU    := $(ARCH:ppc64le=powerpc64le)
+TRIPLE := $(GNU)-unknown-linux-gnu
 # Not empty where what is built is for another architecture than this machine's.
 FOREIGN := $(filter-out $(shell uname -m),$(ARCH))
 GUEST  := target/guest/$(ARCH)
@@ -17,7 +19,7 @@ DESTDIR ?=
 CARGO  ?= cargo
 # Static against glibc: the host binary starts without a loader and runs on any distribution; the agent has no libraries.
 CARGO_TARGET := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')
-CROSS  := $(if $(FOREIGN),$(CARGO_TARGET)_LINKER=$(ARCH)-linux-gnu-gcc LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu LIBCAPNG_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu)
+CROSS  := $(if $(FOREIGN),$(CARGO_TARGET)_LINKER=$(GNU)-linux-gnu-gcc LIBSECCOMP_LIB_PATH=/usr/lib/$(GNU)-linux-gnu LIBCAPNG_LIB_PATH=/usr/lib/$(GNU)-linux-gnu)
 STATIC := $(CARGO_TARGET)_RUSTFLAGS="-C target-feature=+crt-static" $(CROSS)
 # What needs KVM runs where one is: here, or in the emulated test host (of the architecture that it is for); so do test binaries.
 KVM    := $(if $(FOREIGN),TATAMI_TESTHOST_ARCH=$(ARCH)) tests/with-kvm
@@ -69,7 +71,7 @@ standalone: build guest ## one file that is the whole installation: target/relea
 
 run: build guest image ## build everything, then run the sample image in a micro-VM
 	@$(KVM) $(BIN)/tatami run --rm \
-		$(if $(FOREIGN),--kernel $(GUEST)/vmlinux --initrd $(GUEST)/initrd.img) $(IMAGE)
+		$(if $(FOREIGN),--boot-timeout 300 --kernel $(GUEST)/vmlinux --initrd $(GUEST)/initrd.img) $(IMAGE)
 
 # The last two side by side, in emulated hosts of their own where they need one: each has a single CPU.
 test: test-unit test-host build guest image ## every test there is (FULL=1: the long ones of test-clients too)

@@ -20,6 +20,11 @@ mod embedded {
     include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 }
 
+/// This machine's architecture as the builders call it: Rust has one name for both byte orders.
+pub const ARCHITECTURE: &str = match env::consts::ARCH.as_bytes() {
+    b"powerpc64" => "ppc64le",
+    _ => env::consts::ARCH,
+};
 /// File name of the guest kernel, an ELF `vmlinux`, in every folder that is searched.
 pub const KERNEL_NAME: &str = "vmlinux";
 /// File name of the guest's initrd in every folder that is searched.
@@ -162,7 +167,7 @@ fn folders() -> Vec<PathBuf> {
 
 fn folders_of(binary: &Path) -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    let built = |above: &Path| above.join("guest").join(env::consts::ARCH);
+    let built = |above: &Path| above.join("guest").join(ARCHITECTURE);
     match binary.ancestors().find(|folder| folder.ends_with("target")) {
         // target/release/tatami and target/<triple>/release/tatami → target/guest/x86_64.
         Some(target) => folders.push(built(target)),
@@ -266,7 +271,7 @@ mod tests {
 
     #[test]
     fn folders_follow_from_where_the_binary_is() {
-        let guest = |prefix: &str| PathBuf::from(format!("{prefix}/guest/{}", env::consts::ARCH));
+        let guest = |prefix: &str| PathBuf::from(format!("{prefix}/guest/{ARCHITECTURE}"));
         let installed = PathBuf::from(INSTALLED);
         let build = [guest("/src/target"), installed.clone()];
         assert_eq!(folders_of(Path::new("/src/target/release/tatami")), build);

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tatami_shim::guest_files::GuestFile;
+use tatami_shim::guest_files::{ARCHITECTURE, GuestFile};
 use tatami_shim::sandbox::folder::Places;
 use tatami_shim::sandbox::timings::Timings;
 use tatami_shim::sandbox::{Beginning, Ground, Sandbox, Settings};
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn built(name: &str) -> GuestFile {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest").join(std::env::consts::ARCH);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest").join(ARCHITECTURE);
     GuestFile::OnDisk(folder.join(name))
 }
 

@@ -1,9 +1,15 @@
 //! Where `make` leaves what tests use. Knows the build's places, and nothing of what the files are.
 
-use std::env::{self, consts::ARCH};
+use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::nearby;
+
+/// The architecture, as the kernel calls it: Rust has one name for both byte orders.
+const ARCH: &str = match env::consts::ARCH.as_bytes() {
+    b"powerpc64" => "ppc64le",
+    _ => env::consts::ARCH,
+};
 
 /// The checkout.
 pub fn checkout() -> &'static Path {
@@ -42,8 +48,10 @@ pub fn binary() -> PathBuf {
 
 /// A program that lies beside it, and what builds it.
 pub fn program(name: &str, how: &str) -> PathBuf {
+    // Rust's targets have a third name for that one.
+    let target = if ARCH == "ppc64le" { "powerpc64le" } else { ARCH };
     let folder =
-        if cross_built() { format!("target/{ARCH}-unknown-linux-gnu/release") } else { "target/release".into() };
+        if cross_built() { format!("target/{target}-unknown-linux-gnu/release") } else { "target/release".into() };
     built(&format!("{folder}/{name}"), how)
 }
 

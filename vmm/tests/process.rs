@@ -139,8 +139,9 @@ fn next(vmm: &mut VmmProcess) -> Result<Event> {
 }
 
 fn kernel() -> PathBuf {
-    let built =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/guest/{}/vmlinux", std::env::consts::ARCH));
+    // Rust has one name for both byte orders of one of them.
+    let architecture = std::env::consts::ARCH.replace("powerpc64", "ppc64le");
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/guest/{architecture}/vmlinux"));
     std::env::var_os("TATAMI_KERNEL").map_or(built, PathBuf::from)
 }
 
