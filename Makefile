@@ -30,7 +30,7 @@ TARGET := $(if $(FOREIGN),--target $(TRIPLE))
 NATIVE := $(if $(FOREIGN),--exclude tatami-tests --exclude tatami-testhost --exclude tatami-hostile)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build kernel initrd root-disk distribution guest image standalone run manual docs test test-unit test-host test-kvm test-clients fuzz lint bench install uninstall clean
+.PHONY: help deps build kernel initrd root-disk distribution guest image standalone run manual docs test test-unit test-host test-kvm test-clients test-others test-all fuzz lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14

@@ -20,7 +20,7 @@ use super::growth::Growth;
 use super::hooks::HostNamespaces;
 use super::network::Namespace;
 use super::start::Start;
-use super::tasks::{Booted, Tasks};
+use super::tasks::{Booted, Policy, Tasks};
 use super::{log_file, sandbox_service, task_service};
 use crate::configuration::Configuration;
 use crate::guest_files::GuestFiles;
@@ -46,13 +46,8 @@ const UNWANTED: Duration = Duration::from_secs(60);
 struct Prepared {
     ground: Ground,
     settings: Settings,
-    /// Containers' seccomp profiles are left out.
-    no_seccomp: bool,
-    /// Bytes that pipes hold in the guest, if that is set.
-    pipe_size: Option<u32>,
+    policy: Policy,
     growth: Growth,
-    /// vCPUs are pinned to processors of the host's.
-    pins: bool,
     /// How its guest is joined to the network.
     how: How,
 }
@@ -139,15 +134,8 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
         boot_limit: set.patience.unwrap_or(BOOT_LIMIT),
     };
     let growth = Growth::new(&settings.vm, bundle::own(&set));
-    Ok(Prepared {
-        ground,
-        settings,
-        no_seccomp: set.no_seccomp,
-        pipe_size: set.pipe_size,
-        growth,
-        pins: set.pin_vcpus,
-        how,
-    })
+    let policy = Policy { no_seccomp: set.no_seccomp, pipe_size: set.pipe_size.unwrap_or(0), pin_vcpus: set.pin_vcpus };
+    Ok(Prepared { ground, settings, policy, growth, how })
 }
 
 /// Has all of the sandbox be in the cgroup that its specification names, as far as it can be.
@@ -173,36 +161,24 @@ async fn serve(
     host: HostNamespaces,
     timings: Timings,
 ) -> anyhow::Result<()> {
-    let no_seccomp = prepared.as_ref().is_ok_and(|prepared| prepared.no_seccomp);
-    let pipe_size = prepared.as_ref().ok().and_then(|prepared| prepared.pipe_size);
-    let (mut network, mut size) = (None, None);
-    let pins = prepared.as_ref().is_ok_and(|prepared| prepared.pins);
-    let sandbox = prepared.and_then(|Prepared { ground, settings, growth, how, .. }| {
-        size = Some(growth);
+    let (mut network, mut size, mut policy) = (None, None, Policy::default());
+    let sandbox = prepared.and_then(|Prepared { ground, settings, policy: set, growth, how }| {
+        (size, policy) = (Some(growth), set);
         network = Network::for_guest(&settings.vm, how).map_err(|error| format!("the network namespace: {error}"))?;
         Sandbox::start(ground, settings, timings).map_err(|error| error.to_string())
     });
     let (booted, guest) = watch::channel::<Booted>(None);
     let shared = sandbox.as_ref().ok().map(Sandbox::shared);
     let events = Events::start(&start.namespace, &start.events);
-    let tasks = Tasks::new(&start.namespace, guest, shared, host, events.clone());
+    let tasks = Tasks::new(&start.namespace, guest, shared, host, events.clone(), policy);
     if matches!(start.spec.as_ref().map(Namespace::of), Some(Namespace::Given(_))) {
         tasks.forward_ports();
-    }
-    if no_seccomp {
-        tasks.leave_seccomp_out();
-    }
-    if let Some(bytes) = pipe_size {
-        tasks.size_pipes(bytes);
     }
     if let Some(network) = network {
         tasks.offer_network(network);
     }
     if let Some(growth) = size {
         tasks.offer_growth(growth);
-    }
-    if pins {
-        tasks.pin_vcpus();
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -63,10 +63,7 @@ pub(crate) struct Tasks {
     serial: AtomicU32,
     /// Somebody asked for a container or for the sandbox itself.
     wanted: AtomicBool,
-    /// Containers' seccomp profiles are left out: the operator has set it so.
-    no_seccomp: AtomicBool,
-    /// Bytes that pipes hold in the guest: the operator has set it so, or 0.
-    pipe_size: AtomicU32,
+    policy: Policy,
     /// Its network namespace is one in which somebody may look for the containers' ports.
     is_pod: AtomicBool,
     /// The guest's questions to Docker's resolver are answered.
@@ -79,10 +76,21 @@ pub(crate) struct Tasks {
     volumes: Volumes,
     /// How large it is; as it was made, where its front end does not offer this.
     growth: OnceLock<Growth>,
-    /// On which of the host's processors its vCPUs run, where somebody has set that they are pinned.
-    pinning: OnceLock<Pinning>,
+    /// On which of the host's processors its vCPUs run, if they are pinned.
+    pinning: Option<Pinning>,
     /// What the sandbox's network namespace has, for the guest.
     network: Mutex<Option<SandboxNetwork>>,
+}
+
+/// What an operator has set for all containers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Policy {
+    /// Their seccomp profiles are left out.
+    pub(super) no_seccomp: bool,
+    /// Bytes that the pipes of processes' streams hold in the guest, 0 for what is usual.
+    pub(super) pipe_size: u32,
+    /// vCPUs run on processors of their own, as containers name them.
+    pub(super) pin_vcpus: bool,
 }
 
 /// A network, and news of it as long as nobody follows them.
@@ -105,6 +113,7 @@ impl Tasks {
         shared: Option<Arc<SharedFolder>>,
         host: HostNamespaces,
         events: Events,
+        policy: Policy,
     ) -> Arc<Tasks> {
         Arc::new(Tasks {
             namespace: namespace.to_owned(),
@@ -116,15 +125,14 @@ impl Tasks {
             first: Mutex::default(),
             serial: AtomicU32::new(1),
             wanted: AtomicBool::new(false),
-            no_seccomp: AtomicBool::new(false),
-            pipe_size: AtomicU32::new(0),
             is_pod: AtomicBool::new(false),
             names: AtomicBool::new(false),
             over: Notify::new(),
             saver: OnceLock::new(),
             volumes: Volumes::default(),
             growth: OnceLock::new(),
-            pinning: OnceLock::new(),
+            pinning: policy.pin_vcpus.then(Pinning::default),
+            policy,
             network: Mutex::default(),
         })
     }
@@ -144,19 +152,9 @@ impl Tasks {
         self.is_pod.store(true, Ordering::Relaxed);
     }
 
-    /// From now on containers' seccomp profiles are left out.
-    pub(super) fn leave_seccomp_out(&self) {
-        self.no_seccomp.store(true, Ordering::Relaxed);
-    }
-
-    /// From now on the pipes of processes' streams hold so many bytes in the guest.
-    pub(super) fn size_pipes(&self, bytes: u32) {
-        self.pipe_size.store(bytes, Ordering::Relaxed);
-    }
-
     /// The streams that a process gets in the guest, on a terminal of `size` if on any.
     fn streams(&self, stdio: &StdioPaths, size: (u32, u32)) -> Stdio {
-        Stdio { pipe_size: self.pipe_size.load(Ordering::Relaxed), ..stdio.wanted(size) }
+        Stdio { pipe_size: self.policy.pipe_size, ..stdio.wanted(size) }
     }
 
     /// Somebody knows of the sandbox, and will end it.
@@ -364,15 +362,9 @@ impl Tasks {
         let _ = self.growth.set(growth);
     }
 
-    /// From now on vCPUs run on processors of their own, as containers name them.
-    pub(super) fn pin_vcpus(&self) {
-        // It is asked for once.
-        let _ = self.pinning.set(Pinning::default());
-    }
-
     /// Has vCPUs run where containers, by now, say.
     async fn pin(&self, guest: &Guest) {
-        if let (Some(pinning), Some(growth)) = (self.pinning.get(), self.growth.get()) {
+        if let (Some(pinning), Some(growth)) = (&self.pinning, self.growth.get()) {
             pinning.follow(guest.vm().pid(), growth.vcpus().await);
         }
     }
@@ -494,7 +486,7 @@ impl Tasks {
         if let Some(growth) = self.growth.get() {
             growth.leave(&guest, container.id()).await;
         }
-        if let Some(pinning) = self.pinning.get() {
+        if let Some(pinning) = &self.pinning {
             pinning.forget(container.id());
             self.pin(&guest).await;
         }
@@ -606,7 +598,7 @@ impl Tasks {
             Some(growth) => growth.change(&guest, id, &limits, change).await,
             None => change.await,
         }?;
-        if let Some(pinning) = self.pinning.get() {
+        if let Some(pinning) = &self.pinning {
             if let Some(processors) = share::processors(&limits) {
                 pinning.note(id, processors);
             }

@@ -13,7 +13,7 @@ use crate::containerd::events::Events;
 use crate::containerd::hooks::HostNamespaces;
 use crate::containerd::lifecycle::Exit;
 use crate::containerd::process::Process;
-use crate::containerd::tasks::Tasks;
+use crate::containerd::tasks::{Policy, Tasks};
 use crate::run::compose::LaidOut;
 use crate::sandbox::kept::{Ended, Kept, Record};
 use crate::sandbox::saving::{Ingredients, Saver};
@@ -70,7 +70,8 @@ impl Announcement {
         record.container = Some(name.to_owned());
         let booted = sandbox.guest().ok_or_else(|| "the agent is gone".to_owned());
         let (_, guest) = watch::channel(Some(booted.map(|guest| (guest, sandbox.disks().clone()))));
-        let tasks = Tasks::new(NAMESPACE, guest, Some(sandbox.shared()), host, Events::start(NAMESPACE, ""));
+        let tasks =
+            Tasks::new(NAMESPACE, guest, Some(sandbox.shared()), host, Events::start(NAMESPACE, ""), Policy::default());
         let process = tasks.note(name, &state, watched, record.tty)?;
         let (place, devices) = (name.to_owned(), !devices.is_empty());
         let ingredients = Ingredients { place, root, volumes, watched, devices, network };

@@ -29,7 +29,7 @@ use crate::containerd::lifecycle::{Exit, KILLED, Phase};
 use crate::containerd::stdio::{Opened, Sink, StdioPaths};
 use crate::containerd::task_service;
 use crate::containerd::tasks::creating::{Composed, Composition};
-use crate::containerd::tasks::{Booted, Tasks};
+use crate::containerd::tasks::{Booted, Policy, Tasks};
 use crate::run::compose::{LaidOut, Recipe};
 use crate::run::network::{Network, NetworkError};
 use crate::sandbox::kept::{Ended, Kept, Record};
@@ -91,7 +91,8 @@ pub(super) async fn serve(
     };
     let mut sandbox = Sandbox::start(ground, settings, Timings::starting_at(std::time::Instant::now()))?;
     let (booted, guest) = watch::channel::<Booted>(None);
-    let tasks = Tasks::new(NAMESPACE, guest, Some(sandbox.shared()), host, Events::start(NAMESPACE, ""));
+    let tasks =
+        Tasks::new(NAMESPACE, guest, Some(sandbox.shared()), host, Events::start(NAMESPACE, ""), Policy::default());
     let beginning = async {
         let mut server = listen(&state, &tasks)?;
         server.start().await.map_err(|error| TaskError::Failed(error.to_string()))?;

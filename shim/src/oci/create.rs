@@ -21,6 +21,7 @@ use crate::containerd::arguments::is_id;
 use crate::containerd::start::{Start, leave_server};
 use crate::containerd::{bundle, keeper};
 use crate::detached::client::{Client, ClientError};
+use crate::sandbox::cgroup::CgroupPlace;
 use crate::sandbox::folder::Places;
 
 /// How long a server may take to be there, and a container to be made: its guest boots meanwhile.
@@ -287,40 +288,14 @@ fn write_down(
 /// engine looks for what the container uses. None where there is none to be had: the guest keeps the limits.
 fn enter_cgroup(order: &Order) -> Option<PathBuf> {
     let path = order.spec.linux().as_ref()?.cgroups_path().as_ref()?.to_str()?;
-    let folder = cgroup_folder(path)?;
-    // Not in the cgroup itself: the VMM's lies beside this one, with controllers of its own.
-    let own = folder.join("server");
-    let entered = std::fs::create_dir_all(&own).and_then(|()| std::fs::write(own.join("cgroup.procs"), "0"));
-    match entered {
-        Ok(()) => Some(folder),
+    let place = CgroupPlace::of(path)?;
+    match place.enter() {
+        Ok(()) => Some(place.folder().to_owned()),
         Err(error) => {
-            log::debug!("the cgroup {}: {error}", own.display());
+            log::debug!("the cgroup {}: {error}", place.folder().display());
             None
         }
     }
-}
-
-/// The folder of a cgroup that is named by a path, or as systemd's: `slice:prefix:name`.
-fn cgroup_folder(path: &str) -> Option<PathBuf> {
-    let root = Path::new("/sys/fs/cgroup");
-    if !root.join("cgroup.controllers").exists() || path.is_empty() || path.contains("..") {
-        return None;
-    }
-    let parts: Vec<&str> = path.split(':').collect();
-    let folder = match parts.as_slice() {
-        [slice, prefix, name] => slice_folder(root, slice).join(format!("{prefix}-{name}.scope")),
-        [path] => root.join(path.trim_start_matches('/')),
-        _ => return None,
-    };
-    (folder != root).then_some(folder)
-}
-
-/// `a-b.slice` lies in `a.slice`.
-fn slice_folder(root: &Path, slice: &str) -> PathBuf {
-    let slice = if slice.is_empty() { "system.slice" } else { slice };
-    let name = slice.trim_end_matches(".slice");
-    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
-    ends.fold(root.to_owned(), |folder, end| folder.join(format!("{}.slice", &name[..end])))
 }
 
 #[cfg(test)]
@@ -336,12 +311,5 @@ mod tests {
         for (terminal, detached, socket) in [(true, true, None), (false, true, socket), (true, false, socket)] {
             assert!(check_console(terminal, detached, socket).is_err());
         }
-    }
-
-    #[test]
-    fn slices_lie_in_one_another() {
-        let root = Path::new("/c");
-        assert_eq!(slice_folder(root, "machine.slice"), Path::new("/c/machine.slice"));
-        assert_eq!(slice_folder(root, "a-b.slice"), Path::new("/c/a.slice/a-b.slice"));
     }
 }

@@ -26,6 +26,7 @@ const NEEDED: [&str; 1] = ["pids"];
 const WANTED: [&str; 1] = ["memory"];
 /// Threads of a VMM beside those of its vCPUs, disks and networks.
 const THREADS: u32 = 64;
+const NO_CGROUPS: &str = "this host has no cgroups of version 2";
 /// The end of its processes is soon after they were killed.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(5);
@@ -105,17 +106,9 @@ impl Whole {
     /// # Errors
     /// When this host has no cgroups of version 2, or none can be made there.
     pub fn enter(&self, place: &CgroupPlace) -> io::Result<()> {
-        let folder = &place.0;
         let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
         let own = own(&fs::read_to_string("/proc/self/cgroup")?)?;
-        let above = folder.parent().unwrap_or(folder);
-        fs::create_dir_all(above)?;
-        let ancestors: Vec<&Path> = above.ancestors().take_while(|path| path.starts_with(MOUNT)).collect();
-        ancestors.iter().rev().for_each(|ancestor| give_controllers(ancestor));
-        make(&self.state, folder)?;
-        let servers = folder.join(SERVER);
-        make(&self.state, &servers)?;
-        fs::write(servers.join("cgroup.procs"), std::process::id().to_string())?;
+        place.enter_by(|folder| make(&self.state, folder))?;
         home.get_or_insert(own);
         Ok(())
     }
@@ -163,6 +156,37 @@ impl CgroupPlace {
         }
         (folder != Path::new(MOUNT)).then_some(CgroupPlace(folder))
     }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    /// Moves this process, and with it those that it leaves behind, to where a server is in it. What is made for that is the caller's to
+    /// remove.
+    ///
+    /// # Errors
+    /// As for [`Whole::enter`].
+    pub fn enter(&self) -> io::Result<()> {
+        self.enter_by(|folder| fs::create_dir_all(folder))
+    }
+
+    /// The same by cgroups that `make` makes.
+    fn enter_by(&self, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+        // What is mounted there on a host with version 1 takes folders, too.
+        if !Path::new(MOUNT).join("cgroup.controllers").exists() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, NO_CGROUPS));
+        }
+        let above = self.0.parent().unwrap_or(&self.0);
+        fs::create_dir_all(above)?;
+        let ancestors: Vec<&Path> = above.ancestors().take_while(|path| path.starts_with(MOUNT)).collect();
+        ancestors.iter().rev().for_each(|ancestor| give_controllers(ancestor));
+        make(&self.0)?;
+        // Not in the cgroup itself: the VMM's lies beside this one, with controllers of its own.
+        let servers = self.0.join(SERVER);
+        make(&servers)?;
+        fs::write(servers.join("cgroup.procs"), std::process::id().to_string())
+    }
 }
 
 /// Where systemd has a slice: `a-b.slice` lies in `a.slice` (systemd.slice(5)).
@@ -203,8 +227,7 @@ fn give_controllers(parent: &Path) {
 /// The folder of the cgroup that `/proc/self/cgroup` names (cgroups(7)).
 fn own(listing: &str) -> io::Result<PathBuf> {
     let path = listing.lines().find_map(|line| line.strip_prefix("0::/"));
-    let path =
-        path.ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "this host has no cgroups of version 2"))?;
+    let path = path.ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, NO_CGROUPS))?;
     Ok(if path.is_empty() { PathBuf::from(MOUNT) } else { Path::new(MOUNT).join(path) })
 }
 

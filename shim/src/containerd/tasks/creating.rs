@@ -218,7 +218,7 @@ impl Tasks {
         let root = rootfs::root(&request.rootfs, &spec, bundle_path)?;
         let host_ps = asks_the_host(&self.namespace, &spec);
         let resolv_conf = loopback::resolv_conf(&spec);
-        if self.no_seccomp.load(std::sync::atomic::Ordering::Relaxed)
+        if self.policy.no_seccomp
             && let Some(linux) = spec.linux_mut()
         {
             linux.set_seccomp(None);
@@ -281,7 +281,7 @@ impl Tasks {
                 return Err(error.into());
             }
         }
-        if let Some(pinning) = self.pinning.get() {
+        if let Some(pinning) = &self.pinning {
             pinning.note(id, processors);
             self.pin(&guest).await;
         }
