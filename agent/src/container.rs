@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::guest;
+use crate::hooks;
 use crate::join::{Joining, Shared};
 use crate::launch::{Launcher, Reports};
 use crate::limits::{self, Plan};
@@ -46,6 +47,14 @@ pub(crate) struct Container {
     gone: watch::Sender<bool>,
 }
 
+/// What a container is to be.
+pub(crate) struct Description<'a> {
+    /// `config.json`.
+    pub(crate) spec: &'a [u8],
+    /// The folder of the guest's own hooks, or nothing.
+    pub(crate) guest_hooks: &'a str,
+}
+
 /// Hooks that run after creation, which have libcontainer wait for children: work for a creator, not for PID 1.
 struct LateHooks {
     start: bool,
@@ -67,12 +76,15 @@ impl Container {
     pub(crate) async fn create(
         launcher: &Launcher,
         id: &str,
-        spec: &[u8],
+        description: Description<'_>,
         stdio: Stdio,
         numbers: Numbers,
     ) -> Result<Self, Error> {
         let cgroup = Cgroup::of(id);
-        let Adapted { spec, owner, plan, shared } = adapt(spec, &cgroup, stdio.terminal, &numbers)?;
+        let Adapted { mut spec, owner, plan, shared } = adapt(description.spec, &cgroup, stdio.terminal, &numbers)?;
+        if !description.guest_hooks.is_empty() {
+            hooks::add(&mut spec, Path::new(description.guest_hooks));
+        }
         let hooks = late_hooks(&spec);
         let bundle = Path::new(BUNDLES).join(id);
         write_bundle(&bundle, &spec).map_err(Error::internal(format!("write {}", bundle.display())))?;
@@ -234,8 +246,11 @@ impl Container {
         for exec in execs {
             exec.process.close();
         }
-        if self.hooks.delete {
-            self.launcher.perform(&request(&self.id, Action::Delete)).await?;
+        if self.hooks.delete
+            && let Err(error) = self.launcher.perform(&request(&self.id, Action::Delete)).await
+        {
+            // The container goes all the same, as the specification of runtimes has it.
+            log::warn!("the poststop hooks of container {}: {error}", self.id);
         }
         self.gone.send_replace(true);
         remove(&self.id, &self.cgroup).await

@@ -6,6 +6,7 @@
 //! | `transport`, `server`, `service` | the control channel and the stdio streams, as they come in |
 //! | `sandbox`, `container`, `process` | what exists: containers, their processes, their states |
 //! | `guest` | what of a specification no guest of this kind can do |
+//! | `hooks` | what of the guest's own runs for every container |
 //! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
 //! | `processors`, `memory` | what of the machine comes and goes |
 //! | `network`, `netlink`, `depot` | the guest's network interfaces, which all containers share, and those that wait to be plugged |
@@ -36,6 +37,7 @@ mod forward;
 pub mod fuzzing;
 mod guest;
 mod hold;
+mod hooks;
 mod idle;
 mod join;
 mod kmsg;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tatami_protocol::agent::{BlockDevice, Change, ContainerFigures, CreateContainerRequest, Volume};
 use tatami_protocol::stream::{Kind, StreamHeader};
 
-use crate::container::Container;
+use crate::container::{Container, Description};
 use crate::error::Error;
 use crate::launch::Launcher;
 use crate::nodes::Numbers;
@@ -67,7 +67,10 @@ impl Sandbox {
             address => served::disk_at(address),
         };
         let created = match Numbers::new(&request.devices, number_of) {
-            Ok(numbers) => Container::create(&self.launcher, id, &request.spec_json, stdio, numbers).await,
+            Ok(numbers) => {
+                let description = Description { spec: &request.spec_json, guest_hooks: &request.guest_hooks };
+                Container::create(&self.launcher, id, description, stdio, numbers).await
+            }
             Err(error) => Err(error),
         };
         let container = match created {

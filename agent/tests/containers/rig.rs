@@ -120,7 +120,7 @@ impl Rig {
     pub(crate) fn container(&self, command: &[&str]) -> Container<'_> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let id = format!("c{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        Container { rig: self, id, spec: spec(&self.root, command) }
+        Container { rig: self, id, spec: spec(&self.root, command), guest_hooks: String::new() }
     }
 
     /// What the agent has left of containers, in its own view of the file system.
@@ -163,6 +163,7 @@ pub(crate) struct Container<'a> {
     pub(crate) rig: &'a Rig,
     pub(crate) id: String,
     pub(crate) spec: Value,
+    pub(crate) guest_hooks: String,
 }
 
 /// What a process left when it ended.
@@ -179,6 +180,7 @@ impl Container<'_> {
             container_id: self.id.clone(),
             spec_json: self.spec.to_string().into_bytes(),
             stdio: Some(stdio).into(),
+            guest_hooks: self.guest_hooks.clone(),
             ..Default::default()
         };
         self.rig.wait(self.rig.client.create_container(context(), &request)).map(|response| response.pid)

@@ -1,5 +1,7 @@
 //! What the specification asks for is done, for the first process and for those that join, or refused with a reason.
 
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::json;
 use tatami_protocol::agent::Stdio;
 use ttrpc::Code;
@@ -14,6 +16,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("devices_are_governed", devices_are_governed),
     ("what_the_guest_does_not_have_is_refused", what_the_guest_does_not_have_is_refused),
     ("hooks_of_the_container_run", hooks_of_the_container_run),
+    ("hooks_of_the_guest_run", hooks_of_the_guest_run),
     ("time_namespaces_hold_all_processes", time_namespaces_hold_all_processes),
 ];
 
@@ -165,6 +168,35 @@ fn what_the_guest_does_not_have_is_refused(rig: &Rig) {
         refused(&|spec| spec["process"]["apparmorProfile"] = json!("docker-default"), "apparmorProfile");
     }
     assert_eq!(rig.left_over(), before);
+}
+
+fn hooks_of_the_guest_run(rig: &Rig) {
+    let folder = rig.root.join("hooks");
+    let script = |kind: &str, words: &str| {
+        let file = folder.join(kind).join("10-note");
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, format!("#!/bin/sh\nread state; test \"$state\" || exit 1\n{words}\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let notes = rig.root.join("tmp/of-the-guest");
+    for kind in ["prestart", "poststart", "poststop"] {
+        script(kind, &format!("echo ${{0##*/}} $1 >> {}", notes.display()));
+    }
+    let mut container = rig.container(&["cat", "/tmp/of-the-guest"]);
+    container.guest_hooks = folder.display().to_string();
+    let result = container.run();
+    assert!(result.status == 0 && result.stdout.starts_with("10-note prestart\n"), "{result:?}");
+    let all = "10-note prestart\n10-note poststart\n10-note poststop\n";
+    assert_eq!(std::fs::read_to_string(&notes).unwrap(), all);
+    // A container that cannot be prepared is none; one that is gone is gone.
+    script("poststop", "exit 3");
+    assert_eq!(container.run().status, 0);
+    script("prestart", "exit 3");
+    assert!(container.create(Stdio::default()).is_err());
+    let mut other = rig.container(&["true"]);
+    other.guest_hooks = "/no/such/folder".to_owned();
+    assert_eq!(other.run(), ended(0, "", ""));
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 fn hooks_of_the_container_run(rig: &Rig) {

@@ -7,6 +7,7 @@ mod annotations;
 mod devices;
 mod document;
 mod files;
+mod guest;
 mod keys;
 mod reference;
 
@@ -122,6 +123,8 @@ pub struct Configuration {
     pub disk_limit: RateLimit,
     /// What of the host the guest itself is shown, each by the last part of its path.
     pub guest_mounts: Vec<HostVolume>,
+    /// The folder in the guest whose programs are hooks of every container.
+    pub guest_hooks: Option<String>,
     /// Bytes that a pipe of a process's standard streams holds in the guest.
     pub pipe_size: Option<u32>,
     /// More is logged.
@@ -227,6 +230,7 @@ impl Configuration {
             disk_threads: settings.disk_threads()?,
             disk_limit: settings.disk_limit()?,
             guest_mounts: settings.guest_mounts()?,
+            guest_hooks: settings.guest_hooks()?,
             pipe_size: settings
                 .number(Section::Agent, "container_pipe_size", 0..=PIPE_SIZE_MAX)?
                 .filter(|bytes| *bytes > 0)
@@ -596,6 +600,18 @@ mod tests {
         ] {
             let error = shown(wrong).unwrap_err();
             assert!(error.contains(&format!("c.toml:2: sandbox_bind_mounts is {found}: expected a list")), "{error}");
+        }
+    }
+
+    #[test]
+    fn hooks_are_in_a_folder_of_the_guests() {
+        let hooks =
+            |path: &str| read(&[&format!("[hypervisor.q]\nguest_hook_path = '{path}'\n")]).map(|set| set.guest_hooks);
+        assert_eq!(hooks("/usr/share/oci/hooks"), Ok(Some("/usr/share/oci/hooks".to_owned())));
+        assert_eq!(hooks(""), Ok(None));
+        for path in ["hooks", "/usr/../hooks"] {
+            let error = hooks(path).unwrap_err();
+            assert!(error.contains("c.toml:2: guest_hook_path is"), "{error}");
         }
     }
 

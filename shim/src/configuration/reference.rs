@@ -63,6 +63,13 @@ const MEANINGS: &[(Section, &str, &str, &str, &str)] = &[
     (Section::Hypervisor, "reclaim_guest_freed_memory", "boolean", "true", "What a guest frees is the host's again."),
     (
         Section::Hypervisor,
+        "guest_hook_path",
+        "folder of the guest's",
+        "none",
+        "Programs in its folders `prestart`, `poststart` and `poststop` are hooks of every container, in the order of their names and after its own. They lie in the guest's own root, which must be a disk (`image`), and run there, outside the container.",
+    ),
+    (
+        Section::Hypervisor,
         "virtio_fs_cache",
         "`never`, `auto` or `always`",
         "`auto`",

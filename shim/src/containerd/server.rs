@@ -134,7 +134,12 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
         boot_limit: set.patience.unwrap_or(BOOT_LIMIT),
     };
     let growth = Growth::new(&settings.vm, bundle::own(&set));
-    let policy = Policy { no_seccomp: set.no_seccomp, pipe_size: set.pipe_size.unwrap_or(0), pin_vcpus: set.pin_vcpus };
+    let policy = Policy {
+        no_seccomp: set.no_seccomp,
+        pipe_size: set.pipe_size.unwrap_or(0),
+        pin_vcpus: set.pin_vcpus,
+        guest_hooks: set.guest_hooks.unwrap_or_default(),
+    };
     Ok(Prepared { ground, settings, policy, growth, how })
 }
 

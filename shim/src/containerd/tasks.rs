@@ -91,6 +91,8 @@ pub(crate) struct Policy {
     pub(super) pipe_size: u32,
     /// vCPUs run on processors of their own, as containers name them.
     pub(super) pin_vcpus: bool,
+    /// The folder in the guest whose programs are hooks of every container, or nothing.
+    pub(super) guest_hooks: String,
 }
 
 /// A network, and news of it as long as nobody follows them.

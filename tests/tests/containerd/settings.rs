@@ -1,13 +1,19 @@
 //! What an operator sets for all sandboxes of a runtime: Kata's configuration.toml.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::daemons::kubelet::host;
+use tatami_tests::program;
 
 use crate::stage::Ctr;
 
-pub(crate) const CASES: &[Case<Ctr>] =
-    &[Case::new("a configuration of Kata's", configuration).without_reference("runc has no such file")];
+pub(crate) const CASES: &[Case<Ctr>] = &[
+    Case::new("a configuration of Kata's", configuration).without_reference("runc has no such file"),
+    Case::new("hooks of the guest's own", hooks).without_reference("runc has no guest"),
+];
 
 fn configuration(ctr: &mut Ctr, notes: &mut Notes) {
     let folder = ctr.scratch().join("configuration");
@@ -40,4 +46,40 @@ fn configuration(ctr: &mut Ctr, notes: &mut Notes) {
     run("c", notes, "a kernel that is not there", &["configuration.toml:2: kernel is \"/no/such/kernel\""]);
     fs::remove_file(&file).expect("it was there");
     run("d", notes, "no file", &["cannot read the configuration", "configuration.toml"]);
+}
+
+/// A disk of the guest's root: the agent, a shell, and what is in the folder `root` below `folder`.
+fn with_shell(folder: &Path) -> PathBuf {
+    let (root, image) = (folder.join("root"), folder.join("root.ext4"));
+    for name in ["bin", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp"] {
+        fs::create_dir_all(root.join(name)).expect("a folder");
+    }
+    fs::copy("/bin/busybox", root.join("bin/sh")).expect("a static busybox");
+    fs::copy(program("tatami-agent", "make build"), root.join("init")).expect("the agent");
+    let (root, path) = (root.display().to_string(), image.display().to_string());
+    let made = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", &root, &path, "24m"];
+    assert_eq!(host(&made), "", "a disk");
+    image
+}
+
+/// A hook of each kind turns a knob of the guest's kernel.
+fn hooks(ctr: &mut Ctr, notes: &mut Notes) {
+    let folder = ctr.scratch().join("hooks");
+    for (kind, value) in [("prestart", 11), ("poststart", 12), ("poststop", 13)] {
+        let file = folder.join("root/usr/share/oci/hooks").join(kind).join("10-knob");
+        fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+        let script = format!("#!/bin/sh\nread state; test \"$state\" && echo {value} >/proc/sys/vm/swappiness\n");
+        fs::write(&file, script).expect("a file");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+    let image = with_shell(&folder);
+    let file = folder.join("configuration.toml");
+    let text = "[hypervisor.tatami]\nguest_hook_path = '/usr/share/oci/hooks'\n";
+    fs::write(&file, format!("{text}image = '{}'\n", image.display())).expect("a file can be written");
+    let path = file.to_str().expect("UTF-8").to_owned();
+    let script = "cat /proc/sys/vm/swappiness; until grep -x 12 /proc/sys/vm/swappiness; do sleep 0.1; done";
+    let finished = ctr.run("a", &["--rm", "--runtime-config-path", &path], &["sh", "-c", script]);
+    // The command may look when it has been started for a while.
+    notes.want("before and after the start", finished.out().replace("12\n12\n", "11\n12\n"), "11\n12\n");
+    notes.want("what it says", finished.err(), "");
 }

@@ -264,6 +264,7 @@ impl Tasks {
             container_id: id.to_owned(),
             spec_json: spec,
             stdio: Some(wanted.clone()).into(),
+            guest_hooks: self.policy.guest_hooks.clone(),
             volumes: self.shared.as_ref().map(|shared| shared.volumes(place, container.volumes)).unwrap_or_default(),
             ..Default::default()
         };
