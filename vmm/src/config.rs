@@ -37,6 +37,10 @@ pub struct VmConfig {
     pub disk_limit: RateLimit,
     /// Their requests go through io_uring, many at once, where the host has it; otherwise one after another.
     pub disk_uring: bool,
+    /// Their images are opened without the host's page cache, by whoever fills the slots.
+    pub disk_direct: bool,
+    /// What the guest has flushed is not waited for: it may be lost if the host fails.
+    pub disk_unflushed: bool,
     /// Slots for networks, empty at the start: [`crate::VmmProcess::plug_nic`] fills them while the guest runs. The guest knows them
     /// by [`nic_address`].
     pub nics: Vec<NicConfig>,
@@ -264,6 +268,8 @@ impl Default for VmConfig {
             disk_queues: 1,
             disk_limit: RateLimit::default(),
             disk_uring: true,
+            disk_direct: false,
+            disk_unflushed: false,
             nics: Vec::new(),
             vhost_user: Vec::new(),
             console: false,

@@ -66,7 +66,12 @@ impl DiskSlots {
         config: &VmConfig,
         threads: &Arc<dyn Threads>,
     ) -> io::Result<Vec<Box<dyn VirtioDevice>>> {
-        let config = BlkConfig { queues: config.disk_queues, limit: config.disk_limit, uring: config.disk_uring };
+        let config = BlkConfig {
+            queues: config.disk_queues,
+            limit: config.disk_limit,
+            uring: config.disk_uring,
+            unflushed: config.disk_unflushed,
+        };
         let device = |slot: &Slot| Ok(Box::new(Blk::new(slot.clone(), config, Arc::clone(threads))?) as _);
         self.0.iter().map(device).collect()
     }

@@ -61,6 +61,16 @@ impl Settings<'_> {
         }
     }
 
+    /// Whether disks are to be cached as the setting `name` says, which needs leave to do so.
+    pub(super) fn disk_cache(&mut self, name: &str) -> Result<bool, ConfigurationError> {
+        let leave = self.flag(Section::Hypervisor, "block_device_cache_set")?;
+        let asks = self.flag(Section::Hypervisor, name)?;
+        if asks && !leave {
+            self.note(name, "block_device_cache_set is not true");
+        }
+        Ok(asks && leave)
+    }
+
     /// How fast a disk may be: bits a second, and requests a second.
     pub(super) fn disk_limit(&self) -> Result<RateLimit, ConfigurationError> {
         let requests = self.number(Section::Hypervisor, "disk_rate_limiter_ops_max_rate", 0..=i64::MAX)?.unwrap_or(0);

@@ -47,6 +47,7 @@ const USED: &[(Section, &[&str])] = &[
     (Hypervisor, &["enable_annotations", "valid_file_mem_backends", "valid_entropy_sources"]),
     (Hypervisor, &["enable_virtio_mem", "reclaim_guest_freed_memory", "entropy_source", "virtio_fs_queue_size"]),
     (Hypervisor, &["guest_hook_path"]),
+    (Hypervisor, &["block_device_cache_set", "block_device_cache_direct", "block_device_cache_noflush"]),
     (Hypervisor, &["num_queues", "queue_size", "block_device_aio"]),
     (Hypervisor, &["disk_rate_limiter_bw_max_rate", "disk_rate_limiter_ops_max_rate"]),
     (Runtime, &["internetworking_model", "emptydir_mode", "sandbox_bind_mounts"]),
@@ -64,8 +65,6 @@ const GUEST: &str = "the host gives a guest memory when it touches it";
 const NAMESPACE: &str =
     "a sandbox's network is that of its network namespace; an internetworking_model of \"none\" leaves it alone";
 const FILES: &str = "the file server is part of Tatami: only virtio_fs_cache is a choice";
-const PAGE_CACHE: &str =
-    "the host keeps what disks hold in its page cache, and a guest's flush always reaches the disk";
 const DISKS: &str = "disks are virtio-blk, by io_uring where the host has it";
 const BURSTS: &str = "a disk may always be ahead of its rate by a tenth of a second, and never by more";
 const CONFIDENTIAL: &str = "there are no confidential guests";
@@ -128,7 +127,6 @@ const IDLE: &[(Section, &[&str], &str)] = &[
         DISKS,
     ),
     (Hypervisor, &["disk_rate_limiter_bw_one_time_burst", "disk_rate_limiter_ops_one_time_burst"], BURSTS),
-    (Hypervisor, &["block_device_cache_set", "block_device_cache_direct", "block_device_cache_noflush"], PAGE_CACHE),
     (
         Hypervisor,
         &["confidential_guest", "sev_snp_guest", "tdx_quote_generation_service_socket_port", "guest_pre_attestation"],

@@ -119,6 +119,10 @@ pub struct Configuration {
     pub disk_queues: Option<u8>,
     /// Disks are read and written by a thread each, without io_uring.
     pub disk_threads: bool,
+    /// The host's page cache is left out of disks.
+    pub disk_direct: bool,
+    /// A guest's flush of a disk is not carried out.
+    pub disk_unflushed: bool,
     /// How fast each disk may be.
     pub disk_limit: RateLimit,
     /// What of the host the guest itself is shown, each by the last part of its path.
@@ -228,6 +232,8 @@ impl Configuration {
                 .filter(|queues| *queues > 0)
                 .map(|queues| queues as u8),
             disk_threads: settings.disk_threads()?,
+            disk_direct: settings.disk_cache("block_device_cache_direct")?,
+            disk_unflushed: settings.disk_cache("block_device_cache_noflush")?,
             disk_limit: settings.disk_limit()?,
             guest_mounts: settings.guest_mounts()?,
             guest_hooks: settings.guest_hooks()?,
@@ -547,12 +553,15 @@ mod tests {
         let usual = "enable_virtio_mem = true\nreclaim_guest_freed_memory = true\nblock_device_aio = 'io_uring'\nnum_queues = 0\n\
                      queue_size = 512\nvirtio_fs_queue_size = 1024\nentropy_source = '/dev/urandom'\n";
         assert_eq!(set(usual).unwrap(), Configuration::default());
-        let other = "enable_virtio_mem = false\nreclaim_guest_freed_memory = false\nblock_device_aio = 'threads'\nnum_queues = 8\n";
+        let other = "enable_virtio_mem = false\nreclaim_guest_freed_memory = false\nblock_device_aio = 'threads'\nnum_queues = 8\n\
+                     block_device_cache_set = true\nblock_device_cache_direct = true\nblock_device_cache_noflush = true\n";
         let expected = Configuration {
             fixed_memory: true,
             no_reporting: true,
             disk_queues: Some(8),
             disk_threads: true,
+            disk_direct: true,
+            disk_unflushed: true,
             ..Configuration::default()
         };
         assert_eq!(set(other).unwrap(), expected);
@@ -569,6 +578,15 @@ mod tests {
             let error = set(wrong).unwrap_err();
             assert!(error.contains(&format!("c.toml:2: {}: expected", wrong.replace('=', "is"))), "{error}");
         }
+    }
+
+    #[test]
+    fn how_disks_are_cached_counts_only_where_it_is_set() {
+        let set =
+            read(&["[hypervisor.q]\nblock_device_cache_direct = true\nblock_device_cache_noflush = false\n"]).unwrap();
+        assert!(!set.disk_direct && !set.disk_unflushed);
+        assert_eq!(set.idle.len(), 1, "{:?}", set.idle);
+        assert!(set.idle[0].contains("c.toml:2: block_device_cache_direct true changes nothing"), "{:?}", set.idle);
     }
 
     #[test]

@@ -99,6 +99,27 @@ const MEANINGS: &[(Section, &str, &str, &str, &str)] = &[
     ),
     (
         Section::Hypervisor,
+        "block_device_cache_set",
+        "boolean",
+        "false",
+        "The two that follow count. Otherwise containers' disks are in the host's page cache, and a guest's flush reaches the disk.",
+    ),
+    (
+        Section::Hypervisor,
+        "block_device_cache_direct",
+        "boolean",
+        "false",
+        "Containers' disks are read and written without the host's page cache (O_DIRECT). What lies on blocks of more than 512 bytes, or on a file system that cannot, is refused with the reason.",
+    ),
+    (
+        Section::Hypervisor,
+        "block_device_cache_noflush",
+        "boolean",
+        "false",
+        "A guest's flush is answered and not carried out: what it believes to be written may be lost if the host fails.",
+    ),
+    (
+        Section::Hypervisor,
         "disk_rate_limiter_bw_max_rate",
         "bit/s",
         "no limit",

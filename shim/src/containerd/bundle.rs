@@ -129,6 +129,8 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -
         disk_queues: set.disk_queues.unwrap_or(plain.disk_queues),
         disk_uring: !set.disk_threads,
         disk_limit: set.disk_limit,
+        disk_direct: set.disk_direct,
+        disk_unflushed: set.disk_unflushed,
         ..plain
     }
 }

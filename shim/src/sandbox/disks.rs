@@ -1,6 +1,6 @@
 //! Disks that containers bring: images opened here, laid one after another into one of the VM's slots, taken out again.
 //!
-//! Knows sizes and slots, nothing of what is on the images: their bytes are never read here. One container has one disk,
+//! Knows sizes and slots, nothing of what is on the images: nobody looks at their bytes here. One container has one disk,
 //! whatever the number of its images, so there need not be more slots than containers.
 
 use std::fs::File;
@@ -35,6 +35,14 @@ pub enum DiskError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// Not without the host's page cache.
+    #[error("the disk image {} cannot be read without the host's page cache (block_device_cache_direct): {reason}", path.display())]
+    Direct {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
     },
     /// Neither a file nor a block device.
     #[error("{} is no disk image: a file or a block device is expected", .0.display())]
@@ -108,6 +116,24 @@ impl DiskImage {
         Ok(DiskImage { path: path.to_owned(), file, size, read_only })
     }
 
+    /// Leaves the host's page cache out of it from now on.
+    ///
+    /// # Errors
+    /// [`DiskError::Direct`] where it cannot be, or not in sectors.
+    fn bypass_cache(&self) -> Result<(), DiskError> {
+        let refused = |reason: String| DiskError::Direct { path: self.path.clone(), reason };
+        let flags = rustix::fs::fcntl_getfl(&self.file).map_err(|errno| refused(errno.to_string()))?;
+        let changed = rustix::fs::fcntl_setfl(&self.file, flags | OFlags::DIRECT);
+        changed.map_err(|errno| refused(format!("its file system has no such way ({errno})")))?;
+        // Tells whether it has sectors; what is in this one nobody looks at.
+        let mut buffer = vec![0; 2 * SECTOR as usize];
+        let begin = buffer.as_ptr().align_offset(SECTOR as usize);
+        match rustix::io::pread(&self.file, &mut buffer[begin..begin + SECTOR as usize], 0) {
+            Err(rustix::io::Errno::INVAL) => Err(refused(format!("its blocks have more than {SECTOR} bytes"))),
+            result => result.map(drop).map_err(|errno| refused(errno.to_string())),
+        }
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
@@ -153,6 +179,8 @@ pub struct Disks {
     vm: VmWatch,
     /// Which slots are taken.
     taken: Arc<Mutex<Vec<bool>>>,
+    /// Images are in no cache of the host's.
+    direct: bool,
     /// Where in the guest those are that other processes serve.
     served: Vec<u64>,
 }
@@ -170,7 +198,7 @@ impl Disks {
     /// The empty slots of `vm`, which is configured so.
     pub(super) fn new(vm: VmWatch, config: &VmConfig) -> Disks {
         let taken = Arc::new(Mutex::new(vec![false; config.disk_slots.into()]));
-        Disks { vm, taken, served: config.vhost_user_addresses() }
+        Disks { vm, taken, direct: config.disk_direct, served: config.vhost_user_addresses() }
     }
 
     /// Has the agent create a container with the disk that its root and its block devices need, which was laid out under the
@@ -230,6 +258,9 @@ impl Disks {
     pub async fn attach(&self, images: Vec<DiskImage>) -> Result<Disk, DiskError> {
         if images.len() > DISK_PARTS_LIMIT {
             return Err(DiskError::TooMany(images.len()));
+        }
+        if self.direct {
+            images.iter().try_for_each(DiskImage::bypass_cache)?;
         }
         let slot = self.take()?;
         let parts = lay_out(images);
@@ -328,6 +359,20 @@ mod tests {
         assert!(matches!(open(true), Err(DiskError::InUse(_))));
         drop(writer);
         open(true).unwrap();
+    }
+
+    #[test]
+    fn the_page_cache_can_be_left_out_of_a_file() {
+        let file = image(1024);
+        let disk = DiskImage::open(file.path(), false).unwrap();
+        match disk.bypass_cache() {
+            Ok(()) => assert!(rustix::fs::fcntl_getfl(&disk.file).unwrap().contains(OFlags::DIRECT)),
+            // As the file system of temporary files has it.
+            Err(error) => {
+                let path = format!("the disk image {} cannot be read without", file.path().display());
+                assert!(error.to_string().starts_with(&path), "{error}");
+            }
+        }
     }
 
     #[test]

@@ -95,7 +95,8 @@ impl Containerd {
                 "kata-set",
                 &format!(
                     "[hypervisor.tatami]\nenable_virtio_mem = false\nreclaim_guest_freed_memory = false\nnum_queues = 2\n\
-                     default_maxvcpus = 3\nblock_device_aio = \"threads\"\n[agent.kata]\ncontainer_pipe_size = 4096\n[runtime]\n\
+                     default_maxvcpus = 3\nblock_device_aio = \"threads\"\nblock_device_cache_set = true\n\
+                     block_device_cache_direct = true\nblock_device_cache_noflush = true\n[agent.kata]\ncontainer_pipe_size = 4096\n[runtime]\n\
                      sandbox_cgroup_only = true\nenable_vcpus_pinning = true\n\
                      sandbox_bind_mounts = [\"{}\"]\n",
                     home.path("kata-set.toml").display()

@@ -15,6 +15,8 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("a volume that two containers share", shared),
     Case::new("a volume in memory", in_memory),
     Case::new("a raw block volume", block),
+    Case::new("a raw block volume without the host's page cache", uncached)
+        .without_reference("runc reads no configuration of Kata's"),
     Case::new("raw block volumes that cannot be", bad_blocks)
         .without_reference("runc hands out a device whatever is on it, and whoever has it"),
     Case::new("a direct volume", direct).without_reference("runc mounts the folder instead"),
@@ -326,6 +328,32 @@ fn block(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("what may only be read", kubelet.shell(&id, "head -c 16 /dev/xvda"), "of the container");
     notes.see("is not written", kubelet.shell(&id, "(echo other >/dev/xvda) 2>&1 | sed 's/.*: //'"));
     notes.want("and is as it was", disk.head(16), "of the container");
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+}
+
+/// As the configuration has it.
+fn uncached(kubelet: &mut Kubelet, notes: &mut Notes) {
+    kubelet.by_handler("kata-set");
+    let disk = LoopDisk::new(&kubelet.scratch(), 1 << 20);
+    let pod = kubelet.run("pod");
+    let id = kubelet.start_described(&pod, with_disk("writes", disk.path(), "rwm")).expect("it starts");
+    let number = fs::metadata(disk.path()).map_or(0, |of| of.rdev());
+    let process = Path::new("/proc").join(kubelet.ground().to_string());
+    let open = fs::read_dir(process.join("fd")).expect("the VMM's descriptors").flatten();
+    let its = open.filter(|fd| fs::metadata(fd.path()).is_ok_and(|of| of.rdev() == number));
+    let flags = its.map(|fd| fs::read_to_string(process.join("fdinfo").join(fd.file_name())).unwrap_or_default());
+    let direct = flags.map(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or_default().trim();
+        i32::from_str_radix(line, 8).unwrap_or(0) & libc::O_DIRECT != 0
+    });
+    notes.want("how the VMM has it", format!("{:?}", direct.collect::<Vec<_>>()), "[true]");
+    let write = "printf 'of the container' >/dev/xvda && sync && head -c 16 /dev/xvda";
+    notes.want("what is written", kubelet.shell(&id, write), "of the container");
+    let odd = "dd if=/dev/zero bs=1000 count=100 2>/dev/null | tr '\\0' x | dd of=/dev/xvda bs=777 seek=3 conv=fsync 2>/dev/null; \
+               head -c 102331 /dev/xvda | tr -dc x | wc -c";
+    notes.want("in odd pieces", kubelet.shell(&id, odd), "100000");
+    notes.want("removal of its container", kubelet.remove_container(&id), "ok");
+    notes.want("on the host", disk.head(16), "of the container");
     notes.want("removal", kubelet.remove(&pod.id), "ok");
 }
 

@@ -74,6 +74,17 @@ pub(super) struct Disk {
     cached: bool,
 }
 
+/// What is to last when it has been answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Last {
+    /// What came before a flush: the driver knows that there is a cache.
+    Flushed,
+    /// Every change: it knows of none (5.2.6.2).
+    Always,
+    /// Nothing.
+    Never,
+}
+
 /// One system call on one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
@@ -148,11 +159,11 @@ impl Disk {
         self.cached
     }
 
-    /// The steps that `request` takes. `durable`: what it changes must last when it has been carried out.
+    /// The steps that `request` takes.
     ///
     /// # Errors
     /// When some of what is asked for is nowhere, or must not be written: then nothing is to be done, not even a part.
-    pub(super) fn plan(&self, request: &Request, durable: bool) -> io::Result<VecDeque<Step>> {
+    pub(super) fn plan(&self, request: &Request, last: Last) -> io::Result<VecDeque<Step>> {
         let mut steps = VecDeque::new();
         match request {
             Request::Read { offset, into } => self.add(&mut steps, Deed::Read, *offset, ring::total(into).into())?,
@@ -169,8 +180,12 @@ impl Disk {
             }
             Request::Flush | Request::Identify { .. } => {}
         }
-        let changes = !matches!(request, Request::Read { .. } | Request::Identify { .. });
-        if matches!(request, Request::Flush) || durable && changes {
+        let syncs = match last {
+            Last::Flushed => matches!(request, Request::Flush),
+            Last::Always => !matches!(request, Request::Read { .. } | Request::Identify { .. }),
+            Last::Never => false,
+        };
+        if syncs {
             let writable = self.parts.iter().enumerate().filter(|(_, part)| !part.read_only);
             steps.extend(writable.map(|(part, _)| Step { deed: Deed::Sync, part, offset: 0, skip: 0, len: 0 }));
         }

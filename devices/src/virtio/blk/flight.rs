@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustix::fs::FallocateFlags;
 use vm_memory::GuestMemory as _;
 
+use super::bounce;
 use super::disk::{Deed, Disk, Step};
 use crate::virtio::{Chain, GuestMemory, Segment, ring};
 
@@ -37,6 +38,8 @@ pub(super) struct Flight {
     segments: Vec<Segment>,
     steps: VecDeque<Step>,
     buffers: Buffers,
+    /// The guest's side does not lie as the disk needs it.
+    bounces: bool,
 }
 
 /// The buffers of one step. They must stay where they are while the kernel has them.
@@ -69,7 +72,13 @@ impl Flight {
             Some(Step { deed: Deed::Read, .. }) => ring::total(&segments),
             _ => 0,
         };
-        Flight { queue, chain, status, gain, disk, segments, steps, buffers: Buffers::default() }
+        let bounces = !disk.is_cached() && !bounce::fit(&segments);
+        Flight { queue, chain, status, gain, disk, segments, steps, buffers: Buffers::default(), bounces }
+    }
+
+    /// Whether it needs buffers of our own, which [`Flight::complete`] has.
+    pub(super) fn bounces(&self) -> bool {
+        self.bounces
     }
 
     /// Whether its disk is in the host's page cache as far as it can be.
@@ -123,8 +132,14 @@ impl Flight {
     /// # Errors
     /// Those of the first step that failed.
     pub(super) fn complete(&mut self, memory: &GuestMemory) -> io::Result<()> {
+        let bounces = self.bounces;
         while let Some((step, image, buffers)) = self.next(memory)? {
-            let result = perform(&step, image, buffers, 0);
+            let result = match step.deed {
+                Deed::Read | Deed::Write if bounces => {
+                    bounce::transfer(&step, self.disk.image(step.part), &self.segments, memory)
+                }
+                _ => perform(&step, image, buffers, 0),
+            };
             self.advance(result)?;
         }
         Ok(())

@@ -7,6 +7,7 @@
 //! guest was told. VIRTIO_BLK_F_CONFIG_WCE is not offered either: there is a cache for those who know to flush it (5.2.5.2), and for
 //! others each write lasts before it is answered.
 
+mod bounce;
 mod disk;
 mod flight;
 mod request;
@@ -18,6 +19,7 @@ mod uring;
 use std::io;
 use std::sync::Arc;
 
+use self::disk::Last;
 pub use self::disk::{DiskError, DiskPart};
 use self::service::{Equipment, Service};
 pub use self::slot::Slot;
@@ -43,12 +45,14 @@ pub struct BlkConfig {
     pub limit: RateLimit,
     /// Many requests at once through the kernel's io_uring, where that is to be had. Otherwise one after another.
     pub uring: bool,
+    /// What the guest wants to last is not waited for: it is lost if the host fails before its kernel has written it by itself.
+    pub unflushed: bool,
 }
 
 impl Default for BlkConfig {
-    /// One queue, no limit, io_uring.
+    /// One queue, no limit, io_uring, and what shall last lasts.
     fn default() -> Self {
-        BlkConfig { queues: 1, limit: RateLimit::default(), uring: true }
+        BlkConfig { queues: 1, limit: RateLimit::default(), uring: true, unflushed: false }
     }
 }
 
@@ -134,7 +138,12 @@ impl VirtioDevice for Blk {
             // A thread that could not be started has taken it along.
             None => Equipment { uring: None, throttle: Throttle::new(self.config.limit)? },
         };
-        let work = Service::new(self.slot.clone(), features & FEATURE_FLUSH != 0, memory, rings, equipment);
+        let last = match features & FEATURE_FLUSH != 0 {
+            _ if self.config.unflushed => Last::Never,
+            true => Last::Flushed,
+            false => Last::Always,
+        };
+        let work = Service::new(self.slot.clone(), last, memory, rings, equipment);
         let (threads, listener) = (self.threads.as_ref(), Arc::clone(&interrupt));
         self.worker = Some(Worker::spawn(threads, "virtio-blk", Role::Io, kicks, interrupt, work)?);
         self.slot.listen(listener);

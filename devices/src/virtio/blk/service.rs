@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events};
 
-use super::disk::Disk;
+use super::disk::{Disk, Last};
 use super::flight::Flight;
 use super::request::{self, Parsed, Request};
 use super::slot::Slot;
@@ -39,8 +39,7 @@ pub(super) struct Equipment {
 /// A device at work.
 pub(super) struct Service {
     slot: Slot,
-    /// The driver knows that there is a cache; otherwise each change lasts before it is answered (5.2.6.2).
-    flushes: bool,
+    last: Last,
     /// An error of the host's has been logged; a guest that repeats it does not fill the log.
     warned: bool,
     memory: GuestMemory,
@@ -76,7 +75,7 @@ enum Halt {
 impl Service {
     pub(super) fn new(
         slot: Slot,
-        flushes: bool,
+        last: Last,
         memory: GuestMemory,
         rings: Vec<Option<Ring>>,
         mut equipment: Equipment,
@@ -88,7 +87,7 @@ impl Service {
         let queues = rings.into_iter().map(queue).collect();
         Service {
             slot,
-            flushes,
+            last,
             warned: false,
             memory,
             queues,
@@ -167,7 +166,7 @@ impl Service {
         request: Request,
         disk: &Arc<Disk>,
     ) -> Result<(), Fault> {
-        match disk.plan(&request, !self.flushes) {
+        match disk.plan(&request, self.last) {
             Ok(steps) => {
                 let flight = Flight::new((index, chain, status), Arc::clone(disk), request.into_segments(), steps);
                 self.batch.push(flight);
@@ -194,6 +193,7 @@ impl Service {
                     self.found = flight.is_complete();
                     outcome
                 }
+                Some(_) if flight.bounces() => flight.complete(&self.memory),
                 Some(_) => Ok(()),
                 None => flight.complete(&self.memory),
             };

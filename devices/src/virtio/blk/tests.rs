@@ -3,6 +3,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
+use super::disk::{Disk, Last};
+use super::request::{Range, Request};
 use super::spec::*;
 use super::*;
 use crate::virtio::Allowance;
@@ -116,4 +120,45 @@ fn a_driver_may_leave_queues_alone_but_the_first() {
 fn one_queue_is_not_called_many() {
     let device = device(&Slot::empty(""), BlkConfig::default());
     assert_eq!((device.features() & FEATURE_QUEUES, device.queue_sizes().len()), (0, 1));
+}
+
+#[test]
+fn without_the_page_cache_buffers_lie_where_they_like() {
+    for uring in [true, false] {
+        let file = image();
+        if let Err(error) = fcntl_setfl(&file, fcntl_getfl(&file).unwrap() | OFlags::DIRECT) {
+            eprintln!("not tested: the file system of temporary files has no such way: {error}");
+            return;
+        }
+        let slot = Slot::empty("");
+        slot.insert(whole(file)).unwrap();
+        let mut driver = Driver::start(device(&slot, BlkConfig { uring, ..BlkConfig::default() }));
+        let scattered = |at: u64| [into(at + 1, 100), into(at + 0x1003, 412), into(at + 0x2000, 512)];
+        assert_eq!(ask(&mut driver, TYPE_READ, 7, &scattered(DATA_AT)), (OK, 1025));
+        assert_eq!(driver.bytes(DATA_AT + 1, 101), [&[7; 100][..], &[0]].concat());
+        assert_eq!(driver.bytes(DATA_AT + 0x1003, 412), [7; 412]);
+        assert_eq!(driver.bytes(DATA_AT + 0x2000, 512), [8; 512]);
+        driver.put(DATA_AT, &[0xab; 2048]);
+        assert_eq!(ask(&mut driver, TYPE_WRITE, 3, &[out(DATA_AT + 3, 24), out(DATA_AT + 29, 1000)]), (OK, 1));
+        assert_eq!(ask(&mut driver, TYPE_WRITE, 5, &[out(DATA_AT, 512)]), (OK, 1));
+        assert_eq!(ask(&mut driver, TYPE_FLUSH, 0, &[]), (OK, 1));
+        assert_eq!(ask(&mut driver, TYPE_READ, 2, &[into(DATA_AT, 2560)]), (OK, 2561));
+        assert_eq!(driver.bytes(DATA_AT, 2560), [&[2; 512][..], &[0xab; 1536], &[6; 512]].concat());
+    }
+}
+
+#[test]
+fn what_shall_last_is_synchronized() {
+    let disk = Disk::new(whole(image())).unwrap();
+    let syncs = |request: &Request, last| {
+        let steps = disk.plan(request, last).unwrap();
+        steps.iter().any(|step| step.deed == super::disk::Deed::Sync)
+    };
+    let change = Request::Discard(vec![Range { offset: 0, len: 512, unmap: false }]);
+    let look = Request::Read { offset: 0, into: Vec::new() };
+    for (last, expected) in
+        [(Last::Flushed, [true, false, false]), (Last::Always, [true, true, false]), (Last::Never, [false; 3])]
+    {
+        assert_eq!([&Request::Flush, &change, &look].map(|request| syncs(request, last)), expected, "{last:?}");
+    }
 }
