@@ -10,7 +10,7 @@
 //! | `cgroup`, `limits`, `devices`, `bpf`, `stats`, `events` | what a container may use, and what it uses |
 //! | `processors`, `memory` | what of the machine comes and goes |
 //! | `network`, `netlink`, `depot` | the guest's network interfaces, which all containers share, and those that wait to be plugged |
-//! | `forward`, `names` | streams that are no process's: connections to ports, questions to a resolver on the host |
+//! | `forward`, `names`, `console` | streams that are no container's: connections to ports, questions to a resolver on the host, a shell in the guest itself |
 //! | `storage`, `served`, `nodes` | the file systems that are mounted for a container, and the devices it has |
 //! | `volumes` | what of the host's files it sees, and who hears of changes to them |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
@@ -23,6 +23,7 @@ mod boot;
 mod bpf;
 mod cgroup;
 mod clock;
+mod console;
 mod container;
 mod creator;
 mod depot;

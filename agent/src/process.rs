@@ -291,7 +291,8 @@ fn resize(master: &End, size: Size) -> Result<(), Error> {
     master.resize(size).map_err(Error::internal("resize the terminal"))
 }
 
-fn size(rows: u32, columns: u32) -> Size {
+/// The size of a terminal, as far as one can have it.
+pub(crate) fn size(rows: u32, columns: u32) -> Size {
     let limit = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
     Size { rows: limit(rows), columns: limit(columns) }
 }

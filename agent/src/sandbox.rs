@@ -1,6 +1,7 @@
 //! All containers of the sandbox, by id.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tatami_protocol::agent::{BlockDevice, Change, ContainerFigures, CreateContainerRequest, Volume};
@@ -29,6 +30,8 @@ pub struct Sandbox {
     mounted_volumes: Mutex<HashMap<String, Storages>>,
     /// What each container sees of the host's files.
     volumes: Mutex<HashMap<String, Arc<Volumes>>>,
+    /// Whoever reaches the agent may have a shell in the guest itself.
+    console: AtomicBool,
 }
 
 enum Slot {
@@ -46,7 +49,18 @@ impl Sandbox {
             storages: Mutex::default(),
             mounted_volumes: Mutex::default(),
             volumes: Mutex::default(),
+            console: AtomicBool::new(false),
         })
+    }
+
+    /// Whether a shell in the guest itself is to be had from now on.
+    pub(crate) fn offer_console(&self, offered: bool) {
+        self.console.store(offered, Ordering::Relaxed);
+    }
+
+    /// Whether it is.
+    pub(crate) fn has_console(&self) -> bool {
+        self.console.load(Ordering::Relaxed)
     }
 
     /// Mounts the storages asked for, makes a container and returns its first process's id.

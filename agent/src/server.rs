@@ -12,7 +12,7 @@ use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::{BootTimes, Service};
 use crate::transport::{Incoming, Listener, Stream};
-use crate::{forward, names};
+use crate::{console, forward, names, process};
 
 /// What happens once the containers are ended and the server has its answer.
 pub type Shutdown = Box<dyn Fn() + Send + Sync>;
@@ -73,6 +73,10 @@ async fn attach(sandbox: Arc<Sandbox>, mut stream: Stream) {
         match header.kind.enum_value() {
             Ok(Kind::FORWARD) => return forward::serve(stream, header.port).await,
             Ok(Kind::NAMES) => return names::serve(stream).await,
+            Ok(Kind::CONSOLE) => {
+                let size = process::size(header.rows, header.columns);
+                return console::serve(stream, sandbox.has_console(), size).await;
+            }
             _ => {}
         }
         let Some((process, kind)) = sandbox.awaiting(&header) else {

@@ -70,6 +70,7 @@ impl Agent for Service {
         }
         // Before anything else draws random numbers.
         entropy::add(&request.entropy).map_err(|cause| internal("reseed the random generator", &cause))?;
+        self.sandbox.offer_console(request.debug_console);
         if request.moved {
             self.sandbox.lose_streams();
         }

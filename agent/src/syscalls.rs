@@ -1,7 +1,7 @@
 //! The few calls that have no safe wrapper with the meaning needed here.
 #![allow(
     unsafe_code,
-    reason = "kill(2) with real-time signals, dispositions, fork and clone3, execve(2) without a shell's fallback, epoll on any fd"
+    reason = "kill(2) with real-time signals, dispositions, fork and clone3, what a child does before execve(2), execve(2) without a shell's fallback, epoll on any fd"
 )]
 
 use std::convert::Infallible;
@@ -9,6 +9,8 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -94,6 +96,16 @@ pub(crate) fn fork_into(cgroup: &OwnedFd) -> io::Result<i32> {
         -1 => Err(io::Error::last_os_error()),
         pid => Ok(pid as i32),
     }
+}
+
+/// Has `command` lead a session of its own, whose terminal its standard input is.
+pub(crate) fn lead_session(command: &mut Command) {
+    let lead = || {
+        rustix::process::setsid()?;
+        Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
+    };
+    // SAFETY: two system calls, which may be made between fork and exec, and nothing else.
+    unsafe { command.pre_exec(lead) };
 }
 
 /// Has the kernel reap this process's children.

@@ -51,7 +51,7 @@ pub fn answers(data: &[u8]) {
         let listener = tokio::net::UnixListener::from_std(listener).expect("a socket");
         let server = async {
             let agent = Agent::connect(door.clone()).await?;
-            let first = agent.hello(false).await.map(drop);
+            let first = agent.hello(false, true).await.map(drop);
             let second = agent.create_exec("c", "e", Vec::new(), Default::default()).await;
             first.and(second)
         };

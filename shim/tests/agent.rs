@@ -73,7 +73,7 @@ fn with_agent<F: Future<Output = ()>>(body: impl FnOnce(Agent, tokio::sync::ones
 #[test]
 fn answers_and_refusals_arrive_as_such() {
     with_agent(async |agent, leave| {
-        assert_eq!(agent.hello(false).await.unwrap().agent_version, "1");
+        assert_eq!(agent.hello(false, false).await.unwrap().agent_version, "1");
         let error = agent.start("c1", "").await.unwrap_err();
         assert_eq!(error.code(), Some(Code::NOT_FOUND));
         assert_eq!(error.to_string(), "exec: c1");

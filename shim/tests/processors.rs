@@ -58,6 +58,7 @@ fn come_and_go() -> Result<()> {
         memory_folder: None,
         served: Vec::new(),
         live_console: false,
+        debug_console: false,
         boot_limit: Duration::from_secs(120),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -56,7 +56,7 @@ const USED: &[(Section, &[&str])] = &[
         Runtime,
         &["create_container_timeout", "static_sandbox_resource_mgmt", "sandbox_cgroup_only", "enable_vcpus_pinning"],
     ),
-    (Agent, &["create_container_timeout", "container_pipe_size"]),
+    (Agent, &["create_container_timeout", "container_pipe_size", "debug_console_enabled"]),
 ];
 
 const VMM: &str = "the VMM is Tatami itself";
@@ -150,11 +150,6 @@ const IDLE: &[(Section, &[&str], &str)] = &[
     (Agent, &["enable_debug"], "`enable_debug` of [runtime] logs more"),
     (Agent, &["enable_tracing", "trace_mode", "trace_type"], TRACING),
     (Agent, &["kernel_modules"], KERNEL),
-    (
-        Agent,
-        &["debug_console_enabled"],
-        "there is no debug console: the log has the guest kernel's last lines, and `ctr task exec` or `kubectl exec` run in the container",
-    ),
     (
         Agent,
         &["dial_timeout", "dial_timeout_ms", "reconnect_timeout_ms"],

@@ -129,6 +129,8 @@ pub struct Configuration {
     pub guest_mounts: Vec<HostVolume>,
     /// The folder in the guest whose programs are hooks of every container.
     pub guest_hooks: Option<String>,
+    /// A shell in the guest itself is to be had, outside containers.
+    pub debug_console: bool,
     /// Bytes that a pipe of a process's standard streams holds in the guest.
     pub pipe_size: Option<u32>,
     /// More is logged.
@@ -237,6 +239,7 @@ impl Configuration {
             disk_limit: settings.disk_limit()?,
             guest_mounts: settings.guest_mounts()?,
             guest_hooks: settings.guest_hooks()?,
+            debug_console: settings.flag(Section::Agent, "debug_console_enabled")?,
             pipe_size: settings
                 .number(Section::Agent, "container_pipe_size", 0..=PIPE_SIZE_MAX)?
                 .filter(|bytes| *bytes > 0)

@@ -250,6 +250,13 @@ const MEANINGS: &[(Section, &str, &str, &str, &str)] = &[
         "the kernel's",
         "What a pipe of a process's standard streams holds in the guest.",
     ),
+    (
+        Section::Agent,
+        "debug_console_enabled",
+        "boolean",
+        "false",
+        "`tatami console SANDBOX` opens a shell in the guest itself, outside its containers. The guest's own root must be a disk (`image`) that has one.",
+    ),
 ];
 
 /// All settings, as Markdown: a table for each section of those that are carried out, and one of those that are not, with the reason.

@@ -131,6 +131,7 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
         memory_folder: set.memory.as_ref().and_then(|(_, folder)| folder.clone()),
         served: Vec::new(),
         live_console: false,
+        debug_console: set.debug_console,
         boot_limit: set.patience.unwrap_or(BOOT_LIMIT),
     };
     let growth = Growth::new(&settings.vm, bundle::own(&set));

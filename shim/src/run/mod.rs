@@ -217,6 +217,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         memory_folder: options.memory_folder.clone(),
         served: served.sockets,
         live_console: options.console.is_some(),
+        debug_console: false,
         boot_limit: options.boot_limit,
     };
     let resolv_conf = match options.dns.is_empty() {

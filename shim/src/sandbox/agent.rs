@@ -80,11 +80,12 @@ impl Agent {
     }
 
     /// Greets it: sets the guest's clock, gives its random generator a new start, and has it mount the shared folder. With `moved` it
-    /// hears that the machine was saved with containers in it, and that processes' streams will be attached once more.
+    /// hears that the machine was saved with containers in it, and that processes' streams will be attached once more; with `debug_console`,
+    /// that there is to be a shell in the guest for who asks for it.
     ///
     /// # Errors
     /// [`AgentError`], as from every call.
-    pub async fn hello(&self, moved: bool) -> Result<HelloResponse, AgentError> {
+    pub async fn hello(&self, moved: bool, debug_console: bool) -> Result<HelloResponse, AgentError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut entropy = vec![0; ENTROPY];
         rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty()).map_err(io::Error::from)?;
@@ -93,6 +94,7 @@ impl Agent {
             entropy,
             shared_tag: SHARED_TAG.to_owned(),
             moved,
+            debug_console,
             ..Default::default()
         };
         answer("Hello", self.client.hello(Context::default(), &request)).await

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::RecvFlags;
-use tatami_protocol::stream::{self, StreamHeader};
+use tatami_protocol::stream::{self, Kind, StreamHeader};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
@@ -17,6 +17,8 @@ use tokio::net::UnixStream;
 const SOCKET: &str = "vsock.sock";
 /// The longest answer to `CONNECT` that is read, in bytes: `OK 4294967295` and the line's end.
 const MAX_ANSWER: usize = 16;
+/// The longest reason that is read for which there is no console, in bytes.
+const MAX_REASON: u64 = 1000;
 
 /// Where the guest's ports are reached. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -42,6 +44,9 @@ pub enum DoorError {
     /// The agent knows no such stream.
     #[error("the agent refuses the stream {0}")]
     Refused(String),
+    /// The agent says why there is no shell.
+    #[error("{0}")]
+    NoConsole(String),
 }
 
 impl Door {
@@ -50,11 +55,19 @@ impl Door {
     /// # Errors
     /// What the operating system said.
     pub fn create(folder: &Path) -> io::Result<(Door, std::os::unix::net::UnixListener)> {
-        let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let door = Door { folder: Arc::new(folder) };
+        let door = Door::of(folder)?;
         let listener = std::os::unix::net::UnixListener::bind(door.path())?;
         listener.set_nonblocking(true)?;
         Ok((door, listener))
+    }
+
+    /// The door in `folder`, for another process than the one that has made it.
+    ///
+    /// # Errors
+    /// What the operating system said.
+    pub fn of(folder: &Path) -> io::Result<Door> {
+        let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Door { folder: Arc::new(folder) })
     }
 
     /// A connection to the guest's `port`.
@@ -93,6 +106,23 @@ impl Door {
         }
     }
 
+    /// A shell in the guest itself, on a terminal of that many rows and columns; of none, one that reads what it is to do to the end.
+    ///
+    /// # Errors
+    /// [`DoorError::NoConsole`] when there is to be none.
+    pub async fn console(&self, (rows, columns): (u16, u16)) -> Result<UnixStream, DoorError> {
+        let (kind, rows, columns) = (Kind::CONSOLE.into(), rows.into(), columns.into());
+        let mut stream = self.connect(tatami_protocol::STREAM_PORT).await?;
+        stream.write_all(&stream::encode(&StreamHeader { kind, rows, columns, ..Default::default() })?).await?;
+        if stream.read_u8().await? == stream::ACCEPTED {
+            return Ok(stream);
+        }
+        let mut reason = Vec::new();
+        stream.take(MAX_REASON).read_to_end(&mut reason).await?;
+        // A guest's words, for somebody's terminal.
+        Err(DoorError::NoConsole(String::from_utf8_lossy(&reason).replace(char::is_control, " ")))
+    }
+
     /// The socket's path: short however long the folder's is, as the address of a unix socket must be.
     fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", self.folder.as_raw_fd()))
@@ -118,7 +148,6 @@ async fn take_line(stream: &UnixStream, limit: usize) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use std::io::{BufRead, BufReader, Read, Write};
-    use tatami_protocol::stream::Kind;
 
     /// Answers the first connection with `answer`, then sends back what it was told.
     fn vmm(answer: &'static str) -> (tempfile::TempDir, Door, std::thread::JoinHandle<String>) {

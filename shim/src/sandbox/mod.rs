@@ -174,6 +174,8 @@ pub struct Settings {
     pub served: Vec<PathBuf>,
     /// Show the guest's serial output on standard error as it comes.
     pub live_console: bool,
+    /// Who reaches the guest from the host may have a shell in it, outside containers.
+    pub debug_console: bool,
     /// How long the guest may take until the agent announces itself.
     pub boot_limit: Duration,
 }
@@ -387,7 +389,8 @@ impl Sandbox {
         self.leave_template(&watch).await;
         let connect = async {
             let agent = Agent::connect(self.door.clone()).await?;
-            let hello = agent.hello(matches!(self.settings.beginning, Beginning::Saved { .. })).await?;
+            let moved = matches!(self.settings.beginning, Beginning::Saved { .. });
+            let hello = agent.hello(moved, self.settings.debug_console).await?;
             Ok((agent, hello))
         };
         let (agent, hello) = match watch.while_alive(connect).await? {

@@ -543,6 +543,7 @@ mod tests {
             memory_folder: None,
             served: Vec::new(),
             live_console: false,
+            debug_console: false,
             boot_limit: Duration::from_secs(1),
         };
         Saver::new((watch, &settings), Path::new("/data"), record("0123456789ab", None), ingredients(root))

@@ -3,16 +3,18 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use tatami_tests::compare::{Case, Notes};
 use tatami_tests::daemons::kubelet::host;
-use tatami_tests::program;
+use tatami_tests::{Running, Terminal, binary, program};
 
 use crate::stage::Ctr;
 
 pub(crate) const CASES: &[Case<Ctr>] = &[
     Case::new("a configuration of Kata's", configuration).without_reference("runc has no such file"),
     Case::new("hooks of the guest's own", hooks).without_reference("runc has no guest"),
+    Case::new("a shell in the guest itself", console).without_reference("runc has no guest"),
 ];
 
 fn configuration(ctr: &mut Ctr, notes: &mut Notes) {
@@ -82,4 +84,44 @@ fn hooks(ctr: &mut Ctr, notes: &mut Notes) {
     // The command may look when it has been started for a while.
     notes.want("before and after the start", finished.out().replace("12\n12\n", "11\n12\n"), "11\n12\n");
     notes.want("what it says", finished.err(), "");
+}
+
+fn console(ctr: &mut Ctr, notes: &mut Notes) {
+    let folder = ctr.scratch().join("console");
+    let image = with_shell(&folder);
+    let file = folder.join("configuration.toml");
+    let path = file.to_str().expect("UTF-8").to_owned();
+    let say = |name: &str, words: &str| {
+        let mut command = Command::new(binary());
+        command.args(["console", &ctr.id(name)]).env("TATAMI_STATE", ctr.containerd().home().path("run"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let finished = Running::start(command).finish_with_input(words.into());
+        finished.out() + &finished.err()
+    };
+    let allowed = "[agent.kata]\ndebug_console_enabled = true\n";
+    let shell = format!("[hypervisor.tatami]\nimage = '{}'\n", image.display());
+    fs::write(&file, format!("{allowed}{shell}")).expect("a file can be written");
+    ctr.detached("a", &["--runtime-config-path", &path], &["sleep", "1000"]);
+    notes.want(
+        "a shell beside the agent",
+        say("a", "read name </proc/1/comm; echo $((6 * 7)) of $name"),
+        "42 of init\n",
+    );
+    // As somebody at a terminal sees it.
+    let mut command = Command::new(binary());
+    command.args(["console", &ctr.id("a")]).env("TATAMI_STATE", ctr.containerd().home().path("run"));
+    let mut terminal = Terminal::start(command, 33, 77);
+    terminal.send("echo $((6 * 7)) times; exit 0\r");
+    terminal.wait_for("42 times");
+    notes.want("its end on a terminal", terminal.finish(), 0);
+    ctr.finish("a");
+    fs::write(&file, shell).expect("a file can be written");
+    ctr.detached("b", &["--runtime-config-path", &path], &["sleep", "1000"]);
+    notes.want("none that is not allowed", say("b", "").contains("debug_console_enabled"), true);
+    fs::write(&file, allowed).expect("a file can be written");
+    ctr.detached("c", &["--runtime-config-path", &path], &["sleep", "1000"]);
+    notes.want("none without a shell", say("c", "").contains("the guest's own root has no shell"), true);
+    notes.want("nor of what is not there", say("d", "").contains(" runs here"), true);
+    ctr.finish("b");
+    ctr.finish("c");
 }

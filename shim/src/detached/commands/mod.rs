@@ -2,6 +2,7 @@
 
 mod attach;
 mod balloon;
+mod console;
 mod control;
 mod exec;
 mod inspect;
@@ -25,6 +26,8 @@ pub enum Commands {
     Logs(logs::LogsArguments),
     /// Run a further command in a running container
     Exec(exec::ExecArguments),
+    /// Open a shell in a sandbox's guest itself, outside its containers
+    Console(console::ConsoleArguments),
     /// Join a running container's output, and its input with -i
     Attach(attach::AttachArguments),
     /// Ask containers to end, and end those that do not
@@ -58,6 +61,7 @@ impl Commands {
             Commands::Ps(arguments) => run(ps::ps(&places, &arguments)),
             Commands::Logs(arguments) => logs::logs(&places, &arguments),
             Commands::Exec(arguments) => run(exec::exec(&places, arguments)),
+            Commands::Console(arguments) => run(console::console(&places, &arguments)),
             Commands::Attach(arguments) => run(attach::attach(&places, &arguments)),
             Commands::Stop(arguments) => run(control::stop(&places, arguments)),
             Commands::Kill(arguments) => run(control::kill(&places, arguments)),

@@ -94,6 +94,7 @@ pub(super) fn restore(arguments: RestoreArguments) -> Result<u8, Error> {
         memory_folder: None,
         served: Vec::new(),
         live_console: false,
+        debug_console: false,
         boot_limit: saved.boot_limit,
     };
     let record = Record {
