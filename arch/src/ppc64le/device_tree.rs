@@ -162,6 +162,9 @@ fn host_bridge(node: &mut Node<'_>, devices: &[Device]) {
     node.quads("reg", &[layout::BRIDGE_UNIT, 0]);
     node.cells("bus-range", &[0, 0]);
     node.bytes("used-by-rtas", &[]);
+    // None is ever given out, for RTAS has no call that would. But where a bridge says nothing of messages, Linux since 6.2 takes the
+    // controller of lines for theirs, and stumbles over what it does not find there.
+    node.cells("ibm,pe-total-#msi", &[layout::DEVICE_SLOTS]);
     node.cells("ibm,pci-config-space-type", &[1]);
     // Linux takes it for an error when there is no table, though virtio devices are not behind one (virtio 1.2, section 6,
     // VIRTIO_F_ACCESS_PLATFORM): so there is a small one, which stays empty.
@@ -254,6 +257,7 @@ mod tests {
         has(
             "/pci@800000020000000/interrupt-map = <0x800 0x00 0x00 0x01 0x01 0x1001 0x00 0x1000 0x00 0x00 0x01 0x01 0x1002 0x00>",
         );
+        has("/pci@800000020000000/ibm,pe-total-#msi = <0x1f>");
         has("/pci@800000020000000/pci1af4,1042@1/class-code = <0x18000>");
         has("/pci@800000020000000/pci1af4,105a@2/device-id = <0x105a>");
         has("/pci@800000020000000/pci1af4,105a@2/reg = <0x1000 0x00 0x00 0x00 0x00 0x2001010 0x00 0x00 0x00 0x8000>");
