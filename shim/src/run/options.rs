@@ -141,9 +141,10 @@ pub struct RunArguments {
     /// Show the guest kernel's log on standard error: from its first line on, or faster (virtio)
     #[arg(long, value_name = "serial|virtio", num_args = 0..=1, require_equals = true, default_missing_value = "serial")]
     console: Option<ConsoleKind>,
-    /// What the guest finds its devices on: memory's own bus, or PCI, with an interrupt for each queue
-    #[arg(long, value_name = "mmio|pci", default_value = "mmio", value_parser = parse_transport)]
-    transport: VirtioBus,
+    /// What the guest finds its devices on: memory's own bus, which is the default where there is one, or PCI, with an interrupt for
+    /// each queue where interrupts can be messages
+    #[arg(long, value_name = "mmio|pci", value_parser = parse_transport)]
+    transport: Option<VirtioBus>,
     /// Say at the end, on standard error, how long each phase took
     #[arg(long)]
     timings: bool,
@@ -415,7 +416,7 @@ impl RunArguments {
             initrd: self.initrd,
             append: self.append,
             console: self.console,
-            virtio_bus: self.transport,
+            virtio_bus: self.transport.unwrap_or_default(),
             timings: self.timings,
             boot_limit: Duration::from_secs(self.boot_timeout.into()),
         })
@@ -586,7 +587,7 @@ mod tests {
     #[test]
     fn devices_are_on_memorys_bus_unless_said_otherwise() {
         let bus = |words: &[&str]| options(&[words, &["i", "sh"]].concat()).unwrap().virtio_bus;
-        assert_eq!(bus(&[]), VirtioBus::Mmio);
+        assert_eq!(bus(&[]), VirtioBus::default());
         assert_eq!(bus(&["--transport", "pci"]), VirtioBus::Pci);
     }
 
