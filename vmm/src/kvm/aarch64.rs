@@ -23,7 +23,9 @@ use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
 
 pub(crate) use super::no_messages::Messages;
-pub(crate) use calls::{FILTERED, OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
+pub(crate) use calls::{
+    FILTERED, OLD_CALLS, OLD_TRANSFERS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments,
+};
 pub(super) use gic::InterruptController;
 pub(crate) use state::{MachineState, VcpuState};
 

@@ -47,8 +47,8 @@ use interface::{
 };
 use platform::InterruptController;
 pub(crate) use platform::{
-    FILTERED, KernelFile, MachineState, Messages, OLD_CALLS, Processors, RESUME_REQUESTS, SAVE_REQUESTS, SAVES,
-    VCPU_REQUESTS, VcpuState, call_arguments, probe_instructions,
+    FILTERED, KernelFile, MachineState, Messages, OLD_CALLS, OLD_TRANSFERS, Processors, RESUME_REQUESTS, SAVE_REQUESTS,
+    SAVES, VCPU_REQUESTS, VcpuState, call_arguments, probe_instructions,
 };
 
 /// The API version that has been the only one since Linux 2.6.22.

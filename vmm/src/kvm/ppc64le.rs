@@ -26,7 +26,9 @@ use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
 
 pub(crate) use super::no_messages::Messages;
-pub(crate) use calls::{FILTERED, OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments, call_name};
+pub(crate) use calls::{
+    FILTERED, OLD_CALLS, OLD_TRANSFERS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments, call_name,
+};
 pub(super) use descriptors::{IoEventAddress, Kvm as KvmFd, NoDatamatch, VmFd};
 pub(crate) use image::Vmlinux as KernelFile;
 pub(super) use processor::VcpuFd;

@@ -22,7 +22,9 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
 
-pub(crate) use calls::{FILTERED, OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments};
+pub(crate) use calls::{
+    FILTERED, OLD_CALLS, OLD_TRANSFERS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS, call_arguments,
+};
 pub(crate) use messages::Messages;
 pub(crate) use state::{MachineState, VcpuState};
 

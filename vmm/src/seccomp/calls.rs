@@ -10,7 +10,7 @@ use rustix::ioctl::opcode;
 use tatami_devices::virtio::Role;
 
 use super::Who;
-use crate::kvm::{OLD_CALLS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS};
+use crate::kvm::{OLD_CALLS, OLD_TRANSFERS, RESUME_REQUESTS, SAVE_REQUESTS, VCPU_REQUESTS};
 
 /// A call that may be made.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +52,8 @@ pub(super) fn of(who: Who) -> Vec<&'static [Call]> {
         Who::Supervisor => vec![ALL, OLD_CALLS, EVENTS, ACTIVATION, TAP, SUPERVISOR, SAVE_REQUESTS, RESUME_REQUESTS],
         Who::Thread(Role::Vcpu) => vec![ALL, ACTIVATION, TAP, VCPU_REQUESTS],
         Who::Thread(Role::Io) => vec![ALL, OLD_CALLS, EVENTS, IO],
-        Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, TAP, VHOST, FRAMES],
-        Who::Thread(Role::Socket) => vec![ALL, OLD_CALLS, EVENTS, SOCKET],
+        Who::Thread(Role::Frames) => vec![ALL, OLD_CALLS, EVENTS, TAP, VHOST, OLD_TRANSFERS, FRAMES],
+        Who::Thread(Role::Socket) => vec![ALL, OLD_CALLS, EVENTS, OLD_TRANSFERS, SOCKET],
         Who::Thread(Role::Files) => vec![ALL, OLD_CALLS, EVENTS, FILES],
         Who::Thread(Role::Vhost) => vec![ALL, OLD_CALLS, EVENTS, CONVERSATION],
         Who::Thread(Role::Memory) => vec![ALL, OLD_CALLS, EVENTS, MEMORY],

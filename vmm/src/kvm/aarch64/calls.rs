@@ -12,6 +12,9 @@ pub(crate) const FILTERED: (TargetArch, Option<u32>) = (TargetArch::aarch64, Non
 /// This architecture never had the calls that later ones replaced.
 pub(crate) const OLD_CALLS: &[Call] = &[];
 
+/// Sending and receiving has no calls beside `sendto` and `recvfrom`.
+pub(crate) const OLD_TRANSFERS: &[Call] = &[];
+
 /// A vCPU's thread runs it, and says where it was when it could not go on.
 pub(crate) const VCPU_REQUESTS: &[Call] =
     &[request(&[Test::Is(1, plain(0x80))]), request(&[Test::Is(1, writes::<kvm_one_reg>(0xab))])];

@@ -13,6 +13,9 @@ pub(crate) const FILTERED: (TargetArch, Option<u32>) = (TargetArch::aarch64, Som
 /// What waits for descriptors here, in place of `epoll_pwait` and `ppoll`.
 pub(crate) const OLD_CALLS: &[Call] = &[when(libc::SYS_epoll_wait, &[]), when(libc::SYS_poll, &[])];
 
+/// What sends and receives here, in place of `sendto` and `recvfrom` without an address.
+pub(crate) const OLD_TRANSFERS: &[Call] = &[when(libc::SYS_recv, &[]), when(libc::SYS_send, &[])];
+
 /// A vCPU's thread runs it, waits for it to be started, does what the guest's calls ask for, and says where it was when it could not
 /// go on.
 pub(crate) const VCPU_REQUESTS: &[Call] = &[

@@ -15,6 +15,9 @@ pub(crate) const FILTERED: (TargetArch, Option<u32>) = (TargetArch::x86_64, None
 /// What waits for descriptors here, in place of `epoll_pwait` and `ppoll`.
 pub(crate) const OLD_CALLS: &[Call] = &[when(libc::SYS_epoll_wait, &[]), when(libc::SYS_poll, &[])];
 
+/// Sending and receiving has no calls beside `sendto` and `recvfrom`.
+pub(crate) const OLD_TRANSFERS: &[Call] = &[];
+
 /// A vCPU's thread runs it, says where it was when it could not go on, and carries out what the guest has messages changed to.
 pub(crate) const VCPU_REQUESTS: &[Call] = &[
     request(&[Test::Is(1, plain(0x80))]),
