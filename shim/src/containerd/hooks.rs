@@ -56,6 +56,11 @@ impl HostNamespaces {
         Ok(HostNamespaces { mount: open("mnt")?, network: open("net")? })
     }
 
+    /// The mount namespace, once more.
+    pub(super) fn mounts(&self) -> io::Result<OwnedFd> {
+        self.mount.try_clone()
+    }
+
     /// Runs `hooks`, one after the other.
     ///
     /// # Errors

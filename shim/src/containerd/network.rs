@@ -3,6 +3,9 @@
 //! Whoever looks for a container's namespace looks at the server's, because the pid that containerd knows is the server's. What is in it
 //! is joined to the guest by [`interfaces`].
 
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -64,13 +67,26 @@ impl Namespace {
     }
 }
 
+/// Whether a container of `spec` may be in a sandbox that is in `network`: a machine has one network.
+///
+/// # Errors
+/// When the namespace that it names is not there.
+pub(crate) fn fits(spec: &Spec, network: &File) -> io::Result<bool> {
+    let identity = |data: Metadata| (data.dev(), data.ino());
+    Ok(match Namespace::of(spec) {
+        Namespace::Host => true,
+        Namespace::Own => false,
+        Namespace::Given(path) => identity(path.metadata()?) == identity(network.metadata()?),
+    })
+}
+
 /// Joins the network namespace at `path` with this thread.
 ///
 /// # Errors
 /// When there is none.
 pub(super) fn enter(path: &Path) -> anyhow::Result<()> {
     let at = || format!("the network namespace {}", path.display());
-    setns(std::fs::File::open(path).with_context(at)?, CloneFlags::CLONE_NEWNET).with_context(at)
+    setns(File::open(path).with_context(at)?, CloneFlags::CLONE_NEWNET).with_context(at)
 }
 
 /// Leaves the interfaces of the namespace at `path` as they were, after a server that could not do so. Nothing, if the namespace is gone.
@@ -107,6 +123,19 @@ mod tests {
         assert_eq!(with(r#"{"type":"pid"}"#), Namespace::Host);
         assert_eq!(with(r#"{"type":"network"}"#), Namespace::Own);
         assert_eq!(with(r#"{"type":"network","path":"/run/netns/a"}"#), Namespace::Given("/run/netns/a".into()));
+    }
+
+    #[test]
+    fn a_machine_has_one_network() {
+        let fits = |network: &str| {
+            let json = format!(r#"{{"ociVersion":"1.0.2","linux":{{"namespaces":[{network}]}}}}"#);
+            fits(&serde_json::from_str(&json).unwrap(), &File::open("/proc/self/ns/net").unwrap())
+        };
+        assert!(fits("").unwrap());
+        assert!(!fits(r#"{"type":"network"}"#).unwrap());
+        assert!(fits(r#"{"type":"network","path":"/proc/thread-self/ns/net"}"#).unwrap());
+        assert!(!fits(r#"{"type":"network","path":"/proc/self/ns/uts"}"#).unwrap());
+        assert!(fits(r#"{"type":"network","path":"/no/such"}"#).is_err());
     }
 
     #[test]

@@ -7,9 +7,7 @@ use std::process::Command as Program;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{StartRequest, StateRequest, StatsRequest, UpdateTaskRequest};
-use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::types::task::Status as TaskStatus;
-use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 
@@ -486,8 +484,8 @@ fn events(global: &Global, parsed: &Parsed) -> Result<u8, Error> {
                 Err(_) if !parsed.has("stats") && status_gone(&client).await => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
-            let metrics = Metrics::parse_from_bytes(&stats).map_err(|error| Error::Refused(error.to_string()))?;
-            print(&format!("{}\n", figures::stats(&record.id, &metrics)))?;
+            let line = figures::stats(&record.id, &stats).map_err(|error| Error::Refused(error.to_string()))?;
+            print(&format!("{line}\n"))?;
             if parsed.has("stats") {
                 return Ok(());
             }

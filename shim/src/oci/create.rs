@@ -11,13 +11,15 @@ use nix::sched::{CloneFlags, setns};
 use oci_spec::runtime::Spec;
 
 use super::keeper::{Duty, Keeper};
+use super::namespaces::Files;
 use super::options::{Global, Parsed};
-use super::remove::{clear_sandbox, remove_cgroup};
+use super::remove::{KEEPER, clear_sandbox, remove_cgroup};
 use super::store::{Pid, Place, Record, Store, write_whole};
 use super::streams::{Console, Fifos};
 use super::{Error, NAMESPACE, block_on, system, system_at};
 use crate::containerd::address::Address;
 use crate::containerd::arguments::is_id;
+use crate::containerd::network::fits;
 use crate::containerd::start::{Start, leave_server};
 use crate::containerd::{bundle, keeper};
 use crate::detached::client::{Client, ClientError};
@@ -27,6 +29,10 @@ use crate::sandbox::folder::Places;
 /// How long a server may take to be there, and a container to be made: its guest boots meanwhile.
 const SERVER: Duration = Duration::from_secs(120);
 const CREATION: Duration = Duration::from_secs(600);
+
+/// The annotation in which engines name themselves, and Podman's name.
+const MANAGER: &str = "io.container.manager";
+const PODMAN: &str = "libpod";
 
 /// A container that is to be.
 struct Order {
@@ -154,7 +160,7 @@ fn make_in(
             log::warn!("{error}");
         }
         if let Some(cgroup) = cgroup {
-            remove_cgroup(&cgroup);
+            remove_cgroup(&cgroup, if is_own { KEEPER } else { Duration::ZERO });
         }
     }
     made
@@ -175,10 +181,16 @@ fn find_sandbox(order: &Order, store: &Store) -> Result<Option<Sandbox>, Error> 
     if pod == order.id {
         return Ok(None);
     }
-    let first = all.iter().find(|other| other.id == pod);
-    let first =
-        first.ok_or_else(|| Error::Refused(format!("the sandbox {pod} of container {} is not there", order.id)))?;
-    Ok(Some(of(first)))
+    match all.iter().find(|other| other.id == pod) {
+        Some(first) => Ok(Some(of(first))),
+        // Podman names pods without a container of their own, too: those share nothing.
+        None if annotation(&order.spec, MANAGER) == Some(PODMAN) => Ok(None),
+        None => Err(Error::Refused(format!("the sandbox {pod} of container {} is not there", order.id))),
+    }
+}
+
+fn annotation<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
+    spec.annotations().as_ref()?.get(name).map(String::as_str)
 }
 
 /// Leaves a server behind that boots a guest for the container.
@@ -222,13 +234,22 @@ fn join(
     // Whoever looks for the container's network looks at its keeper.
     let network = PathBuf::from(format!("/proc/{server}/ns/net"));
     let opened = File::open(&network).map_err(system_at("open", &network))?;
+    if sandbox.first != order.id && !fits(&order.spec, &opened).map_err(system("look at its network"))? {
+        return Err(Error::Refused(format!(
+            "the container is to be in the sandbox {}, but in a network of its own: a machine has one",
+            sandbox.first
+        )));
+    }
     setns(opened, CloneFlags::CLONE_NEWNET).map_err(system_at("join", &network))?;
     let fifos = Fifos::make(place.folder(), order.terminal)?;
     let names = fifos.names.clone();
     let duty =
         Duty { socket: sandbox.socket.clone(), container: order.id.clone(), exec: String::new(), fifos, folder: None };
     let keeper = match order.detached {
-        true => Keeper::leave(duty, console).map_err(system("start the keeper"))?,
+        true => {
+            let files = Files::of(&order.spec, &order.bundle);
+            Keeper::leave(duty, console, Some(&files)).map_err(system("start the keeper"))?
+        }
         false => Keeper::Own(duty),
     };
     let request = CreateTaskRequest {
@@ -264,7 +285,6 @@ fn write_down(
     sandbox: &Sandbox,
     (pid, cgroup): (i32, Option<PathBuf>),
 ) -> Result<Record, Error> {
-    let root = order.spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path().as_path());
     let record = Record {
         id: order.id.clone(),
         version: order.spec.version().clone(),
@@ -273,7 +293,7 @@ fn write_down(
         sandbox: sandbox.first.clone(),
         socket: sandbox.socket.clone(),
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
-        rootfs: order.bundle.join(root),
+        rootfs: Files::of(&order.spec, &order.bundle).root().to_owned(),
         cgroup,
         annotations: order.spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
     };

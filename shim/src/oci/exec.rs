@@ -57,7 +57,7 @@ fn join(store: &Store, parsed: &Parsed) -> Result<u8, Error> {
         let (socket, container) = (record.socket.clone(), id.clone());
         let duty = Duty { socket, container, exec: exec.clone(), fifos, folder: Some(place.folder().to_owned()) };
         let keeper = match detached {
-            true => Keeper::leave(duty, console.as_ref()).map_err(system("start the keeper"))?,
+            true => Keeper::leave(duty, console.as_ref(), None).map_err(system("start the keeper"))?,
             false => Keeper::Own(duty),
         };
         let started = block_on(async {

@@ -8,7 +8,7 @@
 #![allow(unsafe_code, reason = "fork, and the standard streams of the process that stays")]
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -17,6 +17,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{ForkResult, Pid};
 
+use super::namespaces::{Files, in_new_process_namespace};
 use super::streams::{self, Console, Fifos};
 use crate::containerd::lifecycle::KILLED;
 use crate::detached::client::Client;
@@ -47,22 +48,37 @@ pub(super) enum Keeper {
 }
 
 impl Keeper {
-    /// Leaves one behind, on the terminal `console` if on any. Call it while this process has one thread.
+    /// Leaves one behind, on the terminal `console` if on any; in namespaces of its own with `files`, if it has any. Call it while this
+    /// process has one thread.
     ///
     /// # Errors
-    /// When there is no process to be had.
-    pub(super) fn leave(duty: Duty, console: Option<&Console>) -> io::Result<Keeper> {
-        let (ours, theirs) = UnixStream::pair()?;
-        // SAFETY: this process has one thread, so the child may do whatever the parent could.
-        match unsafe { nix::unistd::fork() }? {
-            ForkResult::Child => {
-                let _ = nix::sys::prctl::set_name(c"tatami-keeper");
-                drop(ours);
-                let status = become_keeper(console, theirs).map(|()| stand(duty));
-                std::process::exit(status.unwrap_or(1).into())
+    /// When there is no process to be had, or no such namespaces.
+    pub(super) fn leave(duty: Duty, console: Option<&Console>, files: Option<&Files>) -> io::Result<Keeper> {
+        let fork = || {
+            let (ours, theirs) = UnixStream::pair()?;
+            // SAFETY: this process has one thread, so the child may do whatever the parent could.
+            match unsafe { nix::unistd::fork() }? {
+                ForkResult::Child => {
+                    let _ = nix::sys::prctl::set_name(c"tatami-keeper");
+                    drop(ours);
+                    std::process::exit(live(duty, console, files, theirs).unwrap_or(1).into())
+                }
+                ForkResult::Parent { child } => Ok((child, ours)),
             }
-            ForkResult::Parent { child } => Ok(Keeper::Child(child, ours)),
+        };
+        let (child, mut ours) = if files.is_some() { in_new_process_namespace(fork) } else { fork() }?;
+        let mut answer = String::new();
+        let refused = match BufReader::new(&mut ours).read_line(&mut answer) {
+            Ok(0) => "it ended".to_owned(),
+            Ok(_) => answer.trim_end().to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let keeper = Keeper::Child(child, ours);
+        if !refused.is_empty() {
+            keeper.dismiss();
+            return Err(io::Error::other(refused));
         }
+        Ok(keeper)
     }
 
     /// Its process id.
@@ -95,14 +111,29 @@ impl Keeper {
     }
 }
 
-/// Leaves the caller's session, and waits for the word to begin.
-fn become_keeper(console: Option<&Console>, mut word: UnixStream) -> io::Result<()> {
+/// The life of a child: it leaves the caller's session, says with an empty line that it is there, or why it is not, and waits for the word
+/// to begin. Its exit status is the process's.
+fn live(duty: Duty, console: Option<&Console>, files: Option<&Files>, mut word: UnixStream) -> io::Result<u8> {
     nix::unistd::setsid()?;
     if let Some(console) = console {
         console.take()?;
     }
     nix::unistd::chdir("/")?;
-    word.read_exact(&mut [0])
+    // The work is done where the host's paths are; others see the first thread.
+    let (begin, begun) = std::sync::mpsc::channel();
+    let work = std::thread::Builder::new().spawn(move || begun.recv().map_or(1, |()| stand(duty)))?;
+    let entered = files.map(Files::enter).transpose();
+    let answer = match &entered {
+        Ok(_) => String::new(),
+        Err(error) => format!("its namespaces: {error}").replace('\n', " "),
+    };
+    word.write_all(format!("{answer}\n").as_bytes())?;
+    word.read_exact(&mut [0])?;
+    if let Some(entered) = entered? {
+        entered.bind();
+    }
+    let _ = begin.send(());
+    work.join().map_err(|_| io::Error::other("the work has panicked"))
 }
 
 /// Keeps the process until its end; the exit status that says how that was.

@@ -10,6 +10,7 @@ mod create;
 mod exec;
 mod figures;
 mod keeper;
+mod namespaces;
 mod options;
 mod remove;
 mod spec;

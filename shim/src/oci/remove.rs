@@ -2,6 +2,7 @@
 //!
 //! Each step finds done what an earlier attempt has done, so a removal that was interrupted can be repeated.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,8 @@ use crate::sandbox::folder::Places;
 /// How long a container may take to end that was killed, and a sandbox that has none any more.
 const KILLED: Duration = Duration::from_secs(30);
 const ENDING: Duration = Duration::from_secs(20);
-/// How long a keeper may take to end after its process.
-const KEEPER: Duration = Duration::from_secs(10);
+/// How long a keeper may take to end after its process, and what cleared a sandbox away after that.
+pub(super) const KEEPER: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// `delete`.
@@ -64,7 +65,8 @@ pub(super) fn delete(store: &Store, id: &str, force: bool) -> Result<(), Error> 
         std::thread::sleep(PAUSE);
     }
     if let Some(cgroup) = &record.cgroup {
-        remove_cgroup(cgroup);
+        // The sandbox may go on in its first container's.
+        remove_cgroup(cgroup, if last { KEEPER } else { Duration::ZERO });
     }
     store.place(id).remove()
 }
@@ -108,8 +110,8 @@ pub(super) fn clear_sandbox(store: &Store, id: &str, bundle: Option<&Path>) -> R
     cleared.map_err(|error| Error::Refused(crate::containerd::explain(&error)))
 }
 
-/// Removes a container's cgroup, with those in it, if they are empty.
-pub(super) fn remove_cgroup(folder: &Path) {
+/// Removes a container's cgroup, with those in it, once they are empty, for which it waits as long as is said.
+pub(super) fn remove_cgroup(folder: &Path, patience: Duration) {
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let root = Path::new("/sys/fs/cgroup");
@@ -120,9 +122,14 @@ pub(super) fn remove_cgroup(folder: &Path) {
     let below = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     for path in below.filter(|path| path.is_dir()).collect::<Vec<_>>().iter().map(|path| path.as_path()).chain([folder])
     {
-        // Others may have removed it, or be in it.
-        if let Err(error) = std::fs::remove_dir(path) {
-            log::debug!("the cgroup {}: {error}", path.display());
+        let end = Instant::now() + patience;
+        // Others may have removed it, or be in it: what ends a sandbox is the last to end.
+        while let Err(error) = std::fs::remove_dir(path) {
+            if error.kind() != ErrorKind::ResourceBusy || Instant::now() > end {
+                log::debug!("the cgroup {}: {error}", path.display());
+                break;
+            }
+            std::thread::sleep(PAUSE);
         }
     }
 }

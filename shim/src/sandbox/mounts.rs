@@ -16,8 +16,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
@@ -112,6 +113,13 @@ impl HostPath {
     pub fn is_folder(&self) -> bool {
         self.is_folder
     }
+
+    /// A mount of it that is nowhere yet, and can be moved to any namespace.
+    fn tree(&self, depth: Depth) -> Result<OwnedFd, MountError> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let below = if depth == Depth::Everything { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
+        rustix::mount::open_tree(&self.fd, "", flags | below).map_err(refused("bind", &self.path))
+    }
 }
 
 /// A volume: what of the host, and whether the guest may write to it.
@@ -141,7 +149,7 @@ pub struct Layout {
 /// # Errors
 /// [`MountError::Namespace`] without CAP_SYS_ADMIN.
 pub fn enter_namespace() -> Result<(), MountError> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(|error| MountError::Namespace(error.into()))?;
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|error| MountError::Namespace(error.into()))?;
     let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", flags).map_err(|error| MountError::Namespace(error.into()))
 }
@@ -157,6 +165,8 @@ pub struct SharedFolder {
     changes: Changes,
     /// What several containers may have.
     shown: Mutex<Shown>,
+    /// The mount namespace in which what is laid out is looked for, if not the server's own.
+    host: OnceLock<OwnedFd>,
 }
 
 impl SharedFolder {
@@ -177,6 +187,7 @@ impl SharedFolder {
             detached: AtomicBool::new(false),
             changes: Changes::default(),
             shown: Mutex::default(),
+            host: OnceLock::new(),
         };
         // Private first: it must not go on receiving what is mounted on the host at that place.
         for flag in [MountPropagationFlags::PRIVATE, MountPropagationFlags::SHARED] {
@@ -210,7 +221,10 @@ impl SharedFolder {
                 let lower: Vec<&Path> = layers.iter().chain([image]).map(PathBuf::as_path).collect();
                 self.overlay(container, &lower, &host_root)?;
             }
-            Root::Plain(path) => bind(&HostPath::open(path)?, &host_root, Depth::ThisMount, false)?,
+            Root::Plain(path) => {
+                let (_, tree) = self.look(path, Depth::ThisMount)?;
+                attach(&tree, path, &host_root, false)?;
+            }
             Root::Disk(disk) => {
                 self.show(container, LAYERS, &disk.folders)?;
             }
@@ -232,21 +246,47 @@ impl SharedFolder {
     pub fn show_to_guest(&self, volumes: &[HostVolume]) -> Result<(), MountError> {
         self.folder(FOR_GUEST)?;
         for volume in volumes {
-            let source = HostPath::open(&volume.source)?;
+            let source = self.look(&volume.source, depth(volume))?;
             let last = volume.source.file_name().unwrap_or_default();
             self.bind_at(&Path::new(FOR_GUEST).join(last), &source, volume)?;
         }
         Ok(())
     }
 
+    /// From now on what is laid out is looked for in the mount namespace `host`: not all that is mounted there later arrives here. What
+    /// Podman mounts for a container does not.
+    pub fn look_in(&self, host: OwnedFd) {
+        // One is as good as another.
+        let _ = self.host.set(host);
+    }
+
+    /// The file or folder at `path`, and a mount of it.
+    fn look(&self, path: &Path, depth: Depth) -> Result<(HostPath, OwnedFd), MountError> {
+        let look = || {
+            let source = HostPath::open(path)?;
+            let tree = source.tree(depth)?;
+            Ok((source, tree))
+        };
+        let Some(host) = self.host.get() else { return look() };
+        // Only a thread with nobody beside it may be elsewhere.
+        let elsewhere = || {
+            unshare(CloneFlags::CLONE_FS).map_err(refused("look for", path))?;
+            setns(host, CloneFlags::CLONE_NEWNS).map_err(refused("look for", path))?;
+            look()
+        };
+        let found = std::thread::scope(|scope| scope.spawn(elsewhere).join());
+        found.unwrap_or_else(|_| Err(refused("look for", path)(io::Error::other("the thread has panicked"))))
+    }
+
     /// Shows `source` at `name`, which it makes.
-    fn bind_at(&self, name: &Path, source: &HostPath, volume: &HostVolume) -> Result<(), MountError> {
+    fn bind_at(&self, name: &Path, source: &(HostPath, OwnedFd), volume: &HostVolume) -> Result<(), MountError> {
+        let (source, tree) = source;
         if source.is_folder {
             self.folder(name)?
         } else {
             self.file(name)?
         }
-        bind(source, &self.path.join(name), depth(volume), volume.read_only)
+        attach(tree, &source.path, &self.path.join(name), volume.read_only)
     }
 
     /// Shows `volumes` in the folder `name` of a container's place, or where another container has the same; where they are in the guest.
@@ -257,10 +297,10 @@ impl SharedFolder {
         }
         let mut names = Vec::new();
         for (number, volume) in volumes.iter().enumerate() {
-            let source = HostPath::open(&volume.source)?;
-            let is_common = name == VOLUMES && source.is_folder && !volume.read_only;
+            let source = self.look(&volume.source, depth(volume))?;
+            let is_common = name == VOLUMES && source.0.is_folder && !volume.read_only;
             // On a kernel that does not tell mounts apart each has its own.
-            let common = is_common.then(|| shown::Folder::of(&source.fd, volume.recursive).ok()).flatten();
+            let common = is_common.then(|| shown::Folder::of(&source.0.fd, volume.recursive).ok()).flatten();
             names.push(match common {
                 Some(common) => self.show_common(container, common, &source, volume)?,
                 None => {
@@ -282,7 +322,7 @@ impl SharedFolder {
         &self,
         container: &str,
         folder: shown::Folder,
-        source: &HostPath,
+        source: &(HostPath, OwnedFd),
         volume: &HostVolume,
     ) -> Result<PathBuf, MountError> {
         // Nobody else may have it before it is mounted.
@@ -437,17 +477,12 @@ fn depth(volume: &HostVolume) -> Depth {
     if volume.recursive { Depth::Everything } else { Depth::ThisMount }
 }
 
-/// Shows `source` at `target`. Later mounts below `source` on the host do not show.
-fn bind(source: &HostPath, target: &Path, depth: Depth, read_only: bool) -> Result<(), MountError> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    if depth == Depth::Everything {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    let tree = rustix::mount::open_tree(&source.fd, "", flags).map_err(refused("bind", &source.path))?;
+/// Shows at `target` a mount of `source`. Later mounts below `source` on the host do not show.
+fn attach(tree: &OwnedFd, source: &Path, target: &Path, read_only: bool) -> Result<(), MountError> {
     let attributes = if read_only { HARMLESS | libc::MOUNT_ATTR_RDONLY } else { HARMLESS };
-    set_attributes(&tree, attributes, libc::MS_PRIVATE, true).map_err(refused("bind", &source.path))?;
+    set_attributes(tree, attributes, libc::MS_PRIVATE, true).map_err(refused("bind", source))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(&tree, "", rustix::fs::CWD, target, flags).map_err(refused("bind", &source.path))
+    rustix::mount::move_mount(tree, "", rustix::fs::CWD, target, flags).map_err(refused("bind", source))
 }
 
 /// Mounts `mount` on `target`, over what is there.
@@ -457,7 +492,7 @@ fn stack(mount: &FsMount, target: &Path) -> Result<(), MountError> {
     }
     let sorted = mount.sorted();
     let depth = if sorted.recursive { Depth::Everything } else { Depth::ThisMount };
-    bind(&HostPath::open(&mount.source)?, target, depth, sorted.read_only)
+    attach(&HostPath::open(&mount.source)?.tree(depth)?, &mount.source, target, sorted.read_only)
 }
 
 /// mount_setattr(2) on the mount that `mount` is the root of, and with `recursive` on those below it.

@@ -232,6 +232,9 @@ impl Tasks {
             terminal: request.terminal,
         };
         let opened = stdio.open(&request.id, &self.namespace).await?;
+        if keeper.is_some() {
+            shared.look_in(self.host.mounts().map_err(TaskError::failed("the host's mounts"))?);
+        }
         let layout: Layout =
             shared.lay_out(place, &root, &plan.volumes).map_err(|error| TaskError::Failed(error.to_string()))?;
         let init = Process::new(&request.id, "", stdio);
