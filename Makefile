@@ -104,7 +104,7 @@ test-kvm: build guest image root-disk $(if $(FOREIGN),,distribution) ## the test
 
 test-clients: build guest image ## containerd, Docker and CRI, with runc and with Tatami, compared (FULL=1: all cases on all releases)
 	TATAMI_CLIENTS=$(if $(FULL),full,$(TATAMI_CLIENTS)) $(RUNNER) $(CARGO) test --locked $(TARGET) --no-fail-fast -p tatami-tests --features clients \
-		--test containerd --test docker --test pods
+		--test containerd --test docker --test podman --test pods
 
 fuzz: deps ## each fuzz target for FUZZ_SECONDS (60): executions, coverage, findings
 	@fuzz/run

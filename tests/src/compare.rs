@@ -42,6 +42,10 @@ pub struct Case<S> {
 pub trait Stage {
     /// Whether the runtime is ours: what a case kills may go by another name there.
     fn is_ours(&self) -> bool;
+    /// What people call the reference.
+    fn reference(&self) -> &'static str {
+        "runc"
+    }
     /// Removes what the story left; returns what that was, and what could not be removed.
     fn clear(&mut self) -> String;
 }
@@ -175,7 +179,7 @@ pub fn compare<S: Stage>(
 ) -> usize {
     // A story that breaks off is told in the table; where in its code is of interest to no one else.
     std::panic::set_hook(Box::new(|_| ()));
-    println!("\n{title}\n{:<44} {:>8} {:>8}  ", "", "runc", "tatami");
+    println!("\n{title}\n{:<44} {:>8} {:>8}  ", "", ours.reference(), "tatami");
     let mut failures = 0;
     for case in cases.iter().filter(|case| selection.takes(case)) {
         if selection.alone == Some(Alone::Reference) && case.no_reference.is_some() {
@@ -196,7 +200,7 @@ pub fn compare<S: Stage>(
         }
         let first = tell_reference(case, reference);
         let second = tell(case, ours, false);
-        let (failed, remarks) = judge(case, &first.notes, &second.notes);
+        let (failed, remarks) = judge(case, &first.notes, &second.notes, ours.reference());
         let seconds = |told: &Told| format!("{:.1} s", told.took.as_secs_f32());
         let verdict = match (failed, remarks.len()) {
             (true, _) => "FAILED",
@@ -229,7 +233,7 @@ fn tell_reference<S: Stage>(case: &Case<S>, reference: &mut S) -> Told {
         if told.notes.broken.is_empty() {
             break;
         }
-        println!("{:<44} told again with runc, which showed:", case.name);
+        println!("{:<44} told again with {}, which showed:", case.name, reference.reference());
         told.notes.show_broken();
         told = tell(case, reference, true);
     }
@@ -261,9 +265,9 @@ fn show<S>(case: &Case<S>, told: &Told) -> bool {
 }
 
 /// Whether the case failed, and what there is to say.
-fn judge<S>(case: &Case<S>, first: &Notes, second: &Notes) -> (bool, Vec<String>) {
+fn judge<S>(case: &Case<S>, first: &Notes, second: &Notes, reference: &str) -> (bool, Vec<String>) {
     let mut remarks = Vec::new();
-    remarks.extend(first.broken.iter().map(|words| format!("with runc: {words}")));
+    remarks.extend(first.broken.iter().map(|words| format!("with {reference}: {words}")));
     remarks.extend(second.broken.iter().map(|words| format!("with tatami: {words}")));
     let mut failed = !remarks.is_empty();
     let mut reasons_used = Vec::new();
@@ -288,7 +292,7 @@ fn judge<S>(case: &Case<S>, first: &Notes, second: &Notes) -> (bool, Vec<String>
             }
             None => {
                 failed = true;
-                remarks.push(format!("{what}:\n  runc:   {}\n  tatami: {}", shown(a), shown(b)));
+                remarks.push(format!("{what}:\n  {reference}:   {}\n  tatami: {}", shown(a), shown(b)));
             }
         }
     }
@@ -326,13 +330,13 @@ mod tests {
         let same = [("status", "0"), ("output", "x")];
         let other = [("status", "0"), ("output", "y")];
         let plain = Case::<()>::new("plain", |(), _| ());
-        assert!(!judge(&plain, &notes(&same), &notes(&same)).0);
-        assert!(judge(&plain, &notes(&same), &notes(&other)).0);
-        assert!(judge(&plain, &notes(&same), &notes(&same[..1])).0);
+        assert!(!judge(&plain, &notes(&same), &notes(&same), "runc").0);
+        assert!(judge(&plain, &notes(&same), &notes(&other), "runc").0);
+        assert!(judge(&plain, &notes(&same), &notes(&same[..1]), "runc").0);
         let told = Case::<()>::new("told", |(), _| ()).differs(&[("output", "because")]);
-        assert!(!judge(&told, &notes(&same), &notes(&other)).0);
+        assert!(!judge(&told, &notes(&same), &notes(&other), "runc").0);
         // A reason that is no longer needed has to go.
-        assert!(judge(&told, &notes(&same), &notes(&same)).0);
+        assert!(judge(&told, &notes(&same), &notes(&same), "runc").0);
     }
 
     #[test]
@@ -342,7 +346,7 @@ mod tests {
         first.want("status", 1, 0);
         let mut second = Notes::default();
         second.want("status", 1, 0);
-        assert!(judge(&plain, &first, &second).0);
+        assert!(judge(&plain, &first, &second, "runc").0);
     }
 
     /// A stage that counts the stories told on it, of which the `wanted`th goes well.

@@ -1,14 +1,20 @@
 //! The OCI runtime's command line, as Podman and Docker call it: the life cycle, its errors, and that nothing is left of either.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 use tatami_tests::{Finished, PATIENCE, Running, Tatami};
 
@@ -70,7 +76,7 @@ impl Runtime {
 
     /// `create`, with the container's output in a file, as an engine's monitor has it in a pipe.
     fn create(&self, id: &str, options: &[&str]) -> i32 {
-        let out = fs::File::create(self.folder.join("out")).unwrap();
+        let out = File::create(self.folder.join("out")).unwrap();
         let bundle = self.bundle();
         let mut command = self.words(&[&["create", "--bundle", bundle.as_str()], options, &[id]].concat());
         command.stdout(out.try_clone().unwrap()).stderr(out);
@@ -169,6 +175,129 @@ fn the_keepers_signals_and_its_end_are_the_containers() {
     kill(keeper("c2"), Signal::SIGKILL).unwrap();
     runtime.wait_for_status("c2", "stopped");
     runtime.call(&["delete", "c2"]).expect_status(0);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_console_socket_gets_the_terminal() {
+    let runtime = Runtime::new();
+    runtime.change(|config| {
+        config["process"]["terminal"] = json!(true);
+        config["process"]["consoleSize"] = json!({ "height": 33, "width": 101 });
+    });
+    runtime.command(
+        "stty size; read line; echo got $line; until test \"$(stty size)\" = '44 102'; do sleep 0.1; done; exit 5",
+    );
+    let path = runtime.folder.join("console.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let taken = thread::spawn(move || take_terminal(&listener));
+    assert_eq!(runtime.create("c1", &["--console-socket", path.to_str().unwrap()]), 0, "{}", runtime.out());
+    let mut keyboard = taken.join().unwrap();
+    let (screen, mut shown) = (watch(keyboard.try_clone().unwrap()), String::new());
+    runtime.call(&["start", "c1"]).expect_status(0);
+    wait_for(&screen, &mut shown, "33 101");
+    keyboard.write_all(b"typed\r").unwrap();
+    wait_for(&screen, &mut shown, "got typed");
+    tcsetwinsize(&keyboard, Winsize { ws_row: 44, ws_col: 102, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    runtime.wait_for_status("c1", "stopped");
+    runtime.call(&["delete", "c1"]).expect_status(0);
+}
+
+/// The terminal that somebody hands over to `listener`.
+fn take_terminal(listener: &UnixListener) -> File {
+    let (connection, _) = listener.accept().unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut taken = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 64];
+    recvmsg(&connection, &mut [IoSliceMut::new(&mut name)], &mut taken, RecvFlags::empty()).unwrap();
+    let files = taken.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+        _ => None,
+    });
+    File::from(files.expect("a terminal is handed over"))
+}
+
+/// What is shown on a terminal, piece by piece.
+fn watch(mut terminal: File) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        // A terminal whose last user went away reads as an error.
+        while let Ok(count @ 1..) = terminal.read(&mut buffer) {
+            if sender.send(buffer[..count].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+fn wait_for(screen: &Receiver<Vec<u8>>, shown: &mut String, text: &str) {
+    while !shown.contains(text) {
+        let piece = screen.recv_timeout(PATIENCE);
+        let piece = piece.unwrap_or_else(|error| panic!("{text:?} does not come ({error}), but {shown:?}"));
+        shown.push_str(&String::from_utf8_lossy(&piece));
+    }
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn the_keeper_shows_the_containers_files_and_not_the_hosts() {
+    let runtime = Runtime::new();
+    let shared = runtime.folder.join("shared");
+    fs::create_dir(&shared).unwrap();
+    let mount =
+        |to: &str, how: &str| json!({ "destination": to, "type": "bind", "source": shared, "options": ["rbind", how] });
+    runtime.change(|config| {
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts.extend([mount("/tmp/shared", "rw"), mount("/tmp/same", "ro")]);
+    });
+    for name in ["shared", "same"] {
+        fs::create_dir_all(runtime.folder.join("bundle/rootfs/tmp").join(name)).unwrap();
+    }
+    assert_eq!(runtime.create("c1", &[]), 0, "{}", runtime.out());
+    runtime.call(&["start", "c1"]).expect_status(0);
+    runtime.wait_until("up", || runtime.out().contains("up"));
+    let pid = runtime.state("c1")["pid"].to_string();
+    // As Podman does to copy files.
+    let inside = |script: &str| {
+        let words = ["--target", &pid, "--mount", "--pid", "/bin/busybox", "sh", "-c", script];
+        let output = Command::new("nsenter").args(words).output().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned()
+    };
+    assert_eq!(inside("ls -d /etc /usr /bin 2>/dev/null"), "/bin");
+    assert_eq!(inside("echo kept >/tmp/shared/made; cat /tmp/same/made"), "kept");
+    assert!(inside("echo lost >/tmp/same/made").contains("Read-only"));
+    assert_eq!(fs::read_to_string(shared.join("made")).unwrap(), "kept\n");
+    assert_eq!(runtime.call(&["exec", "c1", "cat", "/tmp/shared/made"]).expect_status(0).out(), "kept\n");
+    // Itself, and whoever looks.
+    assert!(inside("ls -d /proc/[0-9]* | wc -l").parse::<u32>().unwrap() < 5);
+    runtime.call(&["delete", "--force", "c1"]).expect_status(0);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_container_that_names_anothers_namespaces_is_in_its_machine() {
+    let runtime = Runtime::new();
+    assert_eq!(runtime.create("c1", &[]), 0, "{}", runtime.out());
+    runtime.call(&["start", "c1"]).expect_status(0);
+    runtime.wait_until("up", || runtime.out().contains("up"));
+    let pid = runtime.state("c1")["pid"].to_string();
+    let namespace = |kind: &str, name: &str| json!({ "type": kind, "path": format!("/proc/{pid}/ns/{name}") });
+    let own = |kind: &str| json!({ "type": kind });
+    let with = |namespaces: &[Value]| {
+        let all = [&[own("mount"), own("ipc")], namespaces].concat();
+        runtime.change(|config| config["linux"]["namespaces"] = json!(all));
+    };
+    with(&[namespace("pid", "pid"), own("network")]);
+    runtime.call(&["create", "--bundle", &runtime.bundle(), "c2"]).expect_error(1, &["c1", "a network of its own"]);
+    with(&[namespace("pid", "pid"), namespace("network", "net"), namespace("uts", "uts")]);
+    runtime.command("cat /proc/1/cmdline; exit 4");
+    runtime.call(&["run", "--bundle", &runtime.bundle(), "c2"]).expect_status(4);
+    let listed = runtime.call(&["list", "-q"]).expect_status(0).out();
+    assert_eq!(listed, "c1\n");
+    runtime.call(&["exec", "c1", "true"]).expect_status(0);
+    runtime.call(&["delete", "--force", "c1"]).expect_status(0);
 }
 
 #[test]

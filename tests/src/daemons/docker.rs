@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use super::containerd::COMMAND_PATIENCE;
 use super::{CLEARANCE, Containerd, Daemon, Home};
@@ -21,6 +22,9 @@ pub struct Docker {
 }
 
 impl Docker {
+    /// Our runtime by its command line, whose path Docker is told.
+    pub const BY_PATH: &str = "tatami";
+
     /// Starts one in `home`, with a containerd.
     ///
     /// # Panics
@@ -130,7 +134,9 @@ fn start_daemon(containerd: &Containerd, networks: &[&str]) -> Daemon {
     let (data, exec) = (text(home.path("docker-data")), text(home.path("docker-exec")));
     let (pid, beneath) = (text(home.path("docker.pid")), text(containerd.socket()));
     let config = text(home.path("daemon.json"));
-    std::fs::write(home.path("daemon.json"), r#"{"live-restore": true}"#).expect("a file");
+    let runtimes = json!({ Docker::BY_PATH: { "path": home.runtime("tatami-runtime") } });
+    let settings = json!({ "live-restore": true, "runtimes": runtimes });
+    std::fs::write(home.path("daemon.json"), settings.to_string()).expect("a file");
     let words = [
         ["--data-root", &data],
         ["--exec-root", &exec],

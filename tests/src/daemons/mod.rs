@@ -1,4 +1,4 @@
-//! Daemons of one's own: containerd and Docker with private folders, in which our runtime is installed.
+//! Daemons of one's own: containerd and Docker with private folders, in which our runtime is installed; and Podman, which has none.
 //!
 //! A [`Home`] is where they live: a folder for all their state, a cgroup for all their processes, the programs of one release
 //! first on the path. What it was like before they came it can tell apart from what they left. It does not know what the
@@ -12,9 +12,11 @@ mod docker;
 mod grpc;
 #[cfg(feature = "clients")]
 pub mod kubelet;
+mod podman;
 mod thin_pool;
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,6 +32,7 @@ pub use cri::{Cri, api};
 pub use docker::Docker;
 #[cfg(feature = "clients")]
 pub use grpc::{Grpc, field, text};
+pub use podman::Podman;
 
 use crate::compare::Selection;
 use crate::leaks::{self, Process};
@@ -158,6 +161,27 @@ impl Home {
         command
     }
 
+    /// The same in the home's cgroup, for a program that is to leave processes behind.
+    pub(crate) fn command_within(&self, program: &str) -> Command {
+        // The shell puts itself there before it becomes the program, so that nothing starts outside it.
+        let mut command = self.command("/bin/sh");
+        command.args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.started).arg(program);
+        command
+    }
+
+    /// Makes the runtime `name` by its command line, for engines that pass no environment on to it; its path.
+    pub(crate) fn runtime(&self, name: &str) -> PathBuf {
+        let mut command = Command::new("true");
+        self.settle(&mut command);
+        let variables = command.get_envs().filter_map(|(name, value)| Some((name.to_str()?, value?.to_str()?)));
+        let set: String = variables.map(|(name, value)| format!("export {name}='{value}'\n")).collect();
+        let path = self.path("bin").join(name);
+        let script = format!("#!/bin/sh\n{set}exec {} oci \"$@\"\n", crate::binary().display());
+        fs::write(&path, script).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a file of ours");
+        path
+    }
+
     /// All processes that were started here and still run.
     pub fn processes(&self) -> Vec<Process> {
         let theirs = Path::new("/sys/fs/cgroup").join(self.containers_cgroup());
@@ -168,10 +192,8 @@ impl Home {
     pub(crate) fn start(&self, name: &str, arguments: &[&str]) -> Daemon {
         let log = self.path(&format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).expect("a log file");
-        // The shell puts itself into the home's cgroup before it becomes the daemon, so that nothing starts outside it.
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo 0 >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.started).arg(name).args(arguments);
-        self.settle(&mut command);
+        let mut command = self.command_within(name);
+        command.args(arguments);
         let err = file.try_clone().expect("a descriptor");
         command.stdin(Stdio::null()).stdout(file).stderr(err).current_dir("/");
         Daemon { child: command.spawn().expect("a shell starts"), log }
@@ -203,11 +225,12 @@ impl Home {
         let folder = self.folder.path().display().to_string();
         let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
         left.extend(mounts.lines().filter(|line| line.contains(&folder)).map(|line| format!("mount {line}")));
-        // Below the state folder, the shim's sockets have a folder that stays.
-        let sockets = self.path("run/containerd");
-        for place in folders.iter().cloned().chain([self.path("run"), sockets.clone(), self.path("lib/sandboxes")]) {
-            let entries = fs::read_dir(&place).into_iter().flatten().flatten().map(|entry| entry.path());
-            left.extend(entries.filter(|path| *path != sockets).map(|path| format!("file {}", path.display())));
+        // Below the state folder, the shim's sockets have a folder that stays, and so has the runtime's command line.
+        let staying = ["run/containerd", "run/oci"].map(|name| self.path(name));
+        let own = [self.path("run"), self.path("lib/sandboxes")];
+        for place in folders.iter().chain(&own).chain(&staying) {
+            let entries = fs::read_dir(place).into_iter().flatten().flatten().map(|entry| entry.path());
+            left.extend(entries.filter(|path| !staying.contains(path)).map(|path| format!("file {}", path.display())));
         }
         for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
             let backing = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();

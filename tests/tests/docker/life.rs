@@ -41,7 +41,7 @@ fn hello(cli: &mut Cli, notes: &mut Notes) {
     notes.want("errors", finished.err(), "err\n");
 }
 
-fn step_by_step(cli: &mut Cli, notes: &mut Notes) {
+pub(crate) fn step_by_step(cli: &mut Cli, notes: &mut Notes) {
     let since = seconds();
     cli.detached("a", &[], &["sleep", "1000"]);
     let state = "{{.State.Status}} {{.State.Running}} {{.State.Paused}} {{.State.ExitCode}} {{.State.OOMKilled}}";
@@ -71,7 +71,7 @@ fn seconds() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs()
 }
 
-fn exec(cli: &mut Cli, notes: &mut Notes) {
+pub(crate) fn exec(cli: &mut Cli, notes: &mut Notes) {
     cli.detached("a", &["--env", "COLOUR=red"], &["sleep", "1000"]);
     let script = "echo out; echo err >&2; echo $COLOUR $SIZE; id -u; id -g; pwd; exit 6";
     let options = ["--env", "SIZE=big", "--user", "1000:2000", "--workdir", "/tmp"];
@@ -95,7 +95,7 @@ fn exec(cli: &mut Cli, notes: &mut Notes) {
     notes.see("privileged", finished.status);
 }
 
-fn terminal(cli: &mut Cli, notes: &mut Notes) {
+pub(crate) fn terminal(cli: &mut Cli, notes: &mut Notes) {
     let script = "until stty size | grep 33; do sleep 0.1; done; until stty size | grep 44; do sleep 0.1; done; read line; echo \"got $line\"; exit 5";
     let command = cli.run_command("a", &["--rm", "--interactive", "--tty"], &["sh", "-c", script]);
     let mut terminal = Terminal::start(command, 33, 101);
@@ -123,7 +123,7 @@ fn resize(terminal: &Terminal, rows: u16, columns: u16) {
     terminal.resize(rows, columns);
 }
 
-fn logs(cli: &mut Cli, notes: &mut Notes) {
+pub(crate) fn logs(cli: &mut Cli, notes: &mut Notes) {
     let script = "echo err >&2; i=0; while test $i -lt 2000; do i=$((i+1)); echo $i; done; printf end";
     cli.detached("a", &[], &["sh", "-c", script]);
     notes.want("state", cli.inspect_until("a", "{{.State.Status}}", "exited"), "exited");
@@ -188,7 +188,7 @@ fn rename(cli: &mut Cli, notes: &mut Notes) {
     notes.want("start", cli.inspect_until("b", "{{.State.Status}}", "exited") + &cli.on("b", &["start"]), "exitedok");
 }
 
-fn input(cli: &mut Cli, notes: &mut Notes) {
+pub(crate) fn input(cli: &mut Cli, notes: &mut Notes) {
     let mut command = cli.run_command("a", &["--rm", "--interactive"], &["sh", "-c", "cat; echo end >&2; exit 8"]);
     command.stdin(std::process::Stdio::piped());
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
@@ -225,7 +225,7 @@ fn several(cli: &mut Cli, notes: &mut Notes) {
     notes.want("rm -f", cli.docker(&words).status, 0);
 }
 
-fn stop_and_kill(cli: &mut Cli, notes: &mut Notes) {
+pub(crate) fn stop_and_kill(cli: &mut Cli, notes: &mut Notes) {
     let script = "trap 'echo bye; exit 7' TERM; trap 'echo hup' HUP; touch /up; while :; do sleep 0.1; done";
     cli.detached("a", &[], &["sh", "-c", script]);
     cli.wait_for_file("a", "/up");
@@ -263,7 +263,7 @@ fn top_and_stats(cli: &mut Cli, notes: &mut Notes) {
     notes.want("processes", words.last().copied().unwrap_or_default(), "2");
 }
 
-fn cp(cli: &mut Cli, notes: &mut Notes) {
+pub(crate) fn cp(cli: &mut Cli, notes: &mut Notes) {
     let folder = cli.scratch();
     fs::write(folder.join("in"), "in\n".repeat(10_000)).expect("a file");
     cli.detached("a", &[], &["sh", "-c", "echo of the guest >/made; touch /up; sleep 1000"]);
@@ -284,7 +284,7 @@ fn cp(cli: &mut Cli, notes: &mut Notes) {
     notes.want("read inside, started", cli.exec("a", &[], &["wc", "-c", "/tmp/late"]).out(), "30000 /tmp/late\n");
 }
 
-fn restart(cli: &mut Cli, notes: &mut Notes) {
+pub(crate) fn restart(cli: &mut Cli, notes: &mut Notes) {
     let script = "echo start; cat /mark 2>/dev/null; echo kept >/mark; trap 'exit 0' TERM; touch /up; while :; do sleep 0.1; done";
     cli.detached("a", &[], &["sh", "-c", script]);
     cli.wait_for_file("a", "/up");

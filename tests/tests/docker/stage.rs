@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tatami_tests::compare::{OURS, Stage};
+use tatami_tests::compare::{REFERENCE, Stage};
 use tatami_tests::daemons::{Docker, IMAGE};
 use tatami_tests::{Finished, Running};
 
@@ -169,7 +169,7 @@ impl Cli {
 
 impl Stage for Cli {
     fn is_ours(&self) -> bool {
-        self.runtime == OURS
+        self.runtime != REFERENCE
     }
 
     fn clear(&mut self) -> String {
