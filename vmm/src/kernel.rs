@@ -21,6 +21,16 @@ pub enum LoadError {
     /// It is no kernel for this machine.
     #[error(transparent)]
     Format(#[from] KernelFormatError),
+    /// It holds far less than it wants to occupy.
+    #[error(
+        "the kernel's file has {held} bytes of the {promised} that its header promises: it was cut off; copy or build it anew"
+    )]
+    Cut {
+        /// Bytes of the file.
+        held: u64,
+        /// Bytes that its header says it takes in memory.
+        promised: u64,
+    },
     /// Its headers promise what it does not hold, or memory is too small for it.
     #[error("the kernel cannot be loaded (is it complete, and the sandbox's memory large enough?): {0}")]
     Kernel(String),
@@ -31,6 +41,10 @@ pub enum LoadError {
     #[error("the initrd changed while it was read")]
     InitrdChanged,
 }
+
+/// What an Image takes in memory beyond its file is what begins as zeroes; no kernel has more of that than of all else, so a
+/// file of less than this part was cut off.
+const LEAST_HELD: u64 = 2;
 
 /// A kernel in memory.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +63,10 @@ pub(crate) fn load_kernel(memory: &GuestMemory, file: &mut File) -> Result<Loade
     let mut start = [0; KernelFormat::WANTED];
     let len = read_start(file, &mut start).map_err(|error| LoadError::Read("kernel", error))?;
     let KernelHeader { entry, base, size } = Host::KERNEL.check(&start[..len])?;
+    let held = file.metadata().map_err(|error| LoadError::Read("kernel", error))?.len();
+    if let Some(promised) = size.filter(|promised| held < promised / LEAST_HELD) {
+        return Err(LoadError::Cut { held, promised });
+    }
     let loaded = KernelFile::load(memory, base.map(GuestAddress), file, None)
         .map_err(|error| LoadError::Kernel(error.to_string()))?;
     let end = size.map_or(loaded.kernel_end, |size| loaded.kernel_end.max(entry + size));
