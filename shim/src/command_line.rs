@@ -7,6 +7,7 @@ use crate::check::CheckArguments;
 use crate::detached::Commands;
 use crate::direct_volume::DirectVolumeArguments;
 use crate::install::{InstallArguments, UninstallArguments};
+use crate::ksm::KsmArguments;
 use crate::metrics::MetricsArguments;
 use crate::run::options::RunArguments;
 
@@ -31,6 +32,8 @@ pub enum Command {
     Check(CheckArguments),
     /// Say what all sandboxes of this host use, in the form that Prometheus reads
     Metrics(MetricsArguments),
+    /// Have the kernel look for equal pages of mergeable sandboxes' memory while there is something to find, until Ctrl-C
+    Ksm(KsmArguments),
     /// Say which disk guests mount in place of a volume, as CSI drivers do
     DirectVolume(DirectVolumeArguments),
     /// Tell this machine's containerd of the runtime, or print what tells a cluster's

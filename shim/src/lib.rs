@@ -15,6 +15,7 @@ pub mod direct_volume;
 pub mod guest_files;
 pub mod image;
 pub mod install;
+pub mod ksm;
 pub mod logging;
 pub mod metrics;
 pub mod network;

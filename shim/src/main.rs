@@ -10,7 +10,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use tatami_shim::command_line::{Command, CommandLine};
 use tatami_shim::run::{self, TATAMI_FAILED};
-use tatami_shim::{check, containerd, detached, direct_volume, install, logging, metrics, oci};
+use tatami_shim::{check, containerd, detached, direct_volume, install, ksm, logging, metrics, oci};
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
             check::run(&arguments, &mut io::stdout().lock()).unwrap_or(ExitCode::FAILURE)
         }
         Ok(CommandLine { command: Command::Metrics(arguments) }) => metrics::main(arguments),
+        Ok(CommandLine { command: Command::Ksm(arguments) }) => ksm::main(&arguments),
         Ok(CommandLine { command: Command::DirectVolume(arguments) }) => direct_volume::main(&arguments),
         Ok(CommandLine { command: Command::Install(arguments) }) => install::main(&arguments),
         Ok(CommandLine { command: Command::Uninstall(arguments) }) => install::main_of_removal(&arguments),

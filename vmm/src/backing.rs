@@ -16,7 +16,7 @@ use tatami_devices::virtio::{Backing, GuestMemory};
 use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::config::MemoryKind;
-use crate::memory::HUGE_PAGE;
+use crate::memory::{HUGE_PAGE, advise_merging};
 
 /// What is behind a machine's RAM.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,9 @@ impl RamBacking {
         let granule = match kind {
             MemoryKind::HugePages => HUGE_PAGE,
             // Asked for now: a confined thread may not.
-            MemoryKind::Anonymous | MemoryKind::Shared | MemoryKind::File => rustix::param::page_size() as u64,
+            MemoryKind::Anonymous | MemoryKind::Mergeable | MemoryKind::Shared | MemoryKind::File => {
+                rustix::param::page_size() as u64
+            }
         };
         RamBacking { kind, restored, granule }
     }
@@ -43,8 +45,18 @@ impl RamBacking {
     fn free(&self, region: &GuestRegionMmap, offset: u64, len: u64) -> io::Result<()> {
         match region.file_offset() {
             Some(file) => punch(file.file(), file.start() + offset, len),
-            None if self.restored => map_afresh(region, offset, len),
+            None if self.restored => self.map_afresh(region, offset, len, libc::PROT_READ | libc::PROT_WRITE),
             None => drop_pages(region, offset, len),
+        }
+    }
+
+    /// Puts fresh memory in the place of what is there.
+    fn map_afresh(&self, region: &GuestRegionMmap, offset: u64, len: u64, protection: libc::c_int) -> io::Result<()> {
+        map_over(region, offset, len, protection)?;
+        match self.kind {
+            // What was said of the mapping before it does not hold for this one.
+            MemoryKind::Mergeable => advise_merging(host_address(region, offset).cast(), len as usize),
+            _ => Ok(()),
         }
     }
 }
@@ -71,7 +83,7 @@ impl Backing for RamBacking {
         protect(region, offset, len, libc::PROT_NONE)?;
         let freed = match region.file_offset() {
             Some(file) => punch(file.file(), file.start() + offset, len),
-            None if self.restored => map_closed(region, offset, len),
+            None if self.restored => self.map_afresh(region, offset, len, libc::PROT_NONE),
             None => drop_pages(region, offset, len),
         };
         freed.inspect_err(|_| {
@@ -111,14 +123,6 @@ fn protect(region: &GuestRegionMmap, offset: u64, len: u64, protection: libc::c_
     // SAFETY: the range lies in a mapping that lives as long as `region`. A vCPU that touches what it may not leaves the guest with
     // an error, and a device's thread ends the process.
     checked(unsafe { libc::mprotect(host_address(region, offset), len as usize, protection) })
-}
-
-fn map_afresh(region: &GuestRegionMmap, offset: u64, len: u64) -> io::Result<()> {
-    map_over(region, offset, len, libc::PROT_READ | libc::PROT_WRITE)
-}
-
-fn map_closed(region: &GuestRegionMmap, offset: u64, len: u64) -> io::Result<()> {
-    map_over(region, offset, len, libc::PROT_NONE)
 }
 
 fn map_over(region: &GuestRegionMmap, offset: u64, len: u64, protection: libc::c_int) -> io::Result<()> {

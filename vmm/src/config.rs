@@ -105,12 +105,25 @@ pub enum MemoryKind {
     /// The VMM's own, given as the guest touches it, in huge pages where the host has them to give.
     #[default]
     Anonymous,
+    /// The same in ordinary pages, of which the host may keep one where several have the same contents (KSM), also of different
+    /// machines. How long a write takes then tells a guest whether another has the same page.
+    Mergeable,
     /// A file in memory (memfd), which other processes can map.
     Shared,
     /// The same in pages of 2 MiB that the host has set aside; all that the guest starts with is taken at the start.
     HugePages,
     /// A file that the VMM is handed, where whoever asks for it wants the memory to lie.
     File,
+}
+
+impl MemoryKind {
+    /// Whether other processes can map it.
+    fn is_mappable(self) -> bool {
+        match self {
+            MemoryKind::Anonymous | MemoryKind::Mergeable => false,
+            MemoryKind::Shared | MemoryKind::HugePages | MemoryKind::File => true,
+        }
+    }
 }
 
 /// A slot for a network, as the guest finds it when it boots. What is plugged in later must be of this kind.
@@ -320,7 +333,7 @@ impl VmConfig {
         if self.vhost_user.len() > MAX_VHOST_USER {
             return Err(ConfigError::VhostUser(self.vhost_user.len()));
         }
-        if !self.vhost_user.is_empty() && self.memory_kind == MemoryKind::Anonymous {
+        if !self.vhost_user.is_empty() && !self.memory_kind.is_mappable() {
             return Err(ConfigError::VhostUserMemory);
         }
         self.nics.iter().try_for_each(NicConfig::validate)

@@ -40,6 +40,7 @@ const USED: &[(Section, &[&str])] = &[
             "default_maxmemory",
             "enable_hugepages",
             "file_mem_backend",
+            "mergeable_memory",
             "virtio_fs_cache",
         ],
     ),

@@ -9,6 +9,7 @@ mod document;
 mod files;
 mod guest;
 mod keys;
+mod memory;
 mod reference;
 
 use std::collections::HashMap;
@@ -191,20 +192,7 @@ impl Configuration {
         {
             return Err(ConfigurationError::Both { place: setting.place.clone(), name: "image", other: "initrd" });
         }
-        let folder = settings.text(Section::Hypervisor, "file_mem_backend")?.filter(|folder| !folder.is_empty());
-        let memory = match (settings.flag(Section::Hypervisor, "enable_hugepages")?, folder) {
-            (true, Some(_)) => {
-                let place = settings.get(Section::Hypervisor, "enable_hugepages").map(|setting| setting.place.clone());
-                return Err(ConfigurationError::Both {
-                    place: place.expect("it is set"),
-                    name: "enable_hugepages",
-                    other: "file_mem_backend",
-                });
-            }
-            (true, None) => Some((MemoryKind::HugePages, None)),
-            (false, Some(folder)) => Some((MemoryKind::File, Some(folder.into()))),
-            (false, None) => None,
-        };
+        let memory = settings.memory()?;
         let model = settings.model()?;
         settings.check_namespace(model)?;
         Ok(Configuration {

@@ -59,6 +59,14 @@ const MEANINGS: &[(Section, &str, &str, &str, &str)] = &[
         "none",
         "Guest memory in a file without a name in this folder.",
     ),
+    (
+        Section::Hypervisor,
+        "mergeable_memory",
+        "boolean",
+        "false",
+        "Guest memory in pages that sandboxes with equal ones have together, as `tatami ksm` finds them. A guest can learn by the time that a \
+         write takes whether another has the same page: for sandboxes that trust each other. Excludes `enable_hugepages` and `file_mem_backend`.",
+    ),
     (Section::Hypervisor, "enable_virtio_mem", "boolean", "true", "Memory comes and goes while a sandbox lives."),
     (Section::Hypervisor, "reclaim_guest_freed_memory", "boolean", "true", "What a guest frees is the host's again."),
     (

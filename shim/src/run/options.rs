@@ -121,8 +121,9 @@ pub struct RunArguments {
     #[arg(short, long, value_name = "SIZE[b|k|m|g]", default_value = "512m", value_parser = parse_memory)]
     memory: u32,
     /// What the virtual machine's memory is made of on the host: its own (anonymous), what other processes can map
-    /// (shared), pages of 2 MiB that the host has set aside with vm.nr_hugepages (huge-pages), or a file without a name in a
-    /// folder (file:FOLDER) [default: anonymous, or shared where a vhost-user back end takes part]
+    /// (shared), pages of 2 MiB that the host has set aside with vm.nr_hugepages (huge-pages), a file without a name in a
+    /// folder (file:FOLDER), or its own in pages that sandboxes with equal ones have together (mergeable; see `tatami ksm`,
+    /// which says what that gives away) [default: anonymous, or shared where a vhost-user back end takes part]
     #[arg(long, value_name = "KIND", value_parser = parse_memory_backing)]
     memory_backing: Option<MemoryBacking>,
     /// Virtual CPUs
@@ -470,13 +471,14 @@ struct MemoryBacking(MemoryKind, Option<PathBuf>);
 fn parse_memory_backing(text: &str) -> Result<MemoryBacking, String> {
     match (text, text.strip_prefix("file:")) {
         ("anonymous", _) => Ok(MemoryBacking(MemoryKind::Anonymous, None)),
+        ("mergeable", _) => Ok(MemoryBacking(MemoryKind::Mergeable, None)),
         ("shared", _) => Ok(MemoryBacking(MemoryKind::Shared, None)),
         ("huge-pages", _) => Ok(MemoryBacking(MemoryKind::HugePages, None)),
         (_, Some(folder)) if !folder.is_empty() => {
             let folder = std::path::absolute(folder).map_err(|error| error.to_string())?;
             Ok(MemoryBacking(MemoryKind::File, Some(folder)))
         }
-        _ => Err("expected anonymous, shared, huge-pages or file:FOLDER".to_owned()),
+        _ => Err("expected anonymous, mergeable, shared, huge-pages or file:FOLDER".to_owned()),
     }
 }
 
@@ -618,8 +620,9 @@ mod tests {
         };
         assert_eq!(kind(&[]), (None, None));
         assert_eq!(kind(&["--memory-backing", "huge-pages"]), (Some(MemoryKind::HugePages), None));
+        assert_eq!(kind(&["--memory-backing", "mergeable"]), (Some(MemoryKind::Mergeable), None));
         assert_eq!(kind(&["--memory-backing", "file:/a"]), (Some(MemoryKind::File), Some("/a".into())));
         let error = parse(&["--memory-backing", "hugetlbfs", "i"]).unwrap_err().to_string();
-        assert!(error.contains("expected anonymous, shared, huge-pages or file:FOLDER"), "{error}");
+        assert!(error.contains("expected anonymous, mergeable, shared, huge-pages or file:FOLDER"), "{error}");
     }
 }

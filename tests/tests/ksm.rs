@@ -1,0 +1,83 @@
+//! Sandboxes with mergeable memory have equal pages in common while `tatami ksm` runs, and the host has its settings back after it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tatami_tests::{Running, Tatami};
+
+const FOLDER: &str = "/sys/kernel/mm/ksm";
+const SANDBOXES: u64 = 10;
+/// Pages that each but one saves at least, of the more than 5000 that its kernel and agent take.
+const SAVED: u64 = 2000;
+
+fn knob(name: &str) -> String {
+    fs::read_to_string(format!("{FOLDER}/{name}")).expect("a kernel with CONFIG_KSM").trim().to_owned()
+}
+
+fn number(name: &str) -> u64 {
+    knob(name).parse().expect("a number")
+}
+
+fn set(name: &str, value: &str) {
+    fs::write(format!("{FOLDER}/{name}"), value).expect("a knob");
+}
+
+/// Merging is turned on, and what was merged is taken apart again at the end.
+struct On;
+
+impl On {
+    fn new() -> On {
+        set("run", "1");
+        On
+    }
+}
+
+impl Drop for On {
+    fn drop(&mut self) {
+        set("run", "2");
+        set("run", "0");
+    }
+}
+
+fn speed() -> [u64; 2] {
+    [number("pages_to_scan"), number("sleep_millisecs")]
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn equal_sandboxes_have_pages_in_common_and_the_host_has_its_settings_back() {
+    let tatami = Tatami::new();
+    set("run", "0");
+    tatami.tatami(&["ksm"]).expect_error(1, &["/sys/kernel/mm/ksm/run", "0"]);
+    let _on = On::new();
+    let before = speed();
+    let ksm = Running::start(tatami.command(&["ksm"]));
+    ksm.wait_for("looking: 0 sandboxes");
+    tatami.tatami(&["ksm"]).expect_error(1, &["another"]);
+    let names: Vec<String> = (0..SANDBOXES).map(|number| format!("equal{number}")).collect();
+    for name in &names {
+        tatami.detach(&["-m", "64m", "--memory-backing", "mergeable", "--name", name], &["sleep", "1000"]);
+    }
+    ksm.wait_for("fast: ");
+    assert!(speed()[0] > before[0], "{:?}", speed());
+    let began = Instant::now();
+    while number("pages_sharing") < SAVED * (SANDBOXES - 1) {
+        assert!(began.elapsed() < Duration::from_secs(240), "{} pages are saved", number("pages_sharing"));
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    println!("{} pages are saved {:?} after the last of {SANDBOXES} has begun", number("pages_sharing"), began.elapsed());
+    // None has noticed.
+    for name in &names {
+        let told = tatami.tatami(&["exec", name, "echo", name]).expect_status(0);
+        assert_eq!(told.out().trim(), name);
+    }
+    ksm.signal(Signal::SIGTERM);
+    let told = ksm.finish().expect_status(0).out();
+    print!("{told}");
+    assert!(told.contains("the host's own settings are back"), "{told}");
+    assert_eq!((speed(), knob("run").as_str()), (before, "1"));
+    for name in &names {
+        tatami.tatami(&["rm", "-f", name]).expect_status(0);
+    }
+}
