@@ -8,8 +8,9 @@ use tatami_tests::{Running, Tatami};
 
 const FOLDER: &str = "/sys/kernel/mm/ksm";
 const SANDBOXES: u64 = 10;
-/// Pages that each but one saves at least, of the more than 5000 that its kernel and agent take.
-const SAVED: u64 = 2000;
+/// Pages that each but one saves at least. Going on from one template, they have the most in common anyway; these are of what they
+/// have changed since.
+const SAVED: u64 = 500;
 
 fn knob(name: &str) -> String {
     fs::read_to_string(format!("{FOLDER}/{name}")).expect("a kernel with CONFIG_KSM").trim().to_owned()
@@ -56,17 +57,23 @@ fn equal_sandboxes_have_pages_in_common_and_the_host_has_its_settings_back() {
     ksm.wait_for("looking: 0 sandboxes");
     tatami.tatami(&["ksm"]).expect_error(1, &["another"]);
     let names: Vec<String> = (0..SANDBOXES).map(|number| format!("equal{number}")).collect();
+    let mut fastest = 0;
     for name in &names {
         tatami.detach(&["-m", "64m", "--memory-backing", "mergeable", "--name", name], &["sleep", "1000"]);
+        fastest = fastest.max(speed()[0]);
     }
     ksm.wait_for("fast: ");
-    assert!(speed()[0] > before[0], "{:?}", speed());
+    assert!(fastest > before[0], "{fastest} pages at a time");
     let began = Instant::now();
     while number("pages_sharing") < SAVED * (SANDBOXES - 1) {
         assert!(began.elapsed() < Duration::from_secs(240), "{} pages are saved", number("pages_sharing"));
         std::thread::sleep(Duration::from_millis(500));
     }
-    println!("{} pages are saved {:?} after the last of {SANDBOXES} has begun", number("pages_sharing"), began.elapsed());
+    println!(
+        "{} pages are saved {:?} after the last of {SANDBOXES} has begun",
+        number("pages_sharing"),
+        began.elapsed()
+    );
     // None has noticed.
     for name in &names {
         let told = tatami.tatami(&["exec", name, "echo", name]).expect_status(0);

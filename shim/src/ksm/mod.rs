@@ -217,7 +217,7 @@ impl Throttler {
 
     fn tell(&self, what: &str) {
         let saved = self.knobs.saved().unwrap_or(0);
-        let mib = saved * rustix::param::page_size() as u64 >> 20;
+        let mib = (saved * rustix::param::page_size() as u64) >> 20;
         let (sandboxes, Speed { pages_to_scan, sleep_millisecs }) = (self.known.len(), self.set);
         // Where nobody can be told, nobody is.
         let _ = writeln!(
