@@ -76,9 +76,13 @@ impl Sandbox {
         let stdio = request.stdio.clone().into_option().unwrap_or_default();
         let volumes = Volumes::open(&request).await;
         self.volumes().insert(id.to_owned(), Arc::new(volumes));
-        let number_of = |device: &BlockDevice| match device.address {
-            0 => mounted.number(device.part),
-            address => served::disk_at(address),
+        let number_of = |device: &BlockDevice| match (device.volume.as_str(), device.address) {
+            ("", 0) => mounted.number(device.part),
+            ("", address) => served::disk_at(address),
+            (volume, _) => {
+                let volumes = self.mounted_volumes();
+                volumes.get(volume).ok_or_else(|| no_volume(volume))?.number(device.part)
+            }
         };
         let created = match Numbers::new(&request.devices, number_of) {
             Ok(numbers) => {
@@ -142,7 +146,7 @@ impl Sandbox {
     /// [`Error::NotFound`], or what is still in use; then it stays, to be tried again.
     pub(crate) async fn unmount_volume(&self, folder: &str) -> Result<(), Error> {
         let mounted = self.mounted_volumes().remove(folder);
-        let mut mounted = mounted.ok_or_else(|| Error::NotFound(format!("the volume {folder}")))?;
+        let mut mounted = mounted.ok_or_else(|| no_volume(folder))?;
         let unmounted = mounted.unmount().await;
         if unmounted.is_err() {
             self.mounted_volumes().insert(folder.to_owned(), mounted);
@@ -283,6 +287,10 @@ pub(crate) fn check_id(id: &str) -> Result<(), Error> {
     Err(Error::InvalidArgument(format!(
         "id {id:?}: 1 to {MAX_ID} letters, digits, '_', '.' or '-', not starting with '.'"
     )))
+}
+
+fn no_volume(folder: &str) -> Error {
+    Error::NotFound(format!("the volume {folder}"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use super::error::TaskError;
 use crate::sandbox::disk_root::ImagePath;
 use crate::sandbox::disks::{DeviceImage, DeviceSource};
+use crate::sandbox::volumes::{Files, GuestVolume};
 
 /// Where the kernel lists its block devices, by number.
 const BLOCK_DEVICES: &str = "/sys/dev/block";
@@ -22,6 +23,20 @@ const BLOCK_DEVICES: &str = "/sys/dev/block";
 /// [`TaskError::InvalidArgument`] for one that the host does not have.
 pub(super) fn named(linux: &Linux) -> Result<Vec<DeviceImage>, TaskError> {
     named_in(Path::new(BLOCK_DEVICES), linux)
+}
+
+/// Makes volumes of `devices`, which all containers of a pod may have.
+pub(super) fn share(devices: &mut [DeviceImage]) -> Vec<GuestVolume> {
+    let mut volumes = Vec::new();
+    for DeviceImage { source, number: (major, minor) } in devices {
+        let name = format!("raw-{major}-{minor}");
+        if let DeviceSource::Image(image) = source {
+            let files = Files::Raw(image.clone());
+            volumes.push(GuestVolume { name: name.clone(), source: image.path.clone(), files });
+            *source = DeviceSource::Volume(name);
+        }
+    }
+    volumes
 }
 
 fn named_in(listed: &Path, linux: &Linux) -> Result<Vec<DeviceImage>, TaskError> {
@@ -91,6 +106,17 @@ mod tests {
         assert_eq!(found(denied, (8, 0)).unwrap(), []);
         let character = json!([{ "allow": true, "type": "c", "major": 8, "minor": 0, "access": "rwm" }]);
         assert_eq!(found(character, (8, 0)).unwrap(), []);
+    }
+
+    #[test]
+    fn a_pods_are_volumes_by_their_numbers() {
+        let image = ImagePath { path: "/dev/sdb".into(), read_only: false };
+        let device = |minor, source| DeviceImage { source, number: (8, minor) };
+        let mut devices = [device(16, DeviceSource::Image(image.clone())), device(32, DeviceSource::Served(0))];
+        let volume = GuestVolume { name: "raw-8-16".to_owned(), source: image.path.clone(), files: Files::Raw(image) };
+        assert_eq!(share(&mut devices), [volume]);
+        let named = DeviceSource::Volume("raw-8-16".to_owned());
+        assert_eq!(devices, [device(16, named), device(32, DeviceSource::Served(0))]);
     }
 
     #[test]

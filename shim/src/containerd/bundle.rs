@@ -23,9 +23,9 @@ const POD_ANNOTATIONS: [(&str, &str); 3] = [
     ("io.kubernetes.docker.type", "io.kubernetes.sandbox.id"),
 ];
 
-/// Slots for disks in a pod's machine: so many containers with disks of any kind, and direct volumes, it can have at once. Each costs
+/// Slots for disks in a pod's machine: so many containers with disks of their own, raw and direct volumes it can have at once. Each costs
 /// the guest some 100 KiB, used or not.
-const POD_DISK_SLOTS: u8 = 4;
+const POD_DISK_SLOTS: u8 = 8;
 
 /// A bundle that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +136,7 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -
 }
 
 /// Whether further containers will come into the sandbox of `spec`'s.
-fn is_pod(spec: &Spec) -> bool {
+pub(super) fn is_pod(spec: &Spec) -> bool {
     let annotations = spec.annotations().as_ref();
     POD_ANNOTATIONS.iter().any(|(kind, _)| annotations.is_some_and(|annotations| annotations.contains_key(*kind)))
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Hook, Hooks, Linux, LinuxNamespace, LinuxNamespaceType, Mount, Process, Spec};
 
 use super::error::TaskError;
-use super::{block_devices, direct_volumes, empty_dirs};
+use super::{block_devices, bundle, direct_volumes, empty_dirs};
 use crate::sandbox::disks::DeviceImage;
 use crate::sandbox::mounts::{HostVolume, Layout};
 use crate::sandbox::volumes::GuestVolume;
@@ -69,13 +69,15 @@ impl Plan {
     /// # Errors
     /// [`TaskError::InvalidArgument`] names what a sandbox cannot do.
     pub(super) fn new(mut spec: Spec, pids: Pids) -> Result<Plan, TaskError> {
+        let is_pod = bundle::is_pod(&spec);
         let process = spec.process_mut().as_mut().ok_or_else(|| refused("the specification has no process"))?;
         translate_process(process);
         let linux = spec.linux_mut().get_or_insert_with(Linux::default);
         translate_linux(linux, &pids)?;
-        let devices = block_devices::named(linux)?;
+        let mut devices = block_devices::named(linux)?;
         let hooks = take_hooks(&mut spec)?;
-        let (volumes, guest_volumes) = (Vec::new(), Vec::new());
+        let guest_volumes = if is_pod { block_devices::share(&mut devices) } else { Vec::new() };
+        let volumes = Vec::new();
         let mut plan = Plan { spec, volumes, guest_volumes, devices, places: Vec::new(), hooks };
         let mut mounts = plan.spec.mounts().clone().unwrap_or_default();
         for (number, mount) in mounts.iter_mut().enumerate() {

@@ -171,6 +171,8 @@ pub enum DeviceSource {
     Image(ImagePath),
     /// With the process that serves the VM's device of this number.
     Served(usize),
+    /// They are the volume that is called so, which the container has.
+    Volume(String),
 }
 
 /// The slots of a sandbox's VM. Cloning is cheap; clones are the same slots.
@@ -229,6 +231,7 @@ impl Disks {
                     images.push(image.open()?);
                 }
                 DeviceSource::Served(number) => device.address = self.served_at(*number)?,
+                DeviceSource::Volume(name) => device.volume.clone_from(name),
             }
             request.devices.push(device);
         }

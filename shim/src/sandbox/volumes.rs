@@ -1,8 +1,8 @@
-//! Volumes that the guest mounts itself: from a disk of the host's, or in its own memory. All containers of the sandbox that have one
-//! see the same files.
+//! Volumes that the guest mounts itself, from a disk of the host's or in its own memory, or that are a disk themselves. All containers of
+//! the sandbox that have one see the same files or bytes.
 //!
-//! One on a disk is unmounted, and its disk the host's again, when the last container that has it is gone; one in memory stays as
-//! long as the sandbox, as its files must. Knows nothing of how a specification asks for one.
+//! A disk is the host's again when the last container that has it is gone; what is in memory stays as long as the sandbox, as its files
+//! must. Knows nothing of how a specification asks for a volume.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,18 +30,18 @@ pub struct VolumeError {
     pub error: Error,
 }
 
-/// A volume that the guest is to mount.
+/// A volume that the guest is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestVolume {
     /// What it is called in the guest: the same for the same volume, and no number. Letters, digits and `-`.
     pub name: String,
     /// Where the host has it, for messages.
     pub source: PathBuf,
-    /// Its file system.
+    /// What it is.
     pub files: Files,
 }
 
-/// A volume's file system.
+/// A volume's file system, if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Files {
     /// On a disk.
@@ -57,6 +57,8 @@ pub enum Files {
     },
     /// In the guest's memory, with these options of tmpfs.
     InMemory(Vec<String>),
+    /// None: containers have the disk as a block device.
+    Raw(ImagePath),
 }
 
 /// A group that may read and write all files of a volume.
@@ -88,6 +90,7 @@ impl GuestVolume {
     /// What the agent has to know of it, but for its disk.
     fn message(&self) -> Volume {
         let kind = match &self.files {
+            Files::Raw(_) => return Volume { folder: self.name.clone(), ..Volume::default() },
             Files::OnDisk { image, format, options, group } => Kind::Block(BlockStorage {
                 type_: format.name().to_owned(),
                 read_only: image.read_only,
@@ -166,12 +169,18 @@ impl Volumes {
 }
 
 impl Mounted {
+    fn is_read_only(&self) -> bool {
+        matches!(&self.volume.files, Files::Raw(image) | Files::OnDisk { image, .. } if image.read_only)
+    }
+
     /// Whether another container may have it as `wanted` says.
     fn check_shares(&self, wanted: &GuestVolume) -> Result<(), DiskError> {
         match &wanted.files {
             Files::OnDisk { image, .. } if wanted.files != self.volume.files => {
                 Err(DiskError::InUse(image.path.clone()))
             }
+            // Who may only read one that is written is held to it by the rules for its devices.
+            Files::Raw(image) if !image.read_only && self.is_read_only() => Err(DiskError::InUse(image.path.clone())),
             _ => Ok(()),
         }
     }
@@ -207,7 +216,7 @@ async fn join_one(
 async fn mount(guest: &Guest, disks: &Disks, volume: &GuestVolume) -> Result<Option<Disk>, Error> {
     let mut message = volume.message();
     let disk = match &volume.files {
-        Files::OnDisk { image, .. } => Some(disks.attach(vec![image.open()?]).await?),
+        Files::Raw(image) | Files::OnDisk { image, .. } => Some(disks.attach(vec![image.open()?]).await?),
         Files::InMemory(_) => None,
     };
     message.disk = disk.as_ref().map(Disk::message).into();
@@ -269,6 +278,23 @@ mod tests {
             go.send(()).unwrap();
             assert_eq!(doing.await.unwrap(), 7);
         });
+    }
+
+    #[test]
+    fn a_raw_disk_is_written_by_all_or_by_none() {
+        let raw = |read_only| {
+            let image = ImagePath { path: "/dev/sdb".into(), read_only };
+            GuestVolume { files: Files::Raw(image), ..on_disk(read_only) }
+        };
+        assert!(raw(false).message().storages.is_empty());
+        let shares = |mounted, wanted| {
+            let mounted = Mounted { volume: raw(mounted), disk: None, users: Vec::new() };
+            mounted.check_shares(&raw(wanted)).map_err(|error| error.to_string())
+        };
+        for (mounted, wanted) in [(false, false), (false, true), (true, true)] {
+            shares(mounted, wanted).unwrap();
+        }
+        assert!(shares(true, false).unwrap_err().starts_with("the disk image /dev/sdb is in use"));
     }
 
     #[test]

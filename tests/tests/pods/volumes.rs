@@ -15,6 +15,7 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("a volume that two containers share", shared),
     Case::new("a volume in memory", in_memory),
     Case::new("a raw block volume", block),
+    Case::new("a raw block volume of several containers", shared_block),
     Case::new("a raw block volume without the host's page cache", uncached)
         .without_reference("runc reads no configuration of Kata's"),
     Case::new("raw block volumes that cannot be", bad_blocks)
@@ -331,6 +332,35 @@ fn block(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("removal", kubelet.remove(&pod.id), "ok");
 }
 
+/// Whoever has it sees what the others write; it stays as long as one has it.
+fn shared_block(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let disk = LoopDisk::new(&kubelet.scratch(), 1 << 20);
+    let pod = kubelet.run("pod");
+    let start = |name: &str, permissions| {
+        kubelet.start_described(&pod, with_disk(name, disk.path(), permissions)).expect("it starts")
+    };
+    let (first, second, reader) = (start("first", "rwm"), start("second", "rwm"), start("reader", "r"));
+    let write =
+        |id: &str, words: &str| kubelet.shell(id, &format!("printf '{words}' >/dev/xvda && sync && echo written"));
+    let read = |id: &str| kubelet.shell(id, "head -c 8 /dev/xvda");
+    notes.want("the first writes", write(&first, "by first"), "written");
+    notes.want("and the second reads", read(&second), "by first");
+    notes.want("the second writes", write(&second, "by secnd"), "written");
+    notes.want("and the third reads", read(&reader), "by secnd");
+    notes.want("who may only read", kubelet.shell(&reader, "(echo x >/dev/xvda) 2>&1 | grep -c 'not permitted'"), "1");
+    notes.want("removal of the first", kubelet.remove_container(&first), "ok");
+    notes.want("the others have it", write(&second, "by other"), "written");
+    notes.want("and see it", read(&reader), "by other");
+    // runc's containers have it as the host does.
+    notes.want("it is the pod's alone", claimed(&disk).is_err() == kubelet.is_ours(), true);
+    for id in [&second, &reader] {
+        notes.want("removal of one more", kubelet.remove_container(id), "ok");
+    }
+    notes.want("on the host", disk.head(8), "by other");
+    notes.want("it is the host's again", claimed(&disk).is_ok(), true);
+    notes.want("removal", kubelet.remove(&pod.id), "ok");
+}
+
 /// As the configuration has it.
 fn uncached(kubelet: &mut Kubelet, notes: &mut Notes) {
     kubelet.by_handler("kata-set");
@@ -381,8 +411,8 @@ fn bad_blocks(kubelet: &mut Kubelet, notes: &mut Notes) {
     let in_use = "the disk image DISK is in use: one that is written to can have one user only";
     notes.want("one that the host uses", refused("used", &disk), in_use);
     drop(claim);
-    let id = kubelet.start_described(&pod, with_disk("first", disk.path(), "rwm")).expect("it starts");
-    notes.want("one that another container has", refused("second", &disk), in_use);
+    let id = kubelet.start_described(&pod, with_disk("first", disk.path(), "r")).expect("it starts");
+    notes.want("one that another container reads", refused("second", &disk), in_use);
     notes.want("removal of that one", kubelet.remove_container(&id), "ok");
     notes.want("it is the host's again", claimed(&disk).is_ok(), true);
     notes.want("the pod is as it was", kubelet.exec(&other, &["echo", "here"]), "here");
