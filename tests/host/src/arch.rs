@@ -1,5 +1,7 @@
 //! The architectures that a test host can be of, and how QEMU is told.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// An architecture whose KVM QEMU can emulate.
@@ -61,6 +63,13 @@ impl Arch {
             Self::Aarch64 => "cortex-a76",
             Self::Ppc64le => "power9",
         }
+    }
+
+    /// How often the host must be interrupted from outside. On a busy machine QEMU's nested HV now and then loses the tick by which a
+    /// partition takes its processor back from one of its own: that one then has it until anything else interrupts.
+    #[must_use]
+    pub(crate) fn needs_pokes(self) -> Option<Duration> {
+        (self == Self::Ppc64le).then_some(Duration::from_millis(100))
     }
 
     /// The kernel's command line.

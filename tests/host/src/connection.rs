@@ -56,6 +56,14 @@ impl Connection {
         self.ask(&ToHost::Compare(time_of_day()?))
     }
 
+    /// Interrupts the host.
+    ///
+    /// # Errors
+    /// As [`Connection::ask`].
+    pub(crate) fn poke(&mut self) -> Result<()> {
+        self.ask(&ToHost::Poke)
+    }
+
     /// The connection itself, for a session.
     #[must_use]
     pub(crate) fn into_stream(self) -> TcpStream {

@@ -19,6 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::setsid;
 use tatami_testhost::wire::{CLOCK_SLACK, Setup, TOKEN_LEN, ToHost, Token};
 
+use crate::arch::Arch;
 use crate::connection::Connection;
 use crate::host::{Plan, State};
 use crate::places::try_lock;
@@ -57,7 +58,7 @@ pub(crate) fn keep(plan: Plan) -> Result<()> {
     let port = qemu.port()?;
     let connection = tell(&plan, port, token)?;
     // Where time counts instructions, it has nothing to do with ours.
-    let hangs = if plan.machine.icount { Arc::default() } else { watch(connection) };
+    let hangs = if plan.machine.icount { Arc::default() } else { watch(connection, plan.machine.arch) };
     let folder = plan.folder.clone();
     let idle_limit = Duration::from_secs(plan.idle);
     write_state(&State { keeper: std::process::id() as i32, port, token, plan })?;
@@ -122,14 +123,14 @@ fn tell(plan: &Plan, port: u16, token: Token) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Tells the host the time every [`CLOCK_PERIOD`] (this machine may have slept), and so learns whether it still answers.
-fn watch(mut connection: Connection) -> Arc<AtomicBool> {
+/// Tells the host the time every [`CLOCK_PERIOD`] (this machine may have slept), and so learns whether it still answers; pokes it
+/// meanwhile where it needs that.
+fn watch(mut connection: Connection, arch: Arch) -> Arc<AtomicBool> {
     let hangs = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&hangs);
     thread::spawn(move || {
         loop {
-            thread::sleep(CLOCK_PERIOD);
-            if let Err(e) = connection.tell_time() {
+            if let Err(e) = pass(&mut connection, arch).and_then(|()| connection.tell_time()) {
                 println!("the test host does not answer: {e:#}");
                 told.store(true, Ordering::Relaxed);
                 return;
@@ -137,6 +138,20 @@ fn watch(mut connection: Connection) -> Arc<AtomicBool> {
         }
     });
     hangs
+}
+
+/// Lets a [`CLOCK_PERIOD`] pass.
+fn pass(connection: &mut Connection, arch: Arch) -> Result<()> {
+    let Some(period) = arch.needs_pokes() else {
+        thread::sleep(CLOCK_PERIOD);
+        return Ok(());
+    };
+    let began = Instant::now();
+    while began.elapsed() < CLOCK_PERIOD {
+        thread::sleep(period);
+        connection.poke()?;
+    }
+    Ok(())
 }
 
 fn write_state(state: &State) -> Result<()> {

@@ -102,6 +102,8 @@ pub enum ToHost {
     Clock(u64),
     /// Time of day as well, only to be compared: `Failed` if the clock is off by more than [`CLOCK_DRIFT`].
     Compare(u64),
+    /// Nothing, for the interrupt that this is. Answered by `Done`.
+    Poke,
     /// Make ready to be frozen into a snapshot (load what commands will need, write everything back). Answered by `Done`.
     Prepare,
     /// Start a command. Answered by `Exited` once it has ended, or by `Failed`.
@@ -360,6 +362,7 @@ impl Message for ToHost {
                 out.push(9);
                 out.extend(time.to_le_bytes());
             }
+            Self::Poke => out.push(10),
         }
     }
     fn decode(tag: u8, fields: &mut Fields<'_>) -> Option<Self> {
@@ -385,6 +388,7 @@ impl Message for ToHost {
             7 => Self::Deaf(Stream::get(fields)?),
             8 => Self::Clock(fields.u64()?),
             9 => Self::Compare(fields.u64()?),
+            10 => Self::Poke,
             _ => return None,
         })
     }
@@ -451,6 +455,7 @@ mod tests {
         there_and_back(ToHost::Clock(u64::MAX));
         there_and_back(ToHost::Compare(1));
         there_and_back(ToHost::Prepare);
+        there_and_back(ToHost::Poke);
         for terminal in [None, Some(Size { rows: 24, cols: 300 })] {
             there_and_back(ToHost::Run(Run {
                 session: 3,

@@ -106,6 +106,7 @@ impl Server {
                 ToHost::Setup(setup) => answer(self.set_up(&setup)),
                 ToHost::Clock(time) => answer(set_clock(Duration::from_nanos(time))),
                 ToHost::Compare(time) => answer(compare_clock(Duration::from_nanos(time))),
+                ToHost::Poke => FromHost::Done,
                 ToHost::Prepare => answer(self.prepare()),
                 ToHost::Run(run) => {
                     session::run(self, connection, &run)?;
