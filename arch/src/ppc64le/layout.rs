@@ -41,6 +41,9 @@ pub const TERMINAL_IRQ: u32 = 0x1000;
 /// The first function's interrupt source. Those below 16 mean other things to the presentation controller.
 pub const FIRST_DEVICE_IRQ: u32 = 0x1001;
 
+/// What Linux counts memory by (its sections): a smaller rest at the end it neither maps nor uses.
+pub const MEMORY_SECTION: u64 = 16 << 20;
+
 /// The piece in which Linux adds memory (`ibm,lmb-size` where there is one, else its section size).
 pub const MEMORY_BLOCK: u64 = 256 << 20;
 

@@ -122,9 +122,9 @@ impl Machine for Ppc64le {
     }
 }
 
-/// Where RTAS's code and the device tree lie: at the top of the low memory that there is.
+/// Where RTAS's code and the device tree lie: at the top of the low memory that Linux uses.
 fn firmware(ram: &[Region]) -> Region {
-    let top = ram.first().map_or(0, Region::end).min(layout::LOW_END) & !(layout::PAGE_SIZE - 1);
+    let top = ram.first().map_or(0, Region::end).min(layout::LOW_END) & !(layout::MEMORY_SECTION - 1);
     Region { start: top.saturating_sub(layout::FIRMWARE_SIZE), size: layout::FIRMWARE_SIZE }
 }
 
@@ -157,6 +157,8 @@ mod tests {
         let place = |ram, size| Ppc64le::place_initrd(&Ppc64le::ram(ram), KERNEL, size);
         assert_eq!(place(128 << 20, 5000), Ok(Extent { start: (127 << 20) - (64 << 10), size: 5000 }));
         assert_eq!(place(8 << 30, 64 << 10), Ok(Extent { start: (1023 << 20) - (64 << 10), size: 64 << 10 }));
+        // Where memory does not end with a section of Linux's, below the last whole one.
+        assert_eq!(place(140 << 20, 5000), place(128 << 20, 5000));
         for size in [88 << 20, u64::MAX, 0] {
             assert_eq!(place(128 << 20, size), Err(PlacementError::InitrdTooLarge { size, free: 87 << 20 }));
         }
