@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use crate::check::CheckArguments;
 use crate::detached::Commands;
 use crate::direct_volume::DirectVolumeArguments;
+use crate::images::{ImageArguments, ListArguments, LoadArguments, PullArguments, RemoveArguments};
 use crate::install::{InstallArguments, UninstallArguments};
 use crate::ksm::KsmArguments;
 use crate::metrics::MetricsArguments;
@@ -28,6 +29,16 @@ pub enum Command {
     /// One of those about containers in the background.
     #[command(flatten)]
     Detached(Commands),
+    /// Fetch an image from a registry
+    Pull(PullArguments),
+    /// List images
+    Images(ListArguments),
+    /// Remove images
+    Rmi(RemoveArguments),
+    /// Take images in from files
+    Load(LoadArguments),
+    /// Fetch, list, remove, load, save and inspect images
+    Image(ImageArguments),
     /// Say whether this machine can run sandboxes, and what is missing
     Check(CheckArguments),
     /// Say what all sandboxes of this host use, in the form that Prometheus reads

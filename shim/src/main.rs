@@ -10,7 +10,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use tatami_shim::command_line::{Command, CommandLine};
 use tatami_shim::run::{self, TATAMI_FAILED};
-use tatami_shim::{check, containerd, detached, direct_volume, install, ksm, logging, metrics, oci};
+use tatami_shim::{check, containerd, detached, direct_volume, images, install, ksm, logging, metrics, oci};
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -31,6 +31,11 @@ fn main() -> ExitCode {
     match CommandLine::try_parse() {
         Ok(CommandLine { command: Command::Run(arguments) }) => run::main(*arguments, started),
         Ok(CommandLine { command: Command::Detached(command) }) => detached::main(command),
+        Ok(CommandLine { command: Command::Pull(arguments) }) => images::pull(&arguments),
+        Ok(CommandLine { command: Command::Images(arguments) }) => images::list(&arguments),
+        Ok(CommandLine { command: Command::Rmi(arguments) }) => images::remove(&arguments),
+        Ok(CommandLine { command: Command::Load(arguments) }) => images::load(&arguments),
+        Ok(CommandLine { command: Command::Image(arguments) }) => images::main(&arguments),
         Ok(CommandLine { command: Command::Check(arguments) }) => {
             // Fails only when nobody reads it.
             check::run(&arguments, &mut io::stdout().lock()).unwrap_or(ExitCode::FAILURE)

@@ -11,6 +11,7 @@ mod leaks;
 mod loop_disk;
 mod nearby;
 mod pty;
+pub mod registry;
 mod running;
 mod tools;
 

@@ -16,7 +16,7 @@ const RESERVE_ENTRIES: u64 = 1000;
 const MAX_ENTRIES: u64 = 4_000_000;
 
 /// Bytes that may still be written on the file system of `fd`, with the reserve taken off.
-pub(super) fn free_bytes(fd: impl AsFd) -> io::Result<u64> {
+pub(crate) fn free_bytes(fd: impl AsFd) -> io::Result<u64> {
     let stat = fstatvfs(fd)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(RESERVE_BYTES))
 }

@@ -52,7 +52,7 @@ impl Digest {
     }
 
     /// The digest of `bytes` by this digest's algorithm.
-    pub(super) fn same_algorithm(&self, bytes: &[u8]) -> Digest {
+    pub(crate) fn same_algorithm(&self, bytes: &[u8]) -> Digest {
         Hasher::new(self.algorithm).update(bytes).finish()
     }
 
@@ -62,7 +62,7 @@ impl Digest {
     }
 
     /// Where an OCI image layout keeps the blob.
-    pub(super) fn blob_path(&self) -> String {
+    pub(crate) fn blob_path(&self) -> String {
         format!("blobs/{}/{}", self.algorithm.name(), self.hex)
     }
 }
@@ -73,7 +73,9 @@ impl fmt::Display for Digest {
     }
 }
 
-enum Hasher {
+/// Bytes on their way to a digest.
+#[derive(Debug)]
+pub(crate) enum Hasher {
     Sha256(Sha256),
     Sha512(Sha512),
 }
@@ -86,19 +88,24 @@ impl Hasher {
         }
     }
 
+    /// Hashes with the algorithm of `digest`.
+    pub(crate) fn like(digest: &Digest) -> Hasher {
+        Hasher::new(digest.algorithm)
+    }
+
     fn update(mut self, bytes: &[u8]) -> Hasher {
         self.feed(bytes);
         self
     }
 
-    fn feed(&mut self, bytes: &[u8]) {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
         match self {
             Hasher::Sha256(hasher) => hasher.update(bytes),
             Hasher::Sha512(hasher) => hasher.update(bytes),
         }
     }
 
-    fn finish(self) -> Digest {
+    pub(crate) fn finish(self) -> Digest {
         let (algorithm, bytes) = match self {
             Hasher::Sha256(hasher) => (Algorithm::Sha256, hasher.finalize().to_vec()),
             Hasher::Sha512(hasher) => (Algorithm::Sha512, hasher.finalize().to_vec()),

@@ -5,7 +5,7 @@
 
 use super::platform::host_platform;
 use super::source::Source;
-use super::{Digest, ImageError, Layer, MAX_DOCUMENT, Parts, parse, parse_config, platform_of};
+use super::{Digest, Documents, ImageError, Layer, MAX_DOCUMENT, Parts, parse, parse_config, platform_of};
 use serde::Deserialize;
 
 /// One image in manifest.json.
@@ -64,7 +64,9 @@ fn image(source: &Source, saved: &Saved) -> Result<Parts, ImageError> {
     }
     let layers = saved.layers.iter().zip(diff_ids);
     let layers = layers.map(|(file, diff_id)| Ok(Layer { file: inside(file)?.to_owned(), blob: None, diff_id }));
-    Ok(Parts { config, digest: got, layers: layers.collect::<Result<_, ImageError>>()? })
+    let layers = layers.collect::<Result<_, ImageError>>()?;
+    let documents = Documents { manifest: None, config: bytes, names: saved.repo_tags.clone() };
+    Ok(Parts { config, digest: got, layers, documents })
 }
 
 /// Refuses a file name that would lead out of an unpacked archive.

@@ -5,7 +5,7 @@
 
 use super::platform::host_platform;
 use super::source::Source;
-use super::{Digest, ImageError, Layer, MAX_DOCUMENT, Parts, digest, parse, parse_config, platform_of};
+use super::{Digest, Documents, ImageError, Layer, MAX_DOCUMENT, Parts, digest, parse, parse_config, platform_of};
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 
 /// Indexes inside indexes: `docker save` needs one level.
@@ -26,8 +26,24 @@ const DOCKER_LAYERS: [&str; 4] = [
 /// An image manifest that may be the one.
 struct Candidate {
     name: String,
+    is_named: bool,
     digest: Digest,
-    manifest: ImageManifest,
+    manifest: Manifest,
+}
+
+/// A manifest, and as it was written.
+struct Manifest {
+    parsed: ImageManifest,
+    media_type: String,
+    text: Vec<u8>,
+}
+
+impl Manifest {
+    fn read(source: &Source, descriptor: &Descriptor) -> Result<Manifest, ImageError> {
+        let text = verified(source, descriptor)?;
+        let parsed = parse(descriptor.digest().as_ref(), &text)?;
+        Ok(Manifest { parsed, media_type: descriptor.media_type().to_string(), text })
+    }
 }
 
 /// What was found on the way through the indexes.
@@ -55,7 +71,20 @@ pub(super) fn read(source: &Source) -> Result<Parts, ImageError> {
         let names = candidates.into_iter().map(|candidate| candidate.name).collect();
         return Err(ImageError::Ambiguous { platform: host_platform(), names });
     }
-    image(source, &candidate.manifest)
+    let names = if candidate.is_named { vec![candidate.name] } else { Vec::new() };
+    image(source, candidate.manifest, names)
+}
+
+/// Reads the image that has this manifest.
+pub(super) fn read_manifest(source: &Source, manifest: &Digest, size: u64) -> Result<Parts, ImageError> {
+    let text = manifest.to_string();
+    let digest = text.parse::<oci_spec::image::Digest>().map_err(|_| ImageError::BadDigest { digest: text.clone() })?;
+    let mut manifest = Manifest::read(source, &Descriptor::new(MediaType::ImageManifest, size, digest))?;
+    // Docker's are of another type, and say so.
+    if let Some(media_type) = manifest.parsed.media_type() {
+        manifest.media_type = media_type.to_string();
+    }
+    image(source, manifest, Vec::new())
 }
 
 fn collect(
@@ -116,23 +145,25 @@ fn candidate(
     if found.candidates.iter().any(|other| other.digest == digest) {
         return Ok(());
     }
-    let manifest: ImageManifest = parse(&digest_text, &verified(source, descriptor)?)?;
-    match manifest.config().media_type() {
+    let manifest = Manifest::read(source, descriptor)?;
+    let config = manifest.parsed.config();
+    match config.media_type() {
         MediaType::ImageConfig => {}
         MediaType::Other(other) if other == DOCKER_CONFIG => {}
         // An artifact that is stored in the form of an image.
         _ => return Ok(()),
     }
     if descriptor.platform().is_none() {
-        let config_name = manifest.config().digest().to_string();
-        let (config, _) = parse_config(&config_name, &verified(source, manifest.config())?)?;
+        let config_name = config.digest().to_string();
+        let (config, _) = parse_config(&config_name, &verified(source, config)?)?;
         if platform_of(&config) != host_platform() {
             found.others.push(platform_of(&config));
             return Ok(());
         }
     }
+    let is_named = name.is_some();
     let name = name.map_or_else(|| digest_text.clone(), str::to_owned);
-    found.candidates.push(Candidate { name, digest, manifest });
+    found.candidates.push(Candidate { name, is_named, digest, manifest });
     Ok(())
 }
 
@@ -141,9 +172,11 @@ fn name_of(descriptor: &Descriptor) -> Option<&str> {
     NAMES.iter().find_map(|key| annotations.get(*key)).map(String::as_str)
 }
 
-fn image(source: &Source, manifest: &ImageManifest) -> Result<Parts, ImageError> {
+fn image(source: &Source, written: Manifest, names: Vec<String>) -> Result<Parts, ImageError> {
+    let manifest = &written.parsed;
     let name = manifest.config().digest().to_string();
-    let (config, diff_ids) = parse_config(&name, &verified(source, manifest.config())?)?;
+    let config_text = verified(source, manifest.config())?;
+    let (config, diff_ids) = parse_config(&name, &config_text)?;
     if platform_of(&config) != host_platform() {
         return Err(ImageError::NoPlatform { wanted: host_platform(), found: platform_of(&config) });
     }
@@ -160,7 +193,8 @@ fn image(source: &Source, manifest: &ImageManifest) -> Result<Parts, ImageError>
         Ok(Layer { file: digest.blob_path(), blob: Some((digest, layer.size())), diff_id })
     });
     let layers = layers.collect::<Result<_, _>>()?;
-    Ok(Parts { config, digest: digest(&name)?, layers })
+    let documents = Documents { manifest: Some((written.media_type, written.text)), config: config_text, names };
+    Ok(Parts { config, digest: digest(&name)?, layers, documents })
 }
 
 /// Whether the media type is a layer's. Which compression it has is then told by its first bytes: they cannot lie.

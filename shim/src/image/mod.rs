@@ -19,25 +19,30 @@ mod source;
 mod store;
 mod tar_stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tree;
 
 pub use budget::BudgetError;
+pub(crate) use budget::free_bytes;
 pub use digest::Digest;
+pub(crate) use digest::Hasher;
 pub use error::ImageError;
 pub use layer::LayerError;
-pub use store::Progress;
+pub(crate) use platform::host_architecture;
+pub(crate) use source::layer_suffix;
+pub use store::{Progress, Unpacked, forget, hold};
 pub use tar_stream::TarError;
 pub use tree::{Tree, TreeError};
 
 use oci_spec::image::ImageConfiguration;
 use source::Source;
+use std::io::Read;
 use std::path::Path;
 
 /// Bytes that an index, manifest or configuration may have.
-const MAX_DOCUMENT: u64 = 4 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
 
 /// An image for this machine whose documents are read and verified, and whose layers are not yet.
 pub struct Image {
@@ -45,6 +50,28 @@ pub struct Image {
     config: ImageConfiguration,
     digest: Digest,
     layers: Vec<Layer>,
+    documents: Documents,
+}
+
+/// An image's documents as they were written, whose digests others may know.
+#[derive(Debug, Clone)]
+pub struct Documents {
+    /// Media type and text of the manifest; what `docker save` wrote has none.
+    pub manifest: Option<(String, Vec<u8>)>,
+    /// The configuration.
+    pub config: Vec<u8>,
+    /// What the image is called where it lies.
+    pub names: Vec<String>,
+}
+
+/// A layer's file, with its digest and size where the image states them.
+pub struct LayerFile {
+    /// As the image has it.
+    pub stated: Option<(Digest, u64)>,
+    /// How many bytes there are.
+    pub size: u64,
+    /// Its bytes, compressed or not.
+    pub content: Box<dyn Read>,
 }
 
 /// One layer as the image lists it, the lowest first.
@@ -78,7 +105,35 @@ impl Image {
             };
             return Err(ImageError::NotAnImage { path: path.to_path_buf(), why: why.to_owned() });
         };
-        Ok(Image { source, config: parts.config, digest: parts.digest, layers: parts.layers })
+        Ok(Image::of(source, parts))
+    }
+
+    /// The image with this manifest in a folder that has an image layout's blobs, and needs no index.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn stored(folder: &Path, manifest: &Digest, size: u64) -> Result<Image, ImageError> {
+        let source = Source::open(folder)?;
+        let parts = layout::read_manifest(&source, manifest, size)?;
+        Ok(Image::of(source, parts))
+    }
+
+    fn of(source: Source, parts: Parts) -> Image {
+        let Parts { config, digest, layers, documents } = parts;
+        Image { source, config, digest, layers, documents }
+    }
+
+    /// The documents as they were written.
+    pub fn documents(&self) -> &Documents {
+        &self.documents
+    }
+
+    /// The layers' files, the lowest first, each when it is asked for.
+    pub fn layer_files(&self) -> impl Iterator<Item = Result<LayerFile, ImageError>> + '_ {
+        self.layers.iter().map(|layer| {
+            let blob = self.layer_blob(layer)?;
+            Ok(LayerFile { stated: layer.blob.clone(), size: blob.len(), content: Box::new(blob) })
+        })
     }
 
     /// The image's configuration: command, environment, user and so on.
@@ -97,6 +152,7 @@ struct Parts {
     config: ImageConfiguration,
     digest: Digest,
     layers: Vec<Layer>,
+    documents: Documents,
 }
 
 /// Parses a JSON document. Null members are dropped first: old writers put them where the specification wants nothing.

@@ -1,7 +1,7 @@
 //! The platform that images must be for: Linux on this machine's architecture, in the names that images use.
 
 /// This machine's architecture as Go, and so every image, names it.
-pub(super) fn host_architecture() -> &'static str {
+pub(crate) fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -172,6 +172,15 @@ impl Compression {
     }
 }
 
+/// What the media type of a layer ends in that begins with these bytes.
+pub(crate) fn layer_suffix(start: &[u8]) -> &'static str {
+    match Compression::of(start) {
+        Compression::None => "",
+        Compression::Gzip => "+gzip",
+        Compression::Zstd => "+zstd",
+    }
+}
+
 /// The file itself if it is not compressed, otherwise its content in an unnamed temporary file: layers are read from
 /// it in any order.
 fn decompressed(file: File) -> io::Result<File> {

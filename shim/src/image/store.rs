@@ -12,7 +12,7 @@ use super::tree::Tree;
 use super::{Image, ImageError, Layer};
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -51,39 +51,126 @@ impl std::fmt::Display for Progress {
     }
 }
 
+/// An unpacked image. While it lives, or for as long as the process does that was told to [`Unpacked::keep`] it, nobody removes it.
+#[derive(Debug)]
+pub struct Unpacked {
+    /// The image's root folder.
+    pub rootfs: PathBuf,
+    in_use: File,
+}
+
+impl Unpacked {
+    /// Keeps it in its place until this process ends, whatever becomes of it; where it is.
+    pub fn keep(self) -> PathBuf {
+        // The descriptor is what holds the lock.
+        std::mem::forget(self.in_use);
+        self.rootfs
+    }
+
+    /// What was unpacked to the folder `finished`, if it was; its lock is the folder's own, and goes with it.
+    fn find(finished: &Path) -> Result<Option<Unpacked>, ImageError> {
+        let rootfs = finished.join("rootfs");
+        let in_use = match File::open(finished) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(at(finished)(error)),
+        };
+        in_use.lock_shared().map_err(at(finished))?;
+        // It may have been removed, and unpacked anew, before the lock was ours.
+        let named = fs::metadata(finished).ok().map(|named| named.ino());
+        let is_named = named == in_use.metadata().ok().map(|ours| ours.ino());
+        Ok((is_named && rootfs.is_dir()).then_some(Unpacked { rootfs, in_use }))
+    }
+}
+
+/// Keeps what was unpacked to `rootfs` in its place until this process ends; false where there is nothing.
+///
+/// # Errors
+/// [`ImageError::Store`].
+pub fn hold(rootfs: &Path) -> Result<bool, ImageError> {
+    let Some(finished) = rootfs.parent() else { return Ok(false) };
+    let found = Unpacked::find(finished)?;
+    Ok(found.map(Unpacked::keep).is_some())
+}
+
+/// Removes what the image `digest` was unpacked to below `store`; false when somebody uses it.
+///
+/// # Errors
+/// [`ImageError::Store`].
+pub fn forget(store: &Path, digest: &Digest) -> Result<bool, ImageError> {
+    let images = images_of(store)?;
+    let path = lock_path(&images, digest);
+    if !path.exists() {
+        return Ok(true);
+    }
+    let _lock = lock(&path, &mut |_| {})?;
+    let (finished, partial) = (images.join(digest.hex()), partial_path(&images, digest));
+    remove(&partial)?;
+    if let Ok(folder) = File::open(&finished) {
+        match folder.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(error)) => return Err(at(&finished)(error)),
+        }
+        // Without the right name at once: half of it must not be taken for the whole.
+        fs::rename(&finished, &partial).map_err(at(&finished))?;
+    }
+    remove(&partial)?;
+    Ok(true)
+}
+
+fn images_of(store: &Path) -> Result<PathBuf, ImageError> {
+    let images = store.join("images");
+    // Private: set-id binaries and device nodes of images are nothing for this machine's users.
+    DirBuilder::new().recursive(true).mode(0o700).create(&images).map_err(at(&images))?;
+    Ok(images)
+}
+
+fn lock_path(images: &Path, digest: &Digest) -> PathBuf {
+    images.join(format!("{}.lock", digest.hex()))
+}
+
+fn partial_path(images: &Path, digest: &Digest) -> PathBuf {
+    images.join(format!("{}.partial", digest.hex()))
+}
+
 impl Image {
-    /// Unpacks the image below `store` unless that was done before, and returns its root folder. The folder is shared:
+    /// Unpacks the image below `store` unless that was done before, and returns its root folder, which nobody removes as long
+    /// as the answer lives. The folder is shared:
     /// mount it read-only or as the lower layer of an overlay. Needs root, since files get the owners they have in the
     /// image.
     ///
     /// # Errors
     /// A layer that is missing, corrupt, malicious or larger than the free disk space; nothing of it stays.
-    pub fn unpack_into(&self, store: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, ImageError> {
-        let images = store.join("images");
-        // Private: set-id binaries and device nodes of images are nothing for this machine's users.
-        DirBuilder::new().recursive(true).mode(0o700).create(&images).map_err(at(&images))?;
+    pub fn unpack_into(&self, store: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Unpacked, ImageError> {
+        let images = images_of(store)?;
         let finished = images.join(self.digest.hex());
-        let rootfs = finished.join("rootfs");
-        if rootfs.is_dir() {
-            return Ok(rootfs);
+        loop {
+            if let Some(unpacked) = Unpacked::find(&finished)? {
+                return Ok(unpacked);
+            }
+            let _lock = lock(&lock_path(&images, &self.digest), progress)?;
+            if !finished.exists() {
+                self.unpack_as(&images, &finished, progress)?;
+            }
         }
-        let _lock = lock(&images.join(format!("{}.lock", self.digest.hex())), progress)?;
-        if rootfs.is_dir() {
-            return Ok(rootfs);
-        }
-        let partial = images.join(format!("{}.partial", self.digest.hex()));
+    }
+
+    /// Unpacks to another name, and gives it the right one.
+    fn unpack_as(&self, images: &Path, finished: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), ImageError> {
+        let partial = partial_path(images, &self.digest);
         remove(&partial)?;
         let unpacked = self.unpack_to(&partial, progress).and_then(|()| {
             // The rename must not reach the disk before what it names.
-            File::open(&images).and_then(|fd| Ok(rustix::fs::syncfs(fd)?)).map_err(at(&images))?;
-            fs::rename(&partial, &finished).map_err(at(&finished))
+            File::open(images).and_then(|fd| Ok(rustix::fs::syncfs(fd)?)).map_err(at(images))?;
+            fs::rename(&partial, finished).map_err(at(finished))
         });
         if let Err(error) = unpacked {
             // The first error is the one to tell; the next caller removes what stays now.
             let _ = remove(&partial);
             return Err(error);
         }
-        Ok(rootfs)
+        Ok(())
     }
 
     fn unpack_to(&self, partial: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), ImageError> {
@@ -106,7 +193,7 @@ impl Image {
     }
 
     /// Opens a layer's file and checks its size.
-    fn layer_blob(&self, layer: &Layer) -> Result<Blob, ImageError> {
+    pub(super) fn layer_blob(&self, layer: &Layer) -> Result<Blob, ImageError> {
         let name = layer.name();
         let blob = self.source.blob(&layer.file).map_err(|error| match error {
             ImageError::MissingBlob { .. } => ImageError::MissingBlob { name: name.clone() },

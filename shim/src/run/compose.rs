@@ -11,6 +11,7 @@ use oci_spec::image::Config;
 
 use super::options::RunOptions;
 use crate::image::{Image, ImageError, Progress, Tree, TreeError};
+use crate::images::Stored;
 use crate::sandbox::disk_root::DiskRoot;
 use crate::sandbox::disks::DeviceImage;
 use crate::sandbox::mounts::{HostVolume, Layout, MountError, Root, SharedFolder};
@@ -38,8 +39,10 @@ pub(crate) enum ComposeError {
 
 /// Where the container's root comes from.
 pub(crate) enum Base {
-    /// An image, and the folder where unpacked ones are kept.
+    /// An image in a file or folder, and the folder where unpacked ones are kept.
     Image(PathBuf, PathBuf),
+    /// An image that has a name, and the same.
+    Stored(Box<Stored>, PathBuf),
     /// A folder.
     Plain(PathBuf),
     /// A disk image.
@@ -122,18 +125,24 @@ impl Recipe {
 
     /// Opens, unpacks and mounts. Takes as long as the image is large.
     pub(crate) fn lay_out(mut self, container: &str, shared: &SharedFolder) -> Result<LaidOut, ComposeError> {
+        let opened;
         let (root, image) = match &self.base {
             Base::Image(path, store) => {
-                let image = Image::open(path)?;
-                let unpacked = image.unpack_into(store, &mut show)?;
-                (Root::Image(unpacked), Some(image))
+                opened = Image::open(path)?;
+                (unpack(&opened, store)?, Some(&opened))
             }
+            Base::Stored(stored, store) => (unpack(&stored.image, store)?, Some(&stored.image)),
             Base::Plain(folder) => (Root::Plain(folder.clone()), None),
             Base::Disk(disk) => (Root::Disk(disk.clone()), None),
         };
+        let image = image.map(|image| image.config().clone());
+        // What is stored may be removed again, and only what was unpacked has to stay.
+        if matches!(self.base, Base::Stored(..)) {
+            self.base = Base::Plain(PathBuf::new());
+        }
         self.show_name_servers(shared)?;
         let layout = shared.lay_out(container, &root, &self.volumes)?;
-        let image = image.as_ref().and_then(|image| image.config().config().as_ref());
+        let image = image.as_ref().and_then(|image| image.config().as_ref());
         let stop_signal = image.and_then(|image| image.stop_signal().clone());
         let (spec, host_root) = match root {
             Root::Disk(_) => (specify_unseen(self.options, layout)?, None),
@@ -167,6 +176,11 @@ impl Recipe {
         self.options.volumes.push(Volume { guest_source, destination, read_only: true });
         Ok(())
     }
+}
+
+/// A root that nobody removes while this process lives, whose only sandbox it is for.
+fn unpack(image: &Image, store: &Path) -> Result<Root, ImageError> {
+    Ok(Root::Image(image.unpack_into(store, &mut show)?.keep()))
 }
 
 /// Tells a person who waits, and nobody else.

@@ -33,6 +33,7 @@ use crate::containerd::hooks::HostNamespaces;
 use crate::detached::foreground::Announcement;
 use crate::detached::launch::{LaunchError, Order, Work, launch};
 use crate::guest_files::{GuestFiles, GuestFilesError};
+use crate::images::{self, ImagesError};
 use crate::network::resolv_conf;
 use crate::sandbox::container::Container;
 use crate::sandbox::disk_root::{DiskFormat, DiskRoot};
@@ -76,6 +77,8 @@ enum RunError {
     NoTerminal,
     #[error("no such image: {} (a folder or an archive is expected)", .0.display())]
     NoImage(PathBuf),
+    #[error(transparent)]
+    Images(#[from] ImagesError),
     #[error(transparent)]
     GuestFiles(#[from] GuestFilesError),
     #[error("volume: {0}")]
@@ -163,7 +166,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
     if options.interactive && options.tty && options.detach.is_none() && !io::stdin().is_terminal() {
         return Err(RunError::NoTerminal);
     }
-    let base = find_base(&options.source, options.read_only)?;
+    let base = find_base(&options)?;
     let mut served = Served::default();
     let devices = find_devices(&options.devices, &mut served)?;
     let is_image = |(image, _): &(DeviceImage, _)| matches!(image.source, DeviceSource::Image(_));
@@ -229,13 +232,17 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
 }
 
 /// What the container's root comes from, if it is there. An image is read while the guest boots.
-fn find_base(source: &Source, read_only: bool) -> Result<Base, RunError> {
-    match source {
-        Source::Image(path) if !path.exists() => Err(RunError::NoImage(path.clone())),
-        Source::Image(path) => Ok(Base::Image(path.clone(), Places::from_environment().root)),
+fn find_base(options: &RunOptions) -> Result<Base, RunError> {
+    let root = Places::from_environment().root;
+    match &options.source {
+        Source::Image(path) => match path.to_str().filter(|word| !images::is_file(word)) {
+            Some(word) => Ok(Base::Stored(Box::new(images::find(&root, word, options.pull)?), root)),
+            None if path.exists() => Ok(Base::Image(path.clone(), root)),
+            None => Err(RunError::NoImage(path.clone())),
+        },
         Source::Plain(path) => match HostPath::open(path) {
             Ok(folder) if folder.is_folder() => Ok(Base::Plain(path.clone())),
-            Ok(_) => find_disk(path, read_only),
+            Ok(_) => find_disk(path, options.read_only),
             Err(error) => Err(RunError::Rootfs(error.to_string())),
         },
     }

@@ -18,6 +18,7 @@ use super::size::{parse_memory, parse_size};
 use super::volume::Volume;
 use crate::detached::output_log::Limits;
 use crate::detached::signal_number;
+use crate::images::PullPolicy;
 use crate::network::passt::Published;
 use crate::spec::Isolation;
 
@@ -31,11 +32,14 @@ use crate::spec::Isolation;
     args_override_self = true
 )]
 pub struct RunArguments {
-    /// The image (an OCI layout folder, an oci-archive or a docker-archive), then the command; with --rootfs the command
-    /// alone
+    /// The image (its name, as `tatami pull` takes it, or an OCI layout folder, an oci-archive or a docker-archive), then the
+    /// command; with --rootfs the command alone
     #[arg(value_name = "IMAGE [COMMAND] [ARG...]", trailing_var_arg = true)]
     words: Vec<String>,
 
+    /// When to ask the registry for an image that has a name: where it is not there, each time, or never
+    #[arg(long, value_enum, default_value_t = PullPolicy::Missing)]
+    pull: PullPolicy,
     /// Leave it running in the background, and print its id; `tatami ps` shows it, `tatami logs` what it writes
     #[arg(short, long, conflicts_with_all = ["console", "timings"])]
     detach: bool,
@@ -156,6 +160,8 @@ pub struct RunArguments {
 
 const EXAMPLES: &str = "\
 Examples:
+  A command in an image from a registry, fetched once:
+      tatami run debian:trixie-slim uname -a
   A command from a docker-archive or oci-archive:
       tatami run alpine.tar uname -a
   A shell in a terminal, from an OCI layout folder:
@@ -218,7 +224,7 @@ pub enum ConsoleKind {
 /// Where the container's root comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// An image, in any form that [`crate::image`] reads.
+    /// An image: a file or folder in any form that [`crate::image`] reads, or its name.
     Image(PathBuf),
     /// A folder.
     Plain(PathBuf),
@@ -229,6 +235,8 @@ pub enum Source {
 pub struct RunOptions {
     /// Where the root comes from.
     pub source: Source,
+    /// When it is fetched.
+    pub pull: PullPolicy,
     /// The command; empty: the image's.
     pub command: Vec<String>,
     /// In place of the image's entry point.
@@ -386,6 +394,7 @@ impl RunArguments {
         };
         Ok(RunOptions {
             source,
+            pull: self.pull,
             command: words,
             entrypoint: self.entrypoint,
             env: variables(self.env, environment)?,

@@ -30,6 +30,7 @@ use super::remove::remove_tree;
 use super::root_disk::RootDisk;
 use super::vm::{VmError, VmOrder, VmWatch};
 use crate::guest_files::GuestFile;
+use crate::image::{self, ImageError};
 
 /// Raised whenever the meaning of `sandbox.json` changes.
 const FORMAT: u32 = 2;
@@ -110,6 +111,9 @@ pub enum RestoreError {
         /// As it was named.
         image: String,
     },
+    /// It cannot be kept from being removed.
+    #[error(transparent)]
+    Store(#[from] ImageError),
     /// The guest knows what was on it.
     #[error("the guest's root is on {disk}, which has changed since it was saved: bring it back as it was")]
     RootDisk {
@@ -417,6 +421,8 @@ impl Saved {
                 .filter(|volume| volume.source == *old)
                 .for_each(|volume| volume.source.clone_from(&path));
         }
+        // Where it is no image that was unpacked here, nobody removes it either.
+        image::hold(&self.image)?;
         let root = Root::Saved { layers: self.layers(folder), image: self.image.clone() };
         let layout = shared.lay_out(&self.place, &root, &volumes)?;
         // A file of a lower layer that is open for reading when it is opened for writing would be two files from then on.

@@ -1,4 +1,5 @@
-//! `tatami inspect`: all that is known of containers, in docker's words where there are some.
+//! `tatami inspect`: all that is known of containers, and of images where no container is called so, in docker's words where there
+//! are some.
 
 use std::io::Write;
 use std::time::SystemTime;
@@ -10,12 +11,13 @@ use super::super::client::Client;
 use super::super::output_log::{self, time_of};
 use super::super::registry::{self, Entry};
 use super::super::{Error, FAILED, complain, server};
+use crate::images;
 use crate::sandbox::folder::Places;
 
 /// `tatami inspect`.
 #[derive(Args)]
 #[command(after_help = "\
-Prints a JSON array with an object for each container. `State.Status` is created, running, paused, exited, or dead,
+Prints a JSON array with an object for each container, or image if no container is called so. `State.Status` is created, running, paused, exited, or dead,
 which a container is whose sandbox server was killed. `Spec` is the OCI specification in the guest's terms.
 
 Examples:
@@ -23,7 +25,7 @@ Examples:
   tatami inspect web | jq -r '.[0].State.ExitCode'")]
 pub struct InspectArguments {
     /// Names, ids, or beginnings of ids
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required = true, value_name = "CONTAINER|IMAGE")]
     containers: Vec<String>,
 }
 
@@ -33,10 +35,13 @@ pub(super) async fn inspect(places: &Places, arguments: &InspectArguments) -> Re
     for word in &arguments.containers {
         match registry::find(places, word) {
             Ok(entry) => all.push(describe(&entry).await),
-            Err(error) => {
-                complain(&error);
-                status = FAILED;
-            }
+            Err(error) => match images::described(&places.root, word) {
+                Some(image) => all.push(image),
+                None => {
+                    complain(&error);
+                    status = FAILED;
+                }
+            },
         }
     }
     let text = serde_json::to_string_pretty(&all).expect("values are JSON");

@@ -49,7 +49,7 @@ pub enum Commands {
     Restore(save::RestoreArguments),
     /// Remove containers that have ended: their records and logs
     Rm(control::RmArguments),
-    /// Show all that is known of containers, as JSON
+    /// Show all that is known of containers or images, as JSON
     Inspect(inspect::InspectArguments),
 }
 
