@@ -22,6 +22,11 @@ const USER: &str = "guest:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh
 /// The same as a request says it: guest:secret.
 pub const AUTHORIZATION: &str = "Z3Vlc3Q6c2VjcmV0";
 
+/// Where the certificate of a registry with TLS is, and that of its authority.
+pub fn certificates() -> PathBuf {
+    crate::checkout().join("tests/registry")
+}
+
 /// A running docker-registry, killed when it is dropped.
 pub struct Registry {
     child: Child,
@@ -41,11 +46,22 @@ impl Registry {
     /// # Panics
     /// When there is none, or it does not answer.
     pub fn start(folder: &Path, with_password: bool) -> Self {
+        Self::start_over(folder, folder.join("storage"), with_password, false)
+    }
+
+    /// Starts one with TLS, by the certificate in [`certificates`], that has what `other` has.
+    ///
+    /// # Panics
+    /// As [`Registry::start`].
+    pub fn start_secure(folder: &Path, other: &Registry) -> Self {
+        Self::start_over(folder, other.storage.clone(), false, true)
+    }
+
+    fn start_over(folder: &Path, storage: PathBuf, with_password: bool, with_tls: bool) -> Self {
         fs::create_dir_all(folder).expect("a folder");
         // Somebody else could take the port before the registry does; it then says so, and the test fails.
         let host =
             TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").to_string();
-        let storage = folder.join("storage");
         let mut settings = json!({
             "version": "0.1",
             "log": { "level": "error", "accesslog": { "disabled": true } },
@@ -56,6 +72,10 @@ impl Registry {
             let path = folder.join("htpasswd");
             fs::write(&path, USER).expect("a file");
             settings["auth"] = json!({ "htpasswd": { "realm": "test", "path": path } });
+        }
+        if with_tls {
+            let file = |name: &str| certificates().join(name);
+            settings["http"]["tls"] = json!({ "certificate": file("server.crt"), "key": file("server.key") });
         }
         // JSON is YAML.
         let path = folder.join("config.yml");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tatami_tests::registry::{AUTHORIZATION, Gate, Registry};
+use tatami_tests::registry::{AUTHORIZATION, Gate, Registry, certificates};
 use tatami_tests::{PATIENCE, Running, Tatami};
 
 /// As images name it.
@@ -132,6 +132,23 @@ fn a_registry_that_wants_a_password_is_told_one() {
     let mut nobody = tatami.command(&["pull", &name]);
     nobody.env("HOME", tatami.scratch()).env_remove("REGISTRY_AUTH_FILE");
     Running::start(nobody).finish().expect_error(1, &["not logged in", "podman login"]);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_registry_is_spoken_to_securely_if_it_is_trusted() {
+    let tatami = Tatami::new();
+    let plain = Registry::start(&tatami.scratch().join("plain"), false);
+    plain.push_image(("app", "1"), architecture(), &config(), &[b"layer".to_vec()]);
+    let secure = Registry::start_secure(&tatami.scratch().join("secure"), &plain);
+    // By a name, which is looked for.
+    let port = secure.host().rsplit(':').next().unwrap();
+    let name = format!("localhost:{port}/app:1");
+    let pull = |options: &[&str]| tatami.tatami(&[&["pull"], options, &[&name]].concat());
+    let known = certificates();
+    pull(&["--cert-dir", known.to_str().unwrap()]).expect_status(0);
+    pull(&["--cert-dir", "/nowhere"]).expect_error(1, &["cannot pull", &name, "cannot be trusted"]);
+    pull(&["--plain-http"]).expect_error(1, &["cannot pull", &name]);
 }
 
 #[test]

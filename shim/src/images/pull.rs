@@ -47,6 +47,9 @@ pub struct PullArguments {
     /// Speak to the registry without TLS
     #[arg(long)]
     plain_http: bool,
+    /// Trust the authorities whose certificates (*.crt) are in this folder, too
+    #[arg(long, value_name = "DIR", conflicts_with = "plain_http")]
+    cert_dir: Option<PathBuf>,
     /// Take credentials from this file
     #[arg(long, value_name = "FILE")]
     auth_file: Option<PathBuf>,
@@ -58,6 +61,7 @@ pub struct PullArguments {
 pub(super) fn main(content: &Content, arguments: &PullArguments) -> Result<u8, ImagesError> {
     let options = Options {
         plain_http: arguments.plain_http,
+        certificates: arguments.cert_dir.clone(),
         files: credentials(arguments.auth_file.as_deref()),
         limits: Limits::default(),
     };

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ impl Default for Limits {
 pub struct Options {
     /// Without TLS. This machine's own needs no saying so.
     pub plain_http: bool,
+    /// Where certificates of its authorities are, if the system does not know them. It is spoken to with TLS then.
+    pub certificates: Option<PathBuf>,
     /// Where credentials are.
     pub files: Files,
     /// How long it may take.
@@ -96,7 +99,8 @@ impl Client {
         let registry = reference.registry().to_owned();
         let host = if registry == "docker.io" { "registry-1.docker.io".to_owned() } else { registry.clone() };
         let is_here = is_loopback(&host);
-        let plain = options.plain_http || is_here && !trust::has_own(&host);
+        let certificates = options.certificates.as_deref();
+        let plain = options.plain_http || is_here && certificates.is_none() && !trust::has_own(&host);
         let limits = options.limits;
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
@@ -110,7 +114,7 @@ impl Client {
         if is_here {
             config = config.proxy(None);
         }
-        let authorities = trust::authorities(&host);
+        let authorities = trust::authorities(&host, certificates);
         if authorities.is_empty() && !plain {
             return Err(RegistryError::NoAuthorities);
         }

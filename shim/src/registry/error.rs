@@ -20,7 +20,7 @@ pub enum RegistryError {
     },
     /// No secure connection.
     #[error(
-        "{host} cannot be trusted: {why} (if its authority is one of your own, put its certificate into /etc/containers/certs.d/{host}/ca.crt; a registry without TLS needs --plain-http)"
+        "{host} cannot be trusted: {why} (if its authority is one of your own, put its certificate into /etc/containers/certs.d/{host}/ca.crt, or name its folder with --cert-dir; a registry without TLS needs --plain-http)"
     )]
     Untrusted {
         /// Whom.

@@ -3,10 +3,24 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
 use crate::image::Digest;
+
+/// Where the certificates of such a registry are.
+pub(crate) fn certificates() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/registry")
+}
+
+/// A connection, whatever it is wrapped in.
+trait Stream: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Stream for T {}
 
 /// What was asked.
 #[derive(Debug, Clone)]
@@ -62,17 +76,37 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
+        Server::listen(answer, |stream| Box::new(stream))
+    }
+
+    fn listen(
+        answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+        wrap: impl Fn(TcpStream) -> Box<dyn Stream> + Send + 'static,
+    ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (log, answer) = (Arc::clone(&asked), Arc::new(answer));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
+                let (stream, log, answer) = (wrap(stream), Arc::clone(&log), Arc::clone(&answer));
                 std::thread::spawn(move || serve(stream, &log, &*answer));
             }
         });
         Server { address, asked }
+    }
+
+    /// The same with TLS, by the certificate of `tests/registry`.
+    pub(crate) fn start_secure(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Server {
+        let own = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into());
+        let own = own.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let chain = CertificateDer::pem_file_iter(certificates().join("server.crt")).unwrap().map(Result::unwrap);
+        let key = PrivateKeyDer::from_pem_file(certificates().join("server.key")).unwrap();
+        let own = Arc::new(own.with_single_cert(chain.collect(), key).unwrap());
+        Server::listen(answer, move |stream| {
+            let connection = rustls::ServerConnection::new(Arc::clone(&own)).unwrap();
+            Box::new(rustls::StreamOwned::new(connection, stream))
+        })
     }
 
     /// A registry that has what is on the shelf.
@@ -92,8 +126,8 @@ impl Server {
 }
 
 /// Answers one request; whoever asked closes, or is closed.
-fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request) -> Reply) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
+fn serve(stream: Box<dyn Stream>, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request) -> Reply) {
+    let mut reader = BufReader::new(stream);
     let mut line = String::new();
     if reader.read_line(&mut line).unwrap_or(0) == 0 {
         return;
@@ -121,6 +155,7 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
         End::Whole => reply.body.len(),
         End::Cut(at) | End::Stall(at) => at.min(reply.body.len()),
     };
+    let mut stream = reader.into_inner();
     // Fails where the other side has seen enough.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(b"\r\n"));
     let _ = stream.write_all(&reply.body[..sent]).and_then(|()| stream.flush());

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 
-use super::testing::{End, MANIFEST, Reply, Request, Server, Shelf};
+use super::testing::{End, MANIFEST, Reply, Request, Server, Shelf, certificates};
 use super::{Client, Files, Limits, Options, RegistryError};
 use crate::content::parse;
 use crate::image::Digest;
@@ -119,6 +119,19 @@ fn credentials_follow_a_redirect_to_the_same_host_only() {
     let client = client(&server, Some(password("u:p")));
     assert!(client.blob(&Digest::of(b"layer"), 0).is_ok());
     assert_eq!(elsewhere.asked("/blob")[0].header("authorization"), "");
+}
+
+#[test]
+fn a_certificate_is_believed_if_its_authority_is() {
+    let shelf = shelf();
+    let server = Server::start_secure(move |request| shelf.answer(request));
+    let (_folder, mut options) = options(&server.host(), None);
+    options.certificates = Some(certificates());
+    assert!(client_with(&server, &options).manifest("latest").is_ok());
+    // One that does not hold the authority's.
+    options.certificates = Some(certificates().join("elsewhere"));
+    let error = client_with(&server, &options).manifest("latest").unwrap_err().to_string();
+    assert!(error.contains("cannot be trusted") && error.contains("--cert-dir"), "{error}");
 }
 
 #[test]

@@ -14,11 +14,12 @@ const BUNDLES: [&str; 4] = [
 /// Where a folder with a registry's name holds the certificates of its authorities.
 const OWN: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
-/// Certificates of authorities that the registry `host` may be certified by.
-pub(super) fn authorities(host: &str) -> Vec<Certificate<'static>> {
+/// Certificates of authorities that the registry `host` may be certified by, those in the folder `further` among them.
+pub(super) fn authorities(host: &str, further: Option<&Path>) -> Vec<Certificate<'static>> {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let bundle = named.or_else(|| BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file()));
-    bundle.into_iter().chain(own_files(host)).flat_map(|path| read(&path)).collect()
+    let further = further.into_iter().flat_map(files);
+    bundle.into_iter().chain(own_files(host)).chain(further).flat_map(|path| read(&path)).collect()
 }
 
 /// Whether somebody has said whom to believe about this registry.
@@ -27,9 +28,16 @@ pub(super) fn has_own(host: &str) -> bool {
 }
 
 fn own_files(host: &str) -> impl Iterator<Item = PathBuf> {
-    let folders = OWN.iter().map(|folder| Path::new(folder).join(host)).collect::<Vec<_>>();
-    let entries = folders.into_iter().filter_map(|folder| folder.read_dir().ok()).flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|extension| extension == "crt"))
+    OWN.iter().flat_map(move |folder| files(&Path::new(folder).join(host)))
+}
+
+/// The certificates of a folder, by their names.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "crt"))
+        .collect()
 }
 
 fn read(path: &Path) -> Vec<Certificate<'static>> {
