@@ -40,10 +40,11 @@ fn status(text: &str) -> BTreeMap<&str, &str> {
 
 /// What a descriptor's link names, without what differs from one to the next.
 fn kind(seen: &Seen, link: &str) -> &'static str {
-    const ANONYMOUS: [&str; 6] = [
+    const ANONYMOUS: [&str; 7] = [
         "anon_inode:kvm-vm",
         "anon_inode:kvm-vcpu",
         "anon_inode:kvm-arm-vgic",
+        "anon_inode:kvm-xics",
         "anon_inode:[eventpoll]",
         "anon_inode:[eventfd]",
         "anon_inode:[timerfd]",
