@@ -3,6 +3,7 @@
 use std::fs;
 
 use tatami_shim::image::{Image, Progress, fuzzing};
+use tatami_shim::registry::fuzzing as registry;
 
 use crate::scratch::Scratch;
 
@@ -34,6 +35,13 @@ pub fn image(data: &[u8]) {
         let _ = image.unpack_into(&store, &mut |_: Progress| {});
     }
     scratch.check();
+}
+
+/// What a registry says before it gives anything, and an image's name.
+pub fn challenge(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    registry::challenge(&text);
+    registry::name(&text);
 }
 
 /// Between the parts of an image's input.

@@ -6,7 +6,7 @@
 //! | [`devices`], [`nics`], [`memories`], [`files`], [`back_ends`] | each device behind the driver of [`driver`] |
 //! | [`loading`] | kernels, saved machines, what comes over the VMM's control socket |
 //! | [`headers`] | what describes a saved sandbox |
-//! | [`images`] | layers and image archives |
+//! | [`images`] | layers and image archives; what a registry asks |
 //! | [`agents`] | both sides of the agent's wire; what containerd says to a shim |
 //! | [`seeds`] | inputs that make sense, to begin from |
 //!
@@ -82,6 +82,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "control", run: loading::control, seeds: seeds::messages },
     Target { name: "layer", run: images::layer, seeds: seeds::layers },
     Target { name: "image", run: images::image, seeds: seeds::images },
+    Target { name: "challenge", run: images::challenge, seeds: seeds::challenges },
     Target { name: "agent", run: agents::agent, seeds: seeds::specifications },
     Target { name: "answers", run: agents::answers, seeds: seeds::answers },
     Target { name: "options", run: agents::options, seeds: seeds::options },

@@ -259,3 +259,11 @@ pub fn options() -> Vec<Vec<u8>> {
     let overlay = b"\x02erofs /a ro device=/b\nformat/mkdir/overlay overlay lowerdir={{ mount 0 }} upperdir=/u workdir=/w X-containerd.mkdir.path=/u";
     vec![call, [&[1][..], config].concat(), overlay.to_vec(), b"\x02ext4 /dev/vda rw".to_vec()]
 }
+
+/// What registries ask, and names of images.
+pub fn challenges() -> Vec<Vec<u8>> {
+    let bearer = br#"Bearer realm="https://auth.example/token",service="r.example",scope="repository:a/b:pull,push""#;
+    let both = b"Basic realm=\"a \\\" b\"\nBearer realm=https://a/b , error=\"x\"";
+    let name = b"localhost:5000/team/app:1@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    vec![bearer.to_vec(), both.to_vec(), name.to_vec(), b"debian".to_vec()]
+}

@@ -7,6 +7,8 @@ mod challenge;
 mod client;
 mod credentials;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod lookup;
 #[cfg(test)]
 pub(crate) mod testing;
