@@ -10,6 +10,7 @@ use crate::images::{ImageArguments, ListArguments, LoadArguments, PullArguments,
 use crate::install::{InstallArguments, UninstallArguments};
 use crate::ksm::KsmArguments;
 use crate::metrics::MetricsArguments;
+use crate::metrics::top::TopArguments;
 use crate::run::options::RunArguments;
 
 /// The command line.
@@ -43,6 +44,9 @@ pub enum Command {
     Check(CheckArguments),
     /// Say what all sandboxes of this host use, in the form that Prometheus reads
     Metrics(MetricsArguments),
+    /// Show what sandboxes use now, the busiest first, until Ctrl-C
+    #[command(visible_alias = "stats")]
+    Top(TopArguments),
     /// Have the kernel look for equal pages of mergeable sandboxes' memory while there is something to find, until Ctrl-C
     Ksm(KsmArguments),
     /// Say which disk guests mount in place of a volume, as CSI drivers do

@@ -26,3 +26,4 @@ pub mod registry;
 pub mod run;
 pub mod sandbox;
 pub mod spec;
+mod table;

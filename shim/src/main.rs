@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             check::run(&arguments, &mut io::stdout().lock()).unwrap_or(ExitCode::FAILURE)
         }
         Ok(CommandLine { command: Command::Metrics(arguments) }) => metrics::main(arguments),
+        Ok(CommandLine { command: Command::Top(arguments) }) => metrics::top::main(&arguments),
         Ok(CommandLine { command: Command::Ksm(arguments) }) => ksm::main(&arguments),
         Ok(CommandLine { command: Command::DirectVolume(arguments) }) => direct_volume::main(&arguments),
         Ok(CommandLine { command: Command::Install(arguments) }) => install::main(&arguments),

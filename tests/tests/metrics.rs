@@ -50,8 +50,14 @@ fn a_sandbox_is_measured_from_outside_and_from_inside() {
     for family in first.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
         assert!(first.contains(&format!("# HELP {family} ")), "{family}");
     }
+    // Looks twice, two seconds apart.
+    let top = tatami.tatami(&["top", "--once", "--format", "json"]).expect_status(0).out();
+    let top: serde_json::Value = serde_json::from_str(&top).expect("one sandbox, one line");
+    let number = |key: &str| top[key].as_f64().unwrap_or_else(|| panic!("no {key}: {top}"));
+    assert_eq!((top["Id"].as_str(), top["Containers"].as_u64()), (Some(&*id), Some(1)), "{top}");
+    assert!(number("CpuPercent") > 5.0 && number("HostMemory") > 1e6, "{top}");
+    assert!(number("GuestMemoryUsed") > 1e6 && number("GuestMemory") == memory, "{top}");
     // What counts goes on counting.
-    std::thread::sleep(Duration::from_secs(2));
     let later = page(&tatami);
     for (name, labels) in [
         ("tatami_process_cpu_seconds_total", ",process=\"vmm\",mode=\"user\""),

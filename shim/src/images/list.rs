@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::ImagesError;
 use crate::content::{Content, Named};
+use crate::table::{ago, table};
 
 /// `tatami images`.
 #[derive(Args)]
@@ -51,7 +52,7 @@ pub(super) fn list(content: &Content, arguments: &ListArguments) -> Result<u8, I
             ids.iter().map(|id| format!("{id}\n")).collect()
         }
         (false, Format::Json) => names.iter().map(|named| json(named, id(named))).collect(),
-        (false, Format::Table) => table(&names, id, arguments.digests),
+        (false, Format::Table) => table_of(&names, id, arguments.digests),
     };
     std::io::stdout().write_all(text.as_bytes()).map_err(ImagesError::Output)?;
     Ok(0)
@@ -70,29 +71,20 @@ fn json(named: &Named, id: String) -> String {
     format!("{line}\n")
 }
 
-fn table(names: &[Named], id: impl Fn(&Named) -> String, digests: bool) -> String {
+fn table_of(names: &[Named], id: impl Fn(&Named) -> String, digests: bool) -> String {
     let now = SystemTime::now();
     let head = ["REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "STORED", "SIZE"].map(str::to_owned);
     let rows = names.iter().map(|named| {
         let (repository, tag) = named.parts();
-        let age = now.duration_since(named.stored).unwrap_or_default().as_secs();
-        let stored = match age {
-            172_800.. => format!("{} days ago", age / 86_400),
-            7_200.. => format!("{} hours ago", age / 3_600),
-            120.. => format!("{} minutes ago", age / 60),
-            _ => format!("{age} seconds ago"),
-        };
+        let stored = format!("{} ago", ago(named.stored, now));
         let size = format!("{:.1} MB", named.size as f64 / 1e6);
         [repository.to_owned(), tag.unwrap_or("<none>").to_owned(), named.digest().to_owned(), id(named), stored, size]
     });
-    let lines: Vec<[String; 6]> = std::iter::once(head).chain(rows).collect();
-    let columns: Vec<usize> = (0..6).filter(|column| digests || *column != 2).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default();
-    let line = |line: &[String; 6]| {
-        let cells = columns.iter().map(|&column| format!("{:1$}   ", line[column], width(column)));
-        format!("{}\n", cells.collect::<String>().trim_end())
-    };
-    lines.iter().map(line).collect()
+    let mut lines: Vec<Vec<String>> = std::iter::once(head).chain(rows).map(Vec::from).collect();
+    if !digests {
+        lines.iter_mut().for_each(|line| drop(line.remove(2)));
+    }
+    table(&lines)
 }
 
 #[cfg(test)]
@@ -114,7 +106,7 @@ mod tests {
         };
         let by_digest = format!("localhost:5000/b@{}", Digest::of(b"m"));
         let names = [named("docker.io/library/a:1"), named(&by_digest)];
-        let text = table(&names, |named| named.id[7..19].to_owned(), false);
+        let text = table_of(&names, |named| named.id[7..19].to_owned(), false);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("REPOSITORY         TAG      IMAGE ID       STORED"), "{text}");
         assert!(lines[1].starts_with("a                  1        ") && lines[1].ends_with("1.5 MB"), "{text}");

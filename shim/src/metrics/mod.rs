@@ -1,4 +1,5 @@
-//! `tatami metrics`: what all sandboxes of this host use, in the form that Prometheus reads, once or for whoever asks over HTTP.
+//! `tatami metrics`: what all sandboxes of this host use, in the form that Prometheus reads, once or for whoever asks over HTTP; and
+//! `tatami top` ([`top`]), for people.
 //!
 //! There is no daemon to ask: sandboxes are found by their folders ([`node`]). What their processes use is read from the host's `/proc`
 //! ([`process`]), and what goes on in their guests their servers are asked for ([`guest`]), which have it from the agents. Nothing is
@@ -9,6 +10,7 @@ mod guest;
 mod http;
 mod node;
 mod process;
+pub mod top;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 
 use crate::sandbox::folder::{FolderError, Places};
@@ -86,10 +88,21 @@ enum MetricsError {
 
 /// Prints the metrics, or serves them until it is told to end.
 pub fn main(arguments: MetricsArguments) -> ExitCode {
-    let result = match nix::unistd::geteuid().is_root() {
-        true => run(arguments),
-        false => Err(MetricsError::NotRoot),
-    };
+    end(as_root(|places| run(places, arguments)))
+}
+
+/// Does `work` with this host's sandboxes.
+fn as_root<W: Future<Output = Result<(), MetricsError>>>(work: impl FnOnce(Places) -> W) -> Result<(), MetricsError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(MetricsError::NotRoot);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| MetricsError::System { action: "start the runtime", source })?;
+    runtime.block_on(work(Places::from_environment()))
+}
+
+/// Says what went wrong, if anything did.
+fn end(result: Result<(), MetricsError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(MetricsError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -101,20 +114,21 @@ pub fn main(arguments: MetricsArguments) -> ExitCode {
     }
 }
 
-fn run(arguments: MetricsArguments) -> Result<(), MetricsError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|source| MetricsError::System { action: "start the runtime", source })?;
-    let places = Places::from_environment();
-    runtime.block_on(async {
-        match arguments.listen {
-            Some(address) => serve(places, address).await,
-            None => {
-                let page = node::page(&places).await?;
-                let mut out = io::stdout();
-                out.write_all(page.as_bytes()).and_then(|()| out.flush()).map_err(MetricsError::Output)
-            }
+async fn run(places: Places, arguments: MetricsArguments) -> Result<(), MetricsError> {
+    match arguments.listen {
+        Some(address) => serve(places, address).await,
+        None => {
+            let page = node::page(&places).await?;
+            let mut out = io::stdout();
+            out.write_all(page.as_bytes()).and_then(|()| out.flush()).map_err(MetricsError::Output)
         }
-    })
+    }
+}
+
+/// The signals that ask for an end.
+fn ends() -> Result<(Signal, Signal), MetricsError> {
+    let caught = |kind| signal(kind).map_err(|source| MetricsError::System { action: "catch signals", source });
+    Ok((caught(SignalKind::terminate())?, caught(SignalKind::interrupt())?))
 }
 
 /// Serves until a signal comes.
@@ -128,8 +142,7 @@ async fn serve(places: Places, address: Address) -> Result<(), MetricsError> {
             node::page(&places).await.inspect_err(|error| log::error!("{error}")).ok()
         }
     };
-    let caught = |kind| signal(kind).map_err(|source| MetricsError::System { action: "catch signals", source });
-    let (mut terminate, mut interrupt) = (caught(SignalKind::terminate())?, caught(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = ends()?;
     let refused = |source| MetricsError::Listen { address: address.clone(), source };
     let serving = async {
         match &address {

@@ -13,6 +13,9 @@ use super::{guest, process};
 use crate::sandbox::figures;
 use crate::sandbox::folder::{self, FolderError, Found, Places};
 
+/// What a sandbox's processes are called.
+const SERVER: &str = "server";
+const VMM: &str = "vmm";
 /// How long a sandbox may take to say what goes on in its guest; all are asked at the same time.
 const DEADLINE: Duration = Duration::from_secs(1);
 
@@ -43,11 +46,28 @@ static VMM_THREADS: Family = Family::counter(
     "CPU time of a VMM's threads: its vCPUs, and one or more for each kind of device.",
 );
 
-/// A sandbox as the page calls it.
+/// A sandbox as those call it who look.
 #[derive(Debug)]
-struct Sandbox {
+pub(super) struct Sandbox {
     found: Found,
-    label: String,
+    /// Its client's id, or its folder's; no other's.
+    pub(super) label: String,
+}
+
+impl Sandbox {
+    /// The name of its folder, which is its own for ever.
+    pub(super) fn id(&self) -> String {
+        self.found.id().to_owned()
+    }
+
+    /// Its processes on this host: what each is, and its number.
+    pub(super) fn processes(&self) -> impl Iterator<Item = (&'static str, i32)> {
+        let server = self.found.server();
+        // The number could be another process's by now, but not one that the server has started.
+        let is_vmm = |pid: &i32| process::usage(*pid).is_some_and(|used| used.parent == server);
+        let vmm = self.found.vmm().filter(is_vmm);
+        [(SERVER, Some(server)), (VMM, vmm)].into_iter().filter_map(|(name, pid)| Some((name, pid?)))
+    }
 }
 
 /// The page, as things are now.
@@ -55,13 +75,7 @@ struct Sandbox {
 /// # Errors
 /// When the folder of sandboxes cannot be listed.
 pub(super) async fn page(places: &Places) -> Result<String, FolderError> {
-    // Servers are asked at the same time: one that does not answer holds up nobody but itself.
-    let asked: Vec<_> = living(places)?.into_iter().map(|sandbox| tokio::spawn(ask(sandbox))).collect();
-    let mut sandboxes = Vec::new();
-    for asked in asked {
-        // An error is a panic, which was told.
-        sandboxes.extend(asked.await.ok().flatten());
-    }
+    let sandboxes = ask_all(places).await?;
     let mut page = Exposition::default();
     page.add(&BUILD, &[("version", env!("CARGO_PKG_VERSION"))], 1);
     page.add(&SANDBOXES, &[], sandboxes.len());
@@ -75,8 +89,26 @@ pub(super) async fn page(places: &Places) -> Result<String, FolderError> {
     Ok(page.finish())
 }
 
+/// All that live, with what those say of their guests that answer.
+///
+/// # Errors
+/// When the folder of sandboxes cannot be listed.
+pub(super) async fn ask_all(places: &Places) -> Result<Vec<(Sandbox, Option<Figures>)>, FolderError> {
+    // Servers are asked at the same time: one that does not answer holds up nobody but itself.
+    let asked: Vec<_> = living(places)?.into_iter().map(|sandbox| tokio::spawn(ask(sandbox))).collect();
+    let mut sandboxes = Vec::new();
+    for asked in asked {
+        // An error is a panic, which was told.
+        sandboxes.extend(asked.await.ok().flatten());
+    }
+    Ok(sandboxes)
+}
+
 /// All whose servers live, by the ids that their users know: those of their clients, or else the folders'.
-fn living(places: &Places) -> Result<Vec<Sandbox>, FolderError> {
+///
+/// # Errors
+/// When the folder of sandboxes cannot be listed.
+pub(super) fn living(places: &Places) -> Result<Vec<Sandbox>, FolderError> {
     let mut all: Vec<Sandbox> = folder::all(places)?
         .into_iter()
         .filter(Found::is_held)
@@ -113,12 +145,9 @@ fn describe(sandbox: &Sandbox, up: bool, page: &mut Exposition) {
 /// What its processes use. One that ends meanwhile is left out.
 fn measure(sandbox: &Sandbox, page: &mut Exposition) {
     let id = ("sandbox_id", &*sandbox.label);
-    let server = sandbox.found.server();
-    // The number could be another process's by now, but not one that the server has started.
-    let is_vmm = |pid: &i32| process::usage(*pid).is_some_and(|used| used.parent == server);
-    let vmm = sandbox.found.vmm().filter(is_vmm);
-    for (name, pid) in [("server", Some(server)), ("vmm", vmm)] {
-        let Some(pid) = pid else { continue };
+    let mut vmm = None;
+    for (name, pid) in sandbox.processes() {
+        vmm = vmm.or((name == VMM).then_some(pid));
         let name = ("process", name);
         if let Some(used) = process::usage(pid) {
             page.add(&CPU, &[id, name, ("mode", "user")], used.user);

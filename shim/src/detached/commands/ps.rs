@@ -1,8 +1,7 @@
 //! `tatami ps`: which containers there are, as a table for people or as JSON for programs.
 
-use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -13,6 +12,7 @@ use super::super::output_log::time_of;
 use super::super::registry::{self, Entry};
 use crate::sandbox::folder::Places;
 use crate::sandbox::kept::Ended;
+use crate::table::{ago, printable, table};
 
 /// The longest command that a table shows, in characters.
 const COMMAND: usize = 24;
@@ -76,7 +76,7 @@ pub(super) async fn ps(places: &Places, arguments: &PsArguments) -> Result<u8, E
             let line = |row| serde_json::to_string(row).expect("texts and numbers are JSON") + "\n";
             shown.iter().map(line).collect()
         }
-        (false, Format::Table) => table(&shown, arguments.no_trunc),
+        (false, Format::Table) => table_of(&shown, arguments.no_trunc),
     };
     let mut stdout = std::io::stdout();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Error::Output)?;
@@ -130,18 +130,7 @@ fn describe_end(ended: &Ended, now: SystemTime) -> (&'static str, String) {
     ("exited", format!("Exited ({}) {} ago", ended.status, ago(ended.at, now)))
 }
 
-/// How long ago, in one unit.
-fn ago(then: SystemTime, now: SystemTime) -> String {
-    let seconds = now.duration_since(then).unwrap_or(Duration::ZERO).as_secs();
-    let units = [(86_400 * 2, 86_400, "days"), (7200, 3600, "hours"), (120, 60, "minutes")];
-    let (number, unit) = units
-        .iter()
-        .find(|(from, ..)| seconds >= *from)
-        .map_or((seconds, "seconds"), |(_, length, unit)| (seconds / length, *unit));
-    if number == 1 { format!("1 {}", unit.trim_end_matches('s')) } else { format!("{number} {unit}") }
-}
-
-fn table(rows: &[Row], whole: bool) -> String {
+fn table_of(rows: &[Row], whole: bool) -> String {
     let head = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES"].map(str::to_owned);
     let cells = rows.iter().map(|row| {
         let command = printable(&row.command);
@@ -152,36 +141,12 @@ fn table(rows: &[Row], whole: bool) -> String {
         let status = printable(&row.status);
         [row.id.clone(), printable(&row.image), command, row.running_for.clone(), status, row.names.clone()]
     });
-    let lines: Vec<[String; 6]> = std::iter::once(head).chain(cells).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default();
-    let widths: Vec<usize> = (0..6).map(width).collect();
-    lines.iter().fold(String::new(), |mut text, line| {
-        let mut row = String::new();
-        for (cell, width) in line.iter().zip(&widths) {
-            let _ = write!(row, "{cell:width$}   ");
-        }
-        text.push_str(row.trim_end());
-        text.push('\n');
-        text
-    })
-}
-
-/// Without what would move a terminal's cursor.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    table(&std::iter::once(head).chain(cells).collect::<Vec<[String; 6]>>())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_told_in_one_unit() {
-        let after = |seconds| ago(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-        let told = [0, 1, 119, 120, 7199, 7200, 172_800].map(after);
-        assert_eq!(told, ["0 seconds", "1 second", "119 seconds", "2 minutes", "119 minutes", "2 hours", "2 days"]);
-        assert_eq!(ago(SystemTime::now() + Duration::from_secs(60), SystemTime::UNIX_EPOCH), "0 seconds");
-    }
 
     #[test]
     fn columns_are_as_wide_as_what_stands_in_them() {
@@ -196,7 +161,8 @@ mod tests {
             exit_code: None,
             names: "web".to_owned(),
         };
-        let text = table(&[row("0123456789ab", "sh -c 'a\nlong\u{1b}[2J command that is cut'"), row("b", "x")], false);
+        let text =
+            table_of(&[row("0123456789ab", "sh -c 'a\nlong\u{1b}[2J command that is cut'"), row("b", "x")], false);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("CONTAINER ID   IMAGE   COMMAND "), "{text}");
