@@ -47,7 +47,9 @@ impl CommandLine {
         // is nothing for the serial driver to probe, and the early console stays for last words.
         match console {
             Some(console) => line.add(&format!("console={console}"))?,
-            None => line.add("quiet loglevel=1 keep_bootcon 8250.nr_uarts=0")?,
+            None if M::SERIAL.is_some() => line.add("quiet loglevel=1 keep_bootcon 8250.nr_uarts=0")?,
+            // A terminal needs no probing, and the kernel speaks through it unasked: kept beside it, an early console says all twice.
+            None => line.add("quiet loglevel=1")?,
         }
         line.add(Self::COMMON)?;
         line.add(M::command_line())?;
@@ -93,6 +95,7 @@ impl CommandLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ppc64le::Ppc64le;
     use crate::x86_64::X86_64;
 
     #[test]
@@ -104,6 +107,12 @@ mod tests {
         assert!(line.starts_with("quiet loglevel=1 keep_bootcon 8250.nr_uarts=0 "), "{line}");
         assert!(line.ends_with(" maxcpus=2 virtio_mmio.device=4K@0xd0000000:5 a=b"), "{line}");
         assert!(!line.contains("console="), "{line}");
+    }
+
+    #[test]
+    fn what_the_kernel_speaks_through_unasked_needs_no_second_console() {
+        let line = CommandLine::new::<Ppc64le>(1, None).unwrap().finish().unwrap();
+        assert!(line.starts_with("quiet loglevel=1 panic=-1 "), "{line}");
     }
 
     #[test]

@@ -22,8 +22,8 @@ use tokio::task::JoinHandle;
 
 use super::console::ConsoleRing;
 
-/// How many of the guest's last lines a message shows.
-const LINES: usize = 20;
+/// How many of the guest's last lines a message shows: on ppc64le, 28 tell of a panic.
+const LINES: usize = 32;
 /// How long, once a call to the guest has failed, the VMM has to say that it is the guest that ended.
 const VERDICT: Duration = Duration::from_millis(500);
 
