@@ -1,6 +1,7 @@
 //! `delete`: takes away what a server left, or ends one that still lives, and says how its container ended.
 //!
-//! containerd calls it after every removal as well; then it only waits until nothing is left. It can be repeated.
+//! containerd calls it after every removal as well; then it only waits until nothing is left, or leaves the server to other containers
+//! that are in its sandbox. It can be repeated.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant, SystemTime};
@@ -16,6 +17,7 @@ use super::address::Address;
 use super::arguments::Invocation;
 use super::bundle;
 use super::lifecycle::KILLED;
+use super::membership;
 use super::network::{self, Namespace};
 use crate::sandbox::folder::{self, Found, Places};
 
@@ -34,8 +36,11 @@ pub(super) fn delete(invocation: &Invocation) -> anyhow::Result<()> {
     let places = Places::from_environment();
     let address = Address::of(&places, &invocation.address, &invocation.namespace, &invocation.id);
     let spec = invocation.bundle.as_ref().and_then(|bundle| bundle::read(bundle).ok());
-    let own = spec.filter(|spec| bundle::sandbox_of(&invocation.id, spec) == invocation.id);
-    clear_away(&places, &address, own.as_ref(), ORDERLY)?;
+    let Invocation { id, namespace, .. } = invocation;
+    let own = spec.filter(|spec| membership::sandbox_of(&places, namespace, id, spec) == *id);
+    if own.is_none() || !membership::is_left_to_others(&address, id) {
+        clear_away(&places, &address, own.as_ref(), ORDERLY)?;
+    }
     Address::sweep(&places);
     let response =
         DeleteResponse { exit_status: KILLED, exited_at: Some(SystemTime::now().into()).into(), ..Default::default() };

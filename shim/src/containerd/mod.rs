@@ -28,6 +28,7 @@ pub(crate) mod lifecycle;
 mod log_file;
 mod logger;
 mod loopback;
+pub(crate) mod membership;
 mod memory_watch;
 pub(crate) mod message;
 pub(crate) mod network;

@@ -18,7 +18,7 @@ use oci_spec::runtime::Spec;
 use super::address::Address;
 use super::arguments::Invocation;
 use super::bootstrap::{self, Form};
-use super::{bundle, runtime_options, server};
+use super::{bundle, membership, runtime_options, server};
 use crate::sandbox::folder::Places;
 
 /// What the server is started with.
@@ -61,10 +61,15 @@ pub(super) fn start(invocation: &Invocation) -> anyhow::Result<()> {
     let config_path = runtime_options::config_path(&input, &form)?;
     let places = Places::from_environment();
     let of = |id: &str| Address::of(&places, &invocation.address, &invocation.namespace, id);
-    let sandbox = spec.as_ref().map_or(invocation.id.as_str(), |spec| bundle::sandbox_of(&invocation.id, spec));
-    let address = of(sandbox);
-    if sandbox != invocation.id {
-        anyhow::ensure!(address.answers(), "the sandbox {sandbox} of container {} does not run", invocation.id);
+    let Invocation { id, namespace, .. } = invocation;
+    let sandbox = spec.as_ref().map_or_else(|| id.clone(), |spec| membership::sandbox_of(&places, namespace, id, spec));
+    let address = of(&sandbox);
+    if sandbox != *id {
+        anyhow::ensure!(address.answers(), "the sandbox {sandbox} of container {id} does not run");
+        return announce(&address.uri(), &bundle, &form);
+    }
+    // It was the first in a sandbox in which others are still, and comes back.
+    if address.answers() && membership::is_left_to_others(&address, id) {
         return announce(&address.uri(), &bundle, &form);
     }
     let listener = address.bind()?;

@@ -194,7 +194,11 @@ impl Pull<'_> {
             let others = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
             return Err(self.unusable(format!("it holds nothing for {wanted}; it holds {others}")));
         };
-        let manifest = self.client.manifest(found.digest().as_ref()).map_err(|error| self.refused(error))?;
+        let digest: &str = found.digest().as_ref();
+        // One of another kind could not be checked.
+        let digest = Digest::parse(digest)
+            .ok_or_else(|| self.unusable(format!("{digest:?} in its index is not a sha256 or sha512 digest")))?;
+        let manifest = self.client.manifest(&digest.to_string()).map_err(|error| self.refused(error))?;
         match manifest.bytes.len() as u64 {
             got if got == found.size() => Ok(manifest),
             got => Err(self.unusable(format!(

@@ -121,10 +121,15 @@ fn of_several_kinds_of_machines_this_one_is_chosen() {
     };
     shelf.manifest("both", INDEX, index(&[&other, &own]).as_bytes());
     shelf.manifest("mips", INDEX, index(&[&other]).as_bytes());
+    let mut odd = own.clone();
+    odd["digest"] = format!("sha384:{}", "a".repeat(96)).into();
+    shelf.manifest("odd", INDEX, index(&[&odd]).as_bytes());
     let desk = Desk::new(shelf);
     let error = desk.failure("app:mips");
     assert!(error.contains("it holds nothing for linux/") && error.contains("linux/mips"), "{error}");
     assert!(desk.failure("app:other").contains("linux/mips"));
+    let error = desk.failure("app:odd");
+    assert!(error.contains("in its index is not a sha256 or sha512 digest"), "{error}");
     let named = desk.pull("app:both").unwrap();
     assert_eq!(named.manifest, own["digest"].as_str().unwrap());
     assert_ne!(named.digest(), named.manifest);

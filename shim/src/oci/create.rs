@@ -21,7 +21,7 @@ use crate::containerd::address::Address;
 use crate::containerd::arguments::is_id;
 use crate::containerd::network::fits;
 use crate::containerd::start::{Start, leave_server};
-use crate::containerd::{bundle, keeper};
+use crate::containerd::{bundle, keeper, membership};
 use crate::detached::client::{Client, ClientError};
 use crate::sandbox::cgroup::CgroupPlace;
 use crate::sandbox::folder::Places;
@@ -170,10 +170,7 @@ fn make_in(
 fn find_sandbox(order: &Order, store: &Store) -> Result<Option<Sandbox>, Error> {
     let all = store.all();
     let of = |record: &Record| Sandbox { first: record.sandbox.clone(), socket: record.socket.clone() };
-    let namespaces = order.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    let paths = namespaces.into_iter().flatten().filter_map(|namespace| namespace.path().as_ref());
-    let shared = paths.filter_map(|path| path.strip_prefix("/proc").ok()?.iter().next()?.to_str()?.parse().ok());
-    let shared: Vec<i32> = shared.collect();
+    let shared = membership::shared_with(&order.spec, None);
     if let Some(other) = all.iter().find(|other| shared.contains(&other.keeper.number) && other.keeper.lives()) {
         return Ok(Some(of(other)));
     }

@@ -12,6 +12,7 @@ pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: its bridge and a port of the host", bridge),
     Case::new("docker: a network joined and left", joined_and_left),
     Case::new("docker: containers of a network by their names", names).long(),
+    Case::new("docker: the network of another container", of_another),
 ];
 
 /// What Docker gives a container that is told nothing else.
@@ -67,6 +68,35 @@ fn names(cli: &mut Cli, notes: &mut Notes) {
     notes.want("twenty at once", cli.exec("c", &[], &["sh", "-c", many]).out().trim(), "20 page");
     notes.want("removed", cli.docker(&["rm", "--force", &cli.id("web"), &cli.id("c")]).status, 0);
     notes.want("the network too", cli.docker(&["network", "rm", &network]).status, 0);
+}
+
+/// Two containers that have one network, as `--network container:NAME` and compose's `network_mode: service:NAME` have it.
+fn of_another(cli: &mut Cli, notes: &mut Notes) {
+    let serve = "mkdir /www; echo page >/www/x; exec httpd -f -p 80 -h /www";
+    cli.detached("web", &BRIDGE, &["sh", "-c", serve]);
+    let its = format!("container:{}", cli.id("web"));
+    cli.detached("beside", &["--network", &its], &["sleep", "100000"]);
+    let address = ["sh", "-c", "ip -o addr show dev eth0 scope global | awk '{print $4}'"];
+    let of = |name: &str| cli.exec(name, &[], &address).out().trim().to_owned();
+    notes.want("they have one address", !of("web").is_empty() && of("web") == of("beside"), true);
+    let script = "for i in $(seq 60); do wget -qO- http://127.0.0.1/x 2>/dev/null && break; sleep 0.5; done";
+    let fetch = ["sh", "-c", script];
+    notes.want("what one serves, the other has by loopback", cli.exec("beside", &[], &fetch).out().trim(), "page");
+    let name = ["sh", "-c", "hostname"];
+    let same = cli.exec("web", &[], &name).out() == cli.exec("beside", &[], &name).out();
+    notes.want("they have one name", same, true);
+    let apart = cli.exec("beside", &[], &["sh", "-c", "ls /www 2>&1 | grep -c 'No such'"]).out();
+    notes.want("each has its own files", apart.trim(), "1");
+    let once = cli.run("once", &["--rm", "--network", &its], &fetch);
+    notes.want("one that comes and goes", once.out().trim(), "page");
+    notes.want("the second removed", cli.on("beside", &["rm", "--force"]), "ok");
+    notes.want("the first goes on", cli.exec("web", &[], &fetch).out().trim(), "page");
+    cli.detached("again", &["--network", &its], &["sleep", "100000"]);
+    notes.want("the first restarted", cli.on("web", &["restart", "--time", "1"]), "ok");
+    notes.want("it serves again", cli.exec("web", &[], &fetch).out().trim(), "page");
+    notes.want("the first removed", cli.on("web", &["rm", "--force"]), "ok");
+    notes.want("the other goes on", cli.exec("again", &[], &["echo", "here"]).out().trim(), "here");
+    notes.want("removed", cli.on("again", &["rm", "--force"]), "ok");
 }
 
 fn interfaces(cli: &Cli, name: &str) -> String {
