@@ -2,13 +2,13 @@
 //!
 //! Knows the command line; what such a file says, and where it lies, is in [`crate::containerd`].
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
 use crate::containerd::direct_volumes;
+use crate::logging::complain;
 
 /// The command line of `tatami direct-volume`.
 #[derive(Args, Debug)]
@@ -54,8 +54,7 @@ pub fn main(arguments: &DirectVolumeArguments) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            // In one piece: others may write to the same place.
-            let _ = io::stderr().write_all(format!("tatami: {why}\n").as_bytes());
+            complain(&why);
             ExitCode::FAILURE
         }
     }

@@ -24,6 +24,12 @@ impl Log for StandardError {
     fn flush(&self) {}
 }
 
+/// Says what went wrong to who has given the command.
+pub(crate) fn complain(error: &dyn std::fmt::Display) {
+    // In one piece: others may write to the same place. And where nobody can be told, nobody is.
+    let _ = io::stderr().write_all(format!("tatami: {error}\n").as_bytes());
+}
+
 /// Starts logging. Later calls change nothing.
 pub fn start() {
     let level = std::env::var("TATAMI_LOG").ok().and_then(|text| text.parse().ok()).unwrap_or(LevelFilter::Warn);

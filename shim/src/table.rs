@@ -2,6 +2,15 @@
 
 use std::time::{Duration, SystemTime};
 
+use clap::ValueEnum;
+
+/// For people, or for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}
+
 /// The lines as text; all have as many cells as the first, which is the head.
 pub(crate) fn table(lines: &[impl AsRef<[String]>]) -> String {
     let mut widths = vec![0; lines.first().map_or(0, |head| head.as_ref().len())];

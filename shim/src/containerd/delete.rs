@@ -88,7 +88,8 @@ fn end(found: &Found, orderly: Duration) -> anyhow::Result<()> {
     found.clear().or_else(|_| found.clear()).context("what is left of the sandbox")
 }
 
-fn wait(limit: Duration, done: impl Fn() -> bool) -> bool {
+/// Whether it is `done` before `limit` has passed.
+pub(super) fn wait(limit: Duration, done: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     while !done() {
         if start.elapsed() > limit {

@@ -4,27 +4,34 @@
 //! of the process that stands for that container, its sandbox's server.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use containerd_shim_protos::api::{ShutdownRequest, StateRequest};
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::Spec;
 
 use super::address::Address;
 use super::bundle;
+use super::delete::wait;
+use super::network::Namespace;
 use crate::detached::client::{Client, ClientError};
 use crate::sandbox::folder::{self, Found, Places};
 
 /// How long a server may take to say which containers it has, and to take its address away when it has none.
 const ANSWER: Duration = Duration::from_millis(500);
 const LEAVE: Duration = Duration::from_millis(500);
-/// How often that is looked at.
-const PAUSE: Duration = Duration::from_millis(5);
 
-/// The processes whose namespaces the container of `spec` is to share: all kinds of namespaces, or one.
-pub(crate) fn shared_with(spec: &Spec, kind: Option<LinuxNamespaceType>) -> Vec<i32> {
+/// The processes whose namespaces the container of `spec` is to share.
+pub(crate) fn shared_with(spec: &Spec) -> Vec<i32> {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    let wanted = namespaces.into_iter().flatten().filter(|namespace| kind.is_none_or(|kind| kind == namespace.typ()));
-    wanted.filter_map(|namespace| process_in(namespace.path().as_deref()?)).collect()
+    namespaces.into_iter().flatten().filter_map(|namespace| process_in(namespace.path().as_deref()?)).collect()
+}
+
+/// The process whose network it is to share.
+fn network_of(spec: &Spec) -> Option<i32> {
+    match Namespace::of(spec) {
+        Namespace::Given(path) => process_in(&path),
+        Namespace::Host | Namespace::Own => None,
+    }
 }
 
 /// The number of the process that a path like `/proc/7/ns/net` is about.
@@ -38,15 +45,12 @@ pub(super) fn sandbox_of(places: &Places, namespace: &str, id: &str, spec: &Spec
     if pod != id {
         return pod.to_owned();
     }
-    let shared = shared_with(spec, Some(LinuxNamespaceType::Network));
-    if shared.is_empty() {
-        return id.to_owned();
-    }
+    let Some(shared) = network_of(spec) else { return id.to_owned() };
     let all = folder::all(places).unwrap_or_else(|error| {
         log::warn!("{error}");
         Vec::new()
     });
-    let of_server = |found: &Found| shared.contains(&found.server()) && found.is_held();
+    let of_server = |found: &Found| found.server() == shared && found.is_held();
     let client = all.iter().find(|found| of_server(found)).and_then(Found::client);
     client.filter(|client| client.namespace == namespace).map_or_else(|| id.to_owned(), |client| client.id)
 }
@@ -67,17 +71,7 @@ pub(super) fn is_left_to_others(address: &Address, id: &str) -> bool {
         Err(error) => Err(ClientError::Lost(error.to_string())),
     };
     // What ends takes its address away first.
-    let ends = || {
-        let start = Instant::now();
-        while address.answers() {
-            if start.elapsed() > LEAVE {
-                return false;
-            }
-            std::thread::sleep(PAUSE);
-        }
-        true
-    };
-    answer.is_err_and(|error| error.is_gone()) && !ends()
+    answer.is_err_and(|error| error.is_gone()) && !wait(LEAVE, || !address.answers())
 }
 
 #[cfg(test)]
@@ -96,8 +90,8 @@ mod tests {
             r#"{"type":"pid","path":"/proc/7/ns/pid"},{"type":"network","path":"/proc/8/ns/net"},
                {"type":"ipc"},{"type":"uts","path":"/run/netns/x"},{"type":"mount","path":"/proc/self/ns/mnt"}"#,
         );
-        assert_eq!(shared_with(&all, None), [7, 8]);
-        assert_eq!(shared_with(&all, Some(LinuxNamespaceType::Network)), [8]);
+        assert_eq!(shared_with(&all), [7, 8]);
+        assert_eq!(network_of(&all), Some(8));
     }
 
     #[test]

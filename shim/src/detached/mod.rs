@@ -13,11 +13,12 @@ pub(crate) mod output_log;
 mod registry;
 mod server;
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 pub use commands::Commands;
 
+use crate::logging::complain;
 use client::ClientError;
 use registry::LookupError;
 
@@ -74,11 +75,6 @@ pub fn main(command: Commands) -> ExitCode {
         error.status()
     });
     ExitCode::from(status)
-}
-
-fn complain(error: &dyn std::fmt::Display) {
-    // In one piece: others may write to the same place.
-    let _ = io::stderr().write_all(format!("tatami: {error}\n").as_bytes());
 }
 
 /// What a failure of the Task service says of a command that cannot be executed: the message, and the exit status that

@@ -147,11 +147,9 @@ fn candidate(
     }
     let manifest = Manifest::read(source, descriptor)?;
     let config = manifest.parsed.config();
-    match config.media_type() {
-        MediaType::ImageConfig => {}
-        MediaType::Other(other) if other == DOCKER_CONFIG => {}
+    if !is_image(config.media_type()) {
         // An artifact that is stored in the form of an image.
-        _ => return Ok(()),
+        return Ok(());
     }
     if descriptor.platform().is_none() {
         let config_name = config.digest().to_string();
@@ -165,6 +163,11 @@ fn candidate(
     let name = name.map_or_else(|| digest_text.clone(), str::to_owned);
     found.candidates.push(Candidate { name, is_named, digest, manifest });
     Ok(())
+}
+
+/// Whether what has a configuration of this type is a container's image.
+pub(crate) fn is_image(config: &MediaType) -> bool {
+    matches!(config, MediaType::ImageConfig) || matches!(config, MediaType::Other(other) if other == DOCKER_CONFIG)
 }
 
 fn name_of(descriptor: &Descriptor) -> Option<&str> {

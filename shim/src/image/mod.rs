@@ -30,6 +30,7 @@ pub use digest::Digest;
 pub(crate) use digest::Hasher;
 pub use error::ImageError;
 pub use layer::LayerError;
+pub(crate) use layout::is_image;
 pub(crate) use platform::host_architecture;
 pub(crate) use source::layer_suffix;
 pub use store::{Progress, Unpacked, forget, hold};
@@ -188,7 +189,10 @@ fn parse_config(name: &str, bytes: &[u8]) -> Result<(ImageConfiguration, Vec<Dig
 }
 
 /// Parses a digest.
-fn digest(text: &str) -> Result<Digest, ImageError> {
+///
+/// # Errors
+/// [`ImageError::BadDigest`].
+pub(crate) fn digest(text: &str) -> Result<Digest, ImageError> {
     Digest::parse(text).ok_or_else(|| ImageError::BadDigest { digest: text.to_owned() })
 }
 

@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::time::SystemTime;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::json;
 
 use super::ImagesError;
 use crate::content::{Content, Named};
-use crate::table::{ago, table};
+use crate::table::{Format, ago, table};
 
 /// `tatami images`.
 #[derive(Args)]
@@ -30,12 +30,6 @@ pub struct ListArguments {
     /// Do not cut ids
     #[arg(long)]
     no_trunc: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Table,
-    Json,
 }
 
 pub(super) fn list(content: &Content, arguments: &ListArguments) -> Result<u8, ImagesError> {

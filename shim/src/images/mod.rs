@@ -13,7 +13,7 @@ mod save;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -27,7 +27,8 @@ pub use remove::RemoveArguments;
 pub use save::SaveArguments;
 
 use crate::content::{Content, ContentError, InUse, Named};
-use crate::image::{Digest, Image, ImageError};
+use crate::image::{self, Image, ImageError};
+use crate::logging::complain;
 use crate::registry::{Files, Options, RegistryError};
 use crate::sandbox::folder::Places;
 use progress::Show;
@@ -179,11 +180,6 @@ fn finish(command: impl FnOnce(&Content, &Path) -> Result<u8, ImagesError>) -> E
     ExitCode::from(status)
 }
 
-fn complain(error: &dyn std::fmt::Display) {
-    // In one piece: others may write to the same place.
-    let _ = io::stderr().write_all(format!("tatami: {error}\n").as_bytes());
-}
-
 /// An image that was found under its name, which stays as long as this lives.
 pub(crate) struct Stored {
     pub(crate) image: Image,
@@ -220,8 +216,7 @@ pub(crate) fn find(root: &Path, word: &str, policy: PullPolicy) -> Result<Stored
 /// Opens a named image's documents.
 fn open(content: &Content, named: &Named) -> Result<Stored, ImagesError> {
     let in_use = content.in_use()?;
-    let digest =
-        Digest::parse(&named.manifest).ok_or_else(|| ImageError::BadDigest { digest: named.manifest.clone() })?;
+    let digest = image::digest(&named.manifest)?;
     let image = Image::stored(content.folder(), &digest, named.manifest_size)?;
     Ok(Stored { image, _in_use: in_use })
 }

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 
 use super::progress::{Progress, Show};
 use super::{ImagesError, credentials};
 use crate::content::{Begun, Content, ContentError, Ingest, Named, parse};
-use crate::image::{Digest, Image, free_bytes, host_architecture};
+use crate::image::{Digest, Image, free_bytes, host_architecture, is_image};
 use crate::registry::{Client, Limits, Manifest, Options, RegistryError};
 
 /// Blobs that are fetched at the same time.
@@ -212,12 +212,7 @@ impl Pull<'_> {
     /// What the image consists of, each once.
     fn blobs(&self, manifest: &ImageManifest) -> Result<Vec<(Digest, u64)>, ImagesError> {
         let media_type = manifest.config().media_type();
-        let is_image = match media_type {
-            MediaType::ImageConfig => true,
-            MediaType::Other(other) => other == "application/vnd.docker.container.image.v1+json",
-            _ => false,
-        };
-        if !is_image {
+        if !is_image(media_type) {
             return Err(self.unusable(format!("it is not a container's image, but {media_type}")));
         }
         let mut blobs = Vec::new();

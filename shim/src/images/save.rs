@@ -14,7 +14,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::ImagesError;
 use crate::content::{Content, ContentError, Named};
-use crate::image::{Digest, ImageError};
+use crate::image::{Digest, ImageError, digest};
 
 /// `tatami image save`.
 #[derive(Args)]
@@ -96,7 +96,6 @@ fn describe(
     named: &Named,
     blobs: &mut BTreeSet<(String, PathBuf)>,
 ) -> Result<(Value, Value), ImagesError> {
-    let digest = |text: &str| Digest::parse(text).ok_or_else(|| ImageError::BadDigest { digest: text.to_owned() });
     let mut add = |digest: &Digest| {
         let name = digest.blob_path();
         blobs.insert((name.clone(), content.path(digest)));

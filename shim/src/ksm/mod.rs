@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::knobs::{Knobs, Speed};
 use self::pace::{Pace, Seen};
+use crate::logging::complain;
 use crate::sandbox::folder::{self, FolderError, Places};
 
 /// How often it looks.
@@ -66,8 +67,7 @@ pub fn main(_: &KsmArguments) -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // In one piece: others may write to the same place.
-            let _ = io::stderr().write_all(format!("tatami: {error}\n").as_bytes());
+            complain(&error);
             ExitCode::FAILURE
         }
     }

@@ -13,7 +13,7 @@ use super::exposition::{Exposition, Family};
 const MOST: usize = 256;
 const LONGEST: usize = 128;
 /// What a container's id begins with that its client knows nothing of.
-const INNER: char = '_';
+pub(super) const INNER: char = '_';
 /// The kinds of time in the order in which they come.
 const MODES: [&str; 8] = ["user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal"];
 

@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 
+use crate::logging::complain;
 use crate::sandbox::folder::{FolderError, Places};
 
 /// The command line of `tatami metrics`.
@@ -107,8 +108,7 @@ fn end(result: Result<(), MetricsError>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(MetricsError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(error) => {
-            // In one piece: others may write to the same place.
-            let _ = io::stderr().write_all(format!("tatami: {error}\n").as_bytes());
+            complain(&error);
             ExitCode::FAILURE
         }
     }

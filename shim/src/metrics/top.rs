@@ -7,19 +7,17 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 use tatami_protocol::agent::Figures;
 
 use super::node::{self, Sandbox};
-use super::{MetricsError, process};
+use super::{MetricsError, guest, process};
 use crate::sandbox::folder::Places;
-use crate::table::{printable, size, table};
+use crate::table::{Format, printable, size, table};
 
 /// Clears a terminal from its first line on.
 const CLEAR: &str = "\x1b[H\x1b[J";
-/// What a container's id begins with that its client knows nothing of.
-const INNER: char = '_';
 
 /// The command line of `tatami top`.
 #[derive(Args, Debug)]
@@ -41,12 +39,6 @@ pub struct TopArguments {
     /// A table, or a JSON object a line with numbers of bytes
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Table,
-    Json,
 }
 
 /// A sandbox between two looks; bytes, but for the first numbers.
@@ -147,7 +139,7 @@ impl GuestRow {
     fn of(figures: &Figures) -> GuestRow {
         let sum = |parts: &mut dyn Iterator<Item = u64>| parts.fold(0, u64::saturating_add);
         GuestRow {
-            containers: figures.containers.iter().filter(|of| !of.container_id.starts_with(INNER)).count(),
+            containers: figures.containers.iter().filter(|of| !of.container_id.starts_with(guest::INNER)).count(),
             guest_memory_used: figures.mem_total.saturating_sub(figures.mem_available),
             guest_memory: figures.mem_total,
             network_received: sum(&mut figures.interfaces.iter().map(|of| of.received_bytes)),

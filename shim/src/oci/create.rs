@@ -170,7 +170,7 @@ fn make_in(
 fn find_sandbox(order: &Order, store: &Store) -> Result<Option<Sandbox>, Error> {
     let all = store.all();
     let of = |record: &Record| Sandbox { first: record.sandbox.clone(), socket: record.socket.clone() };
-    let shared = membership::shared_with(&order.spec, None);
+    let shared = membership::shared_with(&order.spec);
     if let Some(other) = all.iter().find(|other| shared.contains(&other.keeper.number) && other.keeper.lives()) {
         return Ok(Some(of(other)));
     }

@@ -34,6 +34,7 @@ use crate::detached::foreground::Announcement;
 use crate::detached::launch::{LaunchError, Order, Work, launch};
 use crate::guest_files::{GuestFiles, GuestFilesError};
 use crate::images::{self, ImagesError};
+use crate::logging::complain;
 use crate::network::resolv_conf;
 use crate::sandbox::container::Container;
 use crate::sandbox::disk_root::{DiskFormat, DiskRoot};
@@ -149,8 +150,7 @@ pub fn main(arguments: RunArguments, started: Instant) -> ExitCode {
     let status = match prepare(arguments).and_then(carry_out) {
         Ok(status) => status,
         Err(error) => {
-            // In one piece: others may write to the same place.
-            let _ = io::stderr().write_all(format!("tatami: {error}\n").as_bytes());
+            complain(&error);
             error.status()
         }
     };

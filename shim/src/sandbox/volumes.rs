@@ -169,18 +169,16 @@ impl Volumes {
 }
 
 impl Mounted {
-    fn is_read_only(&self) -> bool {
-        matches!(&self.volume.files, Files::Raw(image) | Files::OnDisk { image, .. } if image.read_only)
-    }
-
     /// Whether another container may have it as `wanted` says.
     fn check_shares(&self, wanted: &GuestVolume) -> Result<(), DiskError> {
-        match &wanted.files {
-            Files::OnDisk { image, .. } if wanted.files != self.volume.files => {
+        match (&wanted.files, &self.volume.files) {
+            (Files::OnDisk { image, .. }, mounted) if wanted.files != *mounted => {
                 Err(DiskError::InUse(image.path.clone()))
             }
             // Who may only read one that is written is held to it by the rules for its devices.
-            Files::Raw(image) if !image.read_only && self.is_read_only() => Err(DiskError::InUse(image.path.clone())),
+            (Files::Raw(image), Files::Raw(mounted)) if mounted.read_only && !image.read_only => {
+                Err(DiskError::InUse(image.path.clone()))
+            }
             _ => Ok(()),
         }
     }

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::SystemTime;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 
 use super::super::Error;
@@ -12,7 +12,7 @@ use super::super::output_log::time_of;
 use super::super::registry::{self, Entry};
 use crate::sandbox::folder::Places;
 use crate::sandbox::kept::Ended;
-use crate::table::{ago, printable, table};
+use crate::table::{Format, ago, printable, table};
 
 /// The longest command that a table shows, in characters.
 const COMMAND: usize = 24;
@@ -38,12 +38,6 @@ pub struct PsArguments {
     /// Do not cut commands
     #[arg(long)]
     no_trunc: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Table,
-    Json,
 }
 
 /// One container, in docker's words.
