@@ -89,6 +89,76 @@ fn exec_has_the_streams_statuses_and_surroundings_of_its_own() {
     tatami.tatami(&["rm", "-f", "web"]).expect_status(0);
 }
 
+/// How many threads, and how many open files, these processes have.
+fn in_use(processes: &[i32]) -> (usize, usize) {
+    let count = |name: &str| -> usize {
+        processes.iter().map(|pid| std::fs::read_dir(format!("/proc/{pid}/{name}")).unwrap().count()).sum()
+    };
+    (count("task"), count("fd"))
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn two_hundred_execs_at_the_same_time_have_streams_of_their_own() {
+    const EXECS: usize = 200;
+    // An emulated processor takes its time to start as many programs on both sides.
+    const LONG: Duration = Duration::from_secs(1200);
+    let tatami = Tatami::new();
+    tatami.detach(&["--name", "web"], STUBBORN);
+    let cats = || {
+        let script = "grep -l -x cat /proc/[0-9]*/comm 2>/dev/null | wc -l";
+        tatami.tatami(&["exec", "web", "sh", "-c", script]).out().trim().to_owned()
+    };
+    // What is made once, and for good, is there when these have been.
+    let mut command = tatami.command(&["exec", "-i", "web", "cat"]);
+    command.stdin(std::process::Stdio::piped());
+    assert_eq!(Running::start(command).finish_with_input(b"first".to_vec()).expect_status(0).out(), "first");
+    assert_eq!(cats(), "0");
+    let processes: Vec<i32> = tatami.processes().iter().map(|process| process.pid).collect();
+    let before = in_use(&processes);
+
+    let start = |number: usize| {
+        let mut command = tatami.command(&["exec", "-i", "web", "cat"]);
+        command.stdin(std::process::Stdio::piped());
+        let mut exec = Running::start(command);
+        let mut stdin = exec.take_stdin();
+        stdin.write_all(format!("this is {number}\n").as_bytes()).unwrap();
+        (exec, stdin)
+    };
+    let execs: Vec<_> = (0..EXECS).map(start).collect();
+    for (number, (exec, _)) in execs.iter().enumerate() {
+        exec.wait_for(&format!("this is {number}\n"));
+    }
+    // All of them run, and wait for more.
+    assert_eq!(cats(), EXECS.to_string());
+    let during = in_use(&processes);
+    println!("threads and open files of {} processes: {before:?}, with {EXECS} execs {during:?}", processes.len());
+    assert!(during.1 >= before.1 + EXECS, "{before:?}, then {during:?}");
+    // One connection and one thread for each would be another design.
+    assert!(during.0 < before.0 + EXECS, "{before:?}, then {during:?}");
+
+    let text = |number: usize| format!("{number:07}\n").repeat(512);
+    let fed = execs.into_iter().enumerate().map(|(number, (exec, mut stdin))| {
+        stdin.write_all(text(number).as_bytes()).unwrap();
+        exec
+    });
+    for (number, exec) in fed.collect::<Vec<_>>().into_iter().enumerate() {
+        let finished = exec.finish_within(LONG).expect_status(0);
+        assert!(finished.out() == format!("this is {number}\n{}", text(number)), "{number}: {}", finished.out());
+        assert_eq!(finished.err(), "");
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let after = in_use(&processes);
+        if after.0 <= before.0 && after.1 <= before.1 {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{before:?} before, {after:?} long after");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    tatami.tatami(&["rm", "-f", "web"]).expect_status(0);
+}
+
 #[test]
 #[ignore = "boots a guest: make test"]
 fn exec_on_a_terminal_is_a_terminal() {

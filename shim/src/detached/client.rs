@@ -24,6 +24,8 @@ use crate::containerd::tasks::BALLOON;
 
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a call may take that is about one process of many: as long as the server waits for the agent. Hundreds may be before it.
+const TURN: Duration = Duration::from_secs(300);
 /// How long it may take to write a sandbox down: as long as its memory and its files are large.
 const SAVING: Duration = Duration::from_secs(3600);
 /// How long it may take a server to say how it is.
@@ -164,9 +166,9 @@ impl Client {
             spec: Some(spec).into(),
             ..Default::default()
         };
-        self.task.exec(limit(), &request).await?;
+        self.task.exec(turn(), &request).await?;
         let request = StartRequest { id: self.id.clone(), exec_id: exec.to_owned(), ..Default::default() };
-        let started = self.task.start(limit(), &request).await;
+        let started = self.task.start(turn(), &request).await;
         if started.is_err() {
             self.delete(exec).await;
         }
@@ -176,7 +178,7 @@ impl Client {
     /// Has the server forget a process that has ended.
     pub(crate) async fn delete(&self, exec: &str) {
         let request = DeleteRequest { id: self.id.clone(), exec_id: exec.to_owned(), ..Default::default() };
-        if let Err(error) = self.task.delete(limit(), &request).await {
+        if let Err(error) = self.task.delete(turn(), &request).await {
             // The sandbox is ending, and everything with it.
             log::debug!("process {exec} is not deleted: {error}");
         }
@@ -186,7 +188,7 @@ impl Client {
     pub(crate) async fn close_stdin(&self, exec: &str) -> Result<(), ClientError> {
         let (id, exec_id) = (self.id.clone(), exec.to_owned());
         let request = CloseIORequest { id, exec_id, stdin: true, ..Default::default() };
-        Ok(self.task.close_io(limit(), &request).await.map(drop)?)
+        Ok(self.task.close_io(turn(), &request).await.map(drop)?)
     }
 
     /// Gives the process's terminal another size, in characters.
@@ -200,4 +202,8 @@ impl Client {
 
 fn limit() -> Context {
     ttrpc::context::with_duration(PATIENCE)
+}
+
+fn turn() -> Context {
+    ttrpc::context::with_duration(TURN)
 }

@@ -3,6 +3,7 @@
 //! Knows the calls; nothing of when they are due, and nothing of VMs.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
@@ -14,6 +15,7 @@ use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{Kind, StreamHeader};
 use tatami_vmm::process::SHARED_TAG;
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 use ttrpc::Code;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -23,6 +25,9 @@ use super::door::{Door, DoorError};
 
 /// How long the agent may take to answer a call that does not wait for a process: on a host that is overcommitted fifty times, too.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How many streams are attached at the same time: of connections that the agent has not taken yet, the guest's kernel keeps 128, and
+/// refuses the others.
+const ATTACHING: usize = 64;
 
 /// Random bytes for the guest: as many as its generator's key has, at most 256, of which there is never a part only.
 const ENTROPY: usize = 32;
@@ -32,6 +37,8 @@ const ENTROPY: usize = 32;
 pub struct Agent {
     client: AgentClient,
     door: Door,
+    /// Who may attach just now.
+    turns: Arc<Semaphore>,
 }
 
 /// Why the agent did not do what it was asked.
@@ -76,7 +83,8 @@ impl Agent {
     /// [`AgentError::Door`] when it does not.
     pub async fn connect(door: Door) -> Result<Agent, AgentError> {
         let stream = limited("connect", door.connect(tatami_protocol::CONTROL_PORT)).await??;
-        Ok(Agent { client: AgentClient::new(Client::new(Socket::new(stream))), door })
+        let turns = Arc::new(Semaphore::new(ATTACHING));
+        Ok(Agent { client: AgentClient::new(Client::new(Socket::new(stream))), door, turns })
     }
 
     /// Greets it: sets the guest's clock, gives its random generator a new start, and has it mount the shared folder. With `moved` it
@@ -174,7 +182,12 @@ impl Agent {
             kind: kind.into(),
             ..Default::default()
         };
-        Ok(limited("attach", self.door.stream(&header)).await??)
+        let attached = async {
+            // An error would say that nobody gets a turn any more, which nobody says.
+            let _turn = self.turns.acquire().await;
+            self.door.stream(&header).await
+        };
+        Ok(limited("attach", attached).await??)
     }
 
     /// Connects to a port of the guest's loopback.

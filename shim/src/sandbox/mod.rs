@@ -42,6 +42,7 @@ use std::time::Duration;
 use nix::sys::termios::Termios;
 use tatami_protocol::agent::{CreateContainerRequest, NetworkRequest, Stdio};
 use tatami_vmm::boot::Origin;
+use tatami_vmm::open_files;
 use tatami_vmm::probe::{self, ProbeError};
 use tatami_vmm::{Resources, StopReason, VmConfig};
 
@@ -313,6 +314,10 @@ impl Sandbox {
     /// # Errors
     /// [`Error::Open`], [`Error::Vm`]; the ground is cleared then.
     pub fn start(ground: Ground, settings: Settings, mut timings: Timings) -> Result<Sandbox, Error> {
+        // Each process in it costs its server some seven, and there may be hundreds at a time.
+        if let Err(error) = open_files::raise() {
+            log::warn!("few files can be open at a time: {error}");
+        }
         let (door, listener) = Door::create(ground.folder.state())
             .map_err(|source| Error::System { action: "create the VMM's socket", source })?;
         let (origin, template) = settings.origin()?;

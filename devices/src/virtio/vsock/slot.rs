@@ -26,7 +26,7 @@ pub(super) enum Side {
 /// What a slot's deadline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Patience {
-    /// Time for a client on the host to name a port.
+    /// Time for a client on the host to name a port. It does at once, unless it has hundreds of others to see to, or no CPU.
     Line,
     /// Time for the guest to answer. Its kernel does, at once, but its CPU may be starved.
     Answer,
@@ -40,7 +40,7 @@ impl Patience {
     /// How long it lasts. Tests of what comes after do not wait as long.
     pub(super) fn length(self) -> Duration {
         match self {
-            Patience::Line => Duration::from_secs(2),
+            Patience::Line => Duration::from_secs(if cfg!(test) { 2 } else { 30 }),
             // A busy guest on a slow host was seen to take 14 s; one that is dead is found out by others.
             Patience::Answer => Duration::from_secs(if cfg!(test) { 5 } else { 30 }),
             Patience::Credit => Duration::from_millis(250),
