@@ -5,6 +5,7 @@
 
 use crate::guest_files::{self, GuestFile};
 use clap::Args;
+use serde::Serialize;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -52,6 +53,30 @@ const REQUIREMENTS: [(&str, Look); 8] = [
 
 fn names() -> [&'static str; REQUIREMENTS.len()] {
     REQUIREMENTS.map(|(name, _)| name)
+}
+
+/// A finding for those who show it in another form.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Told {
+    /// The requirement's.
+    pub(crate) name: &'static str,
+    /// ok, note or problem.
+    pub(crate) verdict: &'static str,
+    pub(crate) what: String,
+    /// Empty, or part of `what`, where there is none to tell of.
+    pub(crate) remedy: String,
+}
+
+/// What a look at everything finds.
+pub(crate) fn look() -> Vec<Told> {
+    let arguments = CheckArguments::default();
+    let told = REQUIREMENTS.iter().map(|&(name, look)| {
+        let finding = look(&arguments);
+        let (verdict, what, remedy) = finding.parts();
+        Told { name, verdict, what: what.to_owned(), remedy: remedy.to_owned() }
+    });
+    told.collect()
 }
 
 /// Looks at everything, or at what `--only` names, and writes what it finds to `out`.
@@ -191,7 +216,7 @@ fn host_kernel(_: &CheckArguments) -> Finding {
     host_kernel_of(&kernel_release())
 }
 
-fn kernel_release() -> String {
+pub(crate) fn kernel_release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 

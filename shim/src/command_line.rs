@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use crate::check::CheckArguments;
 use crate::detached::Commands;
 use crate::direct_volume::DirectVolumeArguments;
+use crate::environment::EnvArguments;
 use crate::images::{ImageArguments, ListArguments, LoadArguments, PullArguments, RemoveArguments};
 use crate::install::{InstallArguments, UninstallArguments};
 use crate::ksm::KsmArguments;
@@ -42,6 +43,8 @@ pub enum Command {
     Image(ImageArguments),
     /// Say whether this machine can run sandboxes, and what is missing
     Check(CheckArguments),
+    /// Show what this machine and this installation are, for a report of an error
+    Env(EnvArguments),
     /// Say what all sandboxes of this host use, in the form that Prometheus reads
     Metrics(MetricsArguments),
     /// Show what sandboxes use now, the busiest first, until Ctrl-C

@@ -13,6 +13,7 @@ pub mod containerd;
 pub mod content;
 pub mod detached;
 pub mod direct_volume;
+pub mod environment;
 pub mod guest_files;
 pub mod image;
 pub mod images;

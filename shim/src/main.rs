@@ -10,7 +10,9 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use tatami_shim::command_line::{Command, CommandLine};
 use tatami_shim::run::{self, TATAMI_FAILED};
-use tatami_shim::{check, containerd, detached, direct_volume, images, install, ksm, logging, metrics, oci};
+use tatami_shim::{
+    check, containerd, detached, direct_volume, environment, images, install, ksm, logging, metrics, oci,
+};
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
             // Fails only when nobody reads it.
             check::run(&arguments, &mut io::stdout().lock()).unwrap_or(ExitCode::FAILURE)
         }
+        Ok(CommandLine { command: Command::Env(arguments) }) => environment::main(&arguments),
         Ok(CommandLine { command: Command::Metrics(arguments) }) => metrics::main(arguments),
         Ok(CommandLine { command: Command::Top(arguments) }) => metrics::top::main(&arguments),
         Ok(CommandLine { command: Command::Ksm(arguments) }) => ksm::main(&arguments),

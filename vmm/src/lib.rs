@@ -45,7 +45,7 @@ pub use kvm::KvmError;
 pub use memory::MemoryError;
 pub use stop::StopReason;
 pub use tatami_devices::virtio::{
-    Allowance, BLK_QUEUES_MAX, DiskPart, FS_QUEUES_MAX, FsCache, NicLimits, RateLimit, vhost_lacks,
+    Allowance, BLK_QUEUES_MAX, DiskPart, FS_QUEUES_MAX, FsCache, NicLimits, RateLimit, uring_works, vhost_lacks,
 };
 pub use threads::VmmThreads;
 pub use vcpu::ExitCounts;

@@ -28,7 +28,7 @@ pub mod vsock;
 mod worker;
 
 pub use balloon::{Balloon, BalloonSize};
-pub use blk::{BLK_QUEUES_MAX, Blk, BlkConfig, DiskError, DiskPart, Slot};
+pub use blk::{BLK_QUEUES_MAX, Blk, BlkConfig, DiskError, DiskPart, Slot, uring_works};
 pub use console::Console;
 pub use device::{
     ActivateError, Activation, ActiveQueue, Backing, DeviceKind, Interrupt, Role, SaveError, Threads, VirtioDevice,

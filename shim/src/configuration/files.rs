@@ -19,6 +19,12 @@ pub(super) fn find(named: Option<&Path>, value: Option<OsString>) -> Option<Path
     named.or_else(|| PLACES.iter().map(PathBuf::from).find(|place| place.exists()))
 }
 
+/// Where the file is looked for, in this order; the first is what the variable names, if it names one.
+pub(super) fn places() -> Vec<PathBuf> {
+    let named = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+    named.into_iter().chain(PLACES.map(PathBuf::from)).collect()
+}
+
 /// All files, in the order in which they override each other. Beside is what lies beside the file itself, not beside a link to it.
 ///
 /// # Errors

@@ -156,6 +156,20 @@ pub struct Configuration {
     pub idle: Vec<String>,
 }
 
+/// Where the file is looked for where no client names one, in this order.
+pub fn places() -> Vec<PathBuf> {
+    files::places()
+}
+
+/// The file that is read where no client names one, and what is dropped in beside it. None: there is none.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn files_read() -> Result<Vec<PathBuf>, ConfigurationError> {
+    let Some(file) = files::find(None, std::env::var_os(VARIABLE)) else { return Ok(Vec::new()) };
+    files::with_drop_ins(&file).map_err(|source| ConfigurationError::Missing { path: file, source })
+}
+
 impl Configuration {
     /// Reads the file that a client has `named`, or that [`VARIABLE`] names, or that lies in one of Kata's places, with what is
     /// dropped in beside it, and of a pod's `annotations` those that are Kata's and that the file allows. Where there is none, nothing is

@@ -28,6 +28,7 @@ use self::spec::{
     FEATURE_WRITE_ZEROES, QUEUE_SIZE, config_space,
 };
 use self::uring::Uring;
+pub use self::uring::uring_works;
 use super::device::read_space;
 use super::{
     ActivateError, Activation, ActiveQueue, DeviceKind, RateLimit, Ring, Role, Threads, Throttle, VirtioDevice, Worker,

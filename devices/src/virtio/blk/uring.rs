@@ -161,6 +161,14 @@ impl Drop for Uring {
     }
 }
 
+/// Whether this host's kernel gives this process rings for disks.
+///
+/// # Errors
+/// Why not.
+pub fn uring_works() -> io::Result<()> {
+    restricted(1).map(drop)
+}
+
 /// A ring that is good for nothing but disks.
 fn restricted(depth: u32) -> io::Result<IoUring> {
     let ring: IoUring = IoUring::builder()
