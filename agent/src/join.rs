@@ -20,10 +20,11 @@ use rustix::process::{Pid, PidfdFlags, ioctl_tiocsctty, pidfd_open, setsid, umas
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces, set_no_new_privs};
 use serde::{Deserialize, Serialize};
+use tatami_files::Order;
 
 use crate::executor::{execute, set_size};
 use crate::wire::{Report, STREAMS, Terminal, send_fd, send_report};
-use crate::{priority, rights, syscalls};
+use crate::{copy, priority, rights, syscalls};
 
 /// `f_type` of devpts, from the kernel's magic.h.
 const DEVPTS: i64 = 0x1cd1;
@@ -136,7 +137,12 @@ struct Child<'a> {
 impl Child<'_> {
     fn run(mut self) -> ! {
         match self.prepare() {
-            Ok(environment) => execute(&self.joining.process, environment, self.report),
+            Ok(environment) => {
+                if let Some(order) = self.joining.process.args().as_deref().and_then(Order::of) {
+                    std::process::exit(copy::carry_out(&order));
+                }
+                execute(&self.joining.process, environment, self.report);
+            }
             // If the agent is gone, so is the guest.
             Err(message) => drop(send_report(self.report, &Report::Failed { message })),
         }

@@ -25,6 +25,7 @@ mod cgroup;
 mod clock;
 mod console;
 mod container;
+mod copy;
 mod creator;
 mod depot;
 mod devices;

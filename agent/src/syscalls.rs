@@ -98,6 +98,18 @@ pub(crate) fn fork_into(cgroup: &OwnedFd) -> io::Result<i32> {
     }
 }
 
+/// Closes every descriptor but the three standard streams. Nothing of this process may use one that it had open any more.
+///
+/// # Errors
+/// When a filter does not let it.
+pub(crate) fn close_all_but_streams() -> io::Result<()> {
+    // SAFETY: the caller uses none of them again; descriptors are numbers, and no memory of ours is touched.
+    match unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Has `command` lead a session of its own, whose terminal its standard input is.
 pub(crate) fn lead_session(command: &mut Command) {
     let lead = || {

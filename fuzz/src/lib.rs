@@ -7,6 +7,7 @@
 //! | [`loading`] | kernels, saved machines, what comes over the VMM's control socket |
 //! | [`headers`] | what describes a saved sandbox |
 //! | [`images`] | layers and image archives; what a registry asks |
+//! | [`copies`] | files that come out of a container |
 //! | [`agents`] | both sides of the agent's wire; what containerd says to a shim |
 //! | [`seeds`] | inputs that make sense, to begin from |
 //!
@@ -15,6 +16,7 @@
 
 pub mod agents;
 pub mod back_ends;
+pub mod copies;
 pub mod devices;
 pub mod driver;
 pub mod files;
@@ -86,4 +88,5 @@ pub const TARGETS: &[Target] = &[
     Target { name: "agent", run: agents::agent, seeds: seeds::specifications },
     Target { name: "answers", run: agents::answers, seeds: seeds::answers },
     Target { name: "options", run: agents::options, seeds: seeds::options },
+    Target { name: "copy", run: copies::copy, seeds: seeds::copies },
 ];

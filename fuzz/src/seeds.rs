@@ -251,6 +251,27 @@ pub fn answers() -> Vec<Vec<u8>> {
     ]
 }
 
+/// Streams of files: a tree, a file, and one that would lead astray.
+pub fn copies() -> Vec<Vec<u8>> {
+    use tatami_files::stream::{Entry, Kind, end};
+    let entry =
+        |kind, name: &str, link: &str| Entry { mode: 0o4755, link: link.into(), ..Entry::new(kind, name.into()) };
+    let file = |name: &str| Entry { size: 3, ..entry(Kind::File, name, "") };
+    let stream = |choice: u8, entries: &[Entry]| {
+        let mut bytes = vec![choice];
+        for entry in entries {
+            entry.write(&mut bytes).expect("memory takes everything");
+            bytes.extend(&b"abc"[..entry.size as usize]);
+        }
+        end(&mut bytes).expect("memory takes everything");
+        bytes
+    };
+    let root = entry(Kind::Folder, "", "");
+    let tree = [root.clone(), file("a"), entry(Kind::Folder, "b", ""), file("b/c"), entry(Kind::HardLink, "d", "b/c")];
+    let astray = [root, entry(Kind::Link, "l", "../outside"), file("out"), entry(Kind::Fifo, "f", ""), file("l/x")];
+    vec![stream(0, &tree), stream(0xc1, &tree), stream(0xc1, &[file("")]), stream(2, &astray)]
+}
+
 /// A shim's calls.
 pub fn options() -> Vec<Vec<u8>> {
     let words = b"-namespace default -address /run/c.sock -id c1 -bundle /b start";

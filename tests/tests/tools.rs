@@ -1,6 +1,114 @@
-//! `tatami env` as its user sees it.
+//! `tatami cp` and `tatami env` as their user sees them.
 
-use tatami_tests::Tatami;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tatami_tests::{Finished, Running, Tatami};
+
+fn cp(tatami: &Tatami, words: &[&str]) -> Finished {
+    tatami.tatami(&[&["cp"], words].concat())
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn files_go_in_and_out_and_see_what_the_container_sees() {
+    let tatami = Tatami::new();
+    let scratch = tatami.scratch();
+    let volume = scratch.join("volume");
+    fs::create_dir(&volume).unwrap();
+    let options = [
+        "--name",
+        "web",
+        "-u",
+        "1000:1000",
+        "--cap-drop",
+        "ALL",
+        "--tmpfs",
+        "/fast",
+        "-v",
+        &format!("{}:/data", text(&volume)),
+    ];
+    tatami.detach(&options, &["sleep", "1000"]);
+    let exec = |script: &str| tatami.tatami(&["exec", "-u", "root", "web", "sh", "-c", script]).expect_status(0).out();
+
+    // A tree goes in, with modes and times, to where only the guest has a file system.
+    let site = scratch.join("site");
+    fs::create_dir_all(site.join("sub")).unwrap();
+    fs::write(site.join("sub/large"), vec![b'x'; 3_000_000]).unwrap();
+    fs::write(site.join("tool"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(site.join("tool"), fs::Permissions::from_mode(0o751)).unwrap();
+    fs::File::open(site.join("tool")).unwrap().set_modified(std::time::UNIX_EPOCH + Duration::from_secs(77)).unwrap();
+    symlink("sub/large", site.join("link")).unwrap();
+    for target in ["web:/fast", "web:/data/", "web:/var/new"] {
+        cp(&tatami, &[text(&site), target]).expect_status(0);
+    }
+    let told = exec("cd /fast/site; stat -c '%a %u %Y' tool; readlink link; wc -c <sub/large; ls /var/new");
+    assert_eq!(told, "751 0 77\nsub/large\n3000000\nlink\nsub\ntool\n");
+    assert_eq!(fs::read(volume.join("site/sub/large")).unwrap().len(), 3_000_000);
+
+    // And out again, the same, whatever the container has in it.
+    exec("echo new >/fast/site/sub/made; chmod 4755 /fast/site/tool; rm -rf /bin /sbin /usr");
+    let back = scratch.join("back");
+    cp(&tatami, &["web:/fast/site", text(&back)]).expect_status(0);
+    assert_eq!(fs::read_to_string(back.join("sub/made")).unwrap(), "new\n");
+    assert_eq!(fs::read(back.join("sub/large")).unwrap(), vec![b'x'; 3_000_000]);
+    let tool = fs::metadata(back.join("tool")).unwrap();
+    assert_eq!((tool.mode() & 0o7777, tool.mtime()), (0o755, 77));
+    assert_eq!(fs::read_link(back.join("link")).unwrap(), Path::new("sub/large"));
+    cp(&tatami, &["-L", "web:/fast/site/link", text(&back.join("followed"))]).expect_status(0);
+    assert_eq!(fs::metadata(back.join("followed")).unwrap().len(), 3_000_000);
+
+    // As archives, both ways.
+    let archive = cp(&tatami, &["web:/fast/site/sub", "-"]).expect_status(0).stdout;
+    let mut command = tatami.command(&["cp", "-", "web:/data"]);
+    command.stdin(Stdio::piped());
+    Running::start(command).finish_with_input(archive).expect_status(0);
+    assert_eq!(fs::read_to_string(volume.join("sub/made")).unwrap(), "new\n");
+
+    // What cannot be says why.
+    cp(&tatami, &["web:/none", text(&back)]).expect_error(1, &["web", "/none", "No such file"]);
+    cp(&tatami, &[text(&site), "web:/none/x"]).expect_error(1, &["web", "/none", "make it first"]);
+    cp(&tatami, &["nobody:/etc", text(&back)]).expect_error(1, &["no such container", "nobody"]);
+    cp(&tatami, &[text(&site), text(&back)]).expect_error(1, &["CONTAINER:PATH"]);
+    cp(&tatami, &["web:/fast/site", text(&back.join("tool"))]).expect_error(1, &["tool", "no folder"]);
+    tatami.tatami(&["rm", "-f", "web"]).expect_status(0);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn what_a_container_makes_of_its_names_stays_in_the_copy() {
+    let tatami = Tatami::new();
+    let scratch = tatami.scratch();
+    let outside = scratch.join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), "precious").unwrap();
+    tatami.detach(&["--name", "web"], &["sleep", "1000"]);
+    // A link that leads to the host's folder, and then a folder of that name where the link is on the host.
+    let script =
+        format!("mkdir -p /a /b/there; ln -s {} /a/there; echo bad >/b/there/file; mkfifo /b/fifo", text(&outside));
+    tatami.tatami(&["exec", "web", "sh", "-c", &script]).expect_status(0);
+    let inside = scratch.join("inside");
+    fs::create_dir(&inside).unwrap();
+    cp(&tatami, &["web:/a/.", text(&inside)]).expect_status(0);
+    assert!(inside.join("there").is_symlink());
+    cp(&tatami, &["web:/b/.", text(&inside)]).expect_error(1, &["there", "no folder"]);
+    assert_eq!(fs::read_to_string(outside.join("file")).unwrap(), "precious");
+    // A paused container would not answer, and one that has ended cannot.
+    tatami.tatami(&["pause", "web"]).expect_status(0);
+    cp(&tatami, &["web:/a", text(&inside)]).expect_error(1, &["paused", "resume"]);
+    tatami.tatami(&["resume", "web"]).expect_status(0);
+    tatami.tatami(&["kill", "web"]).expect_status(0);
+    assert_eq!(tatami.tatami(&["wait", "web"]).out(), "137\n");
+    cp(&tatami, &["web:/a", text(&inside)]).expect_error(1, &["web", "does not run"]);
+    tatami.tatami(&["rm", "web"]).expect_status(0);
+}
 
 #[test]
 #[ignore = "looks at a host with KVM: make test"]

@@ -17,7 +17,7 @@ mod layout;
 mod platform;
 mod source;
 mod store;
-mod tar_stream;
+pub(crate) mod tar_stream;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub enum TarError {
 
 /// What an entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     File,
     HardLink,
     Symlink,
@@ -63,27 +63,27 @@ pub(super) enum Kind {
 
 /// One entry; names are exactly as the archive has them.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) kind: Kind,
-    pub(super) path: Vec<u8>,
+pub(crate) struct Entry {
+    pub(crate) kind: Kind,
+    pub(crate) path: Vec<u8>,
     /// Target of a hard or symbolic link.
-    pub(super) link: Vec<u8>,
+    pub(crate) link: Vec<u8>,
     /// Permission bits with set-id and sticky.
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// Seconds since 1970 and nanoseconds.
-    pub(super) mtime: (i64, u32),
+    pub(crate) mtime: (i64, u32),
     /// Bytes of content.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Major and minor number of a device.
-    pub(super) device: (u32, u32),
+    pub(crate) device: (u32, u32),
     /// Extended attributes: name and raw value.
-    pub(super) xattrs: Vec<(String, Vec<u8>)>,
+    pub(crate) xattrs: Vec<(String, Vec<u8>)>,
 }
 
 /// Reads entries; between two entries, reading from the stream itself gives the content of the last one.
-pub(super) struct TarStream<R> {
+pub(crate) struct TarStream<R> {
     reader: R,
     skip: fn(&mut R, u64) -> io::Result<()>,
     offset: u64,
@@ -107,7 +107,7 @@ struct Extensions {
 
 impl<R: Read> TarStream<R> {
     /// A stream that is read from start to end.
-    pub(super) fn new(reader: R) -> TarStream<R> {
+    pub(crate) fn new(reader: R) -> TarStream<R> {
         let skip = |reader: &mut R, count| {
             let skipped = io::copy(&mut reader.take(count), &mut io::sink())?;
             if skipped == count { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
@@ -116,12 +116,12 @@ impl<R: Read> TarStream<R> {
     }
 
     /// Where in the stream the current entry's unread content starts.
-    pub(super) fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
 
     /// The next entry, or `None` at the end of the archive. Skips what was left of the last one.
-    pub(super) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
+    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         let mut extensions = Extensions::default();
         loop {
             self.skip_rest()?;
@@ -260,7 +260,7 @@ impl<R: Read> TarStream<R> {
 
 impl<R: Read + Seek> TarStream<io::BufReader<R>> {
     /// A stream whose content is skipped by seeking.
-    pub(super) fn seekable(reader: io::BufReader<R>) -> TarStream<io::BufReader<R>> {
+    pub(crate) fn seekable(reader: io::BufReader<R>) -> TarStream<io::BufReader<R>> {
         TarStream {
             skip: |reader, count| reader.seek_relative(i64::try_from(count).map_err(io::Error::other)?),
             ..TarStream::new(reader)

@@ -105,7 +105,7 @@ impl Place {
 }
 
 /// Splits a name from an archive into components: no `..`; a leading slash, `.` and doubled slashes mean nothing.
-pub(super) fn components(name: &[u8]) -> Result<Vec<OsString>, TreeError> {
+pub(crate) fn components(name: &[u8]) -> Result<Vec<OsString>, TreeError> {
     let mut parts = Vec::new();
     for part in name.split(|byte| *byte == b'/') {
         match part {

@@ -1,13 +1,11 @@
 //! `tatami exec`: a further process in a running container, with this process's streams, signals and exit status.
 //!
-//! Its streams are fifos in the sandbox's folder, as containerd's clients have them; they go with the sandbox should this
-//! process be killed.
+//! Knows nothing of how the process comes to join.
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use oci_spec::runtime::Process;
@@ -17,6 +15,7 @@ use super::super::Error;
 use super::super::client::{Client, ExecStreams};
 use super::super::registry::{self, Entry};
 use super::control::{refused, running};
+use super::fifos::{Fifos, open_fifo};
 use super::session::{self, Outcome};
 use crate::run::pump;
 use crate::run::terminal::{self, RawMode};
@@ -82,15 +81,15 @@ pub(super) async fn exec(places: &Places, mut arguments: ExecArguments) -> Resul
         let started = client.exec(&exec, process, &ExecStreams::default()).await;
         return started.map(|()| 0).map_err(|error| refused(&entry, error));
     }
-    let fifos = Fifos::make(entry.found.state(), &exec, &arguments)
+    let fifos = Fifos::make(entry.found.state(), &exec, arguments.interactive, arguments.tty)
         .map_err(|source| Error::System { action: "make the command's streams", source })?;
     let signals = session::catch_signals()?;
     let raw = match arguments.interactive && arguments.tty {
         true => Some(RawMode::enter().map_err(|source| Error::System { action: "set up the terminal", source })?),
         false => None,
     };
-    let outputs =
-        fifos.open_outputs().map_err(|source| Error::System { action: "open the command's streams", source })?;
+    let outputs = open_outputs(&fifos.streams)
+        .map_err(|source| Error::System { action: "open the command's streams", source })?;
     client.exec(&exec, process, &fifos.streams).await.map_err(|error| refused(&entry, error))?;
     let result = follow(&client, &exec, &fifos, outputs, signals).await;
     drop(raw);
@@ -158,52 +157,13 @@ fn drain(fifo: &str) -> Result<(), Error> {
     pump::output("drain", open_fifo(fifo).map_err(system)?, null.into()).map(drop).map_err(system)
 }
 
-/// Opens a fifo for reading, whether or not somebody writes.
-fn open_fifo(path: &str) -> io::Result<File> {
-    let fifo = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    rustix::io::ioctl_fionbio(&fifo, false)?;
-    Ok(fifo)
-}
-
-/// The fifos of a process, in a folder of their own, which goes with this.
-struct Fifos {
-    folder: PathBuf,
-    streams: ExecStreams,
-}
-
-impl Fifos {
-    fn make(state: &Path, exec: &str, arguments: &ExecArguments) -> io::Result<Fifos> {
-        let folder = state.join("exec").join(exec);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        let mut fifos = Fifos { folder, streams: ExecStreams { terminal: arguments.tty, ..ExecStreams::default() } };
-        let make = |name: &str| -> io::Result<String> {
-            let path = fifos.folder.join(name);
-            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
-            Ok(path.display().to_string())
-        };
-        let stdin = if arguments.interactive { make("stdin")? } else { String::new() };
-        let stdout = make("stdout")?;
-        let stderr = if arguments.tty { String::new() } else { make("stderr")? };
-        fifos.streams = ExecStreams { stdin, stdout, stderr, terminal: arguments.tty };
-        Ok(fifos)
+/// Our ends, with what they lead to. They are to be read when the server has opened its ends.
+fn open_outputs(streams: &ExecStreams) -> io::Result<Vec<(&'static str, File, OwnedFd)>> {
+    let mut outputs = vec![("stdout", open_fifo(&streams.stdout)?, io::stdout().as_fd().try_clone_to_owned()?)];
+    if !streams.stderr.is_empty() {
+        outputs.push(("stderr", open_fifo(&streams.stderr)?, io::stderr().as_fd().try_clone_to_owned()?));
     }
-
-    /// Our ends, with what they lead to. They are to be read when the server has opened its ends.
-    fn open_outputs(&self) -> io::Result<Vec<(&'static str, File, OwnedFd)>> {
-        let mut outputs =
-            vec![("stdout", open_fifo(&self.streams.stdout)?, io::stdout().as_fd().try_clone_to_owned()?)];
-        if !self.streams.stderr.is_empty() {
-            outputs.push(("stderr", open_fifo(&self.streams.stderr)?, io::stderr().as_fd().try_clone_to_owned()?));
-        }
-        Ok(outputs)
-    }
-}
-
-impl Drop for Fifos {
-    fn drop(&mut self) {
-        // It may be gone with its sandbox.
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
+    Ok(outputs)
 }
 
 /// The process, as a specification describes it: the container's first, with what was asked for.

@@ -4,7 +4,9 @@ mod attach;
 mod balloon;
 mod console;
 mod control;
+mod cp;
 mod exec;
+mod fifos;
 mod inspect;
 mod logs;
 mod ps;
@@ -26,6 +28,8 @@ pub enum Commands {
     Logs(logs::LogsArguments),
     /// Run a further command in a running container
     Exec(exec::ExecArguments),
+    /// Copy files and folders into a running container, or out of it
+    Cp(cp::CpArguments),
     /// Open a shell in a sandbox's guest itself, outside its containers
     Console(console::ConsoleArguments),
     /// Join a running container's output, and its input with -i
@@ -61,6 +65,7 @@ impl Commands {
             Commands::Ps(arguments) => run(ps::ps(&places, &arguments)),
             Commands::Logs(arguments) => logs::logs(&places, &arguments),
             Commands::Exec(arguments) => run(exec::exec(&places, arguments)),
+            Commands::Cp(arguments) => run(cp::cp(&places, arguments)),
             Commands::Console(arguments) => run(console::console(&places, &arguments)),
             Commands::Attach(arguments) => run(attach::attach(&places, &arguments)),
             Commands::Stop(arguments) => run(control::stop(&places, arguments)),

@@ -1,0 +1,58 @@
+//! Copying files between the host and a container: the end in the container, a process that joined it and executes nothing.
+//!
+//! So it sees what the container sees, volumes and all, and needs no program in the container. What it is to do stands in its arguments
+//! ([`Order`]); the stream is its standard input or output, and what goes wrong or is left out is told in lines on standard error.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use tatami_files::{CopyError, Destination, Options, Order, pack, unpack};
+
+use crate::syscalls;
+
+/// How much is read or written at a time, in bytes.
+const CHUNK: usize = 64 * 1024;
+
+/// Carries it out in this process, which is in the container and has nothing more to report; the exit status.
+pub(crate) fn carry_out(order: &Order) -> i32 {
+    let tell = |line: String| {
+        // In one piece; and where nobody can be told, nobody is.
+        let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+    };
+    // It still is the agent, and has the agent's files open: what the container has to do with it are its streams.
+    let alone = set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(io::Error::from);
+    if let Err(error) = alone.and_then(|()| syscalls::close_all_but_streams()) {
+        tell(format!("cannot close the agent's files: {error}"));
+        return 1;
+    }
+    match copy(order, &mut { tell }) {
+        Ok(()) => 0,
+        Err(error) => {
+            tell(error.to_string());
+            1
+        }
+    }
+}
+
+fn copy(order: &Order, notes: &mut dyn FnMut(String)) -> Result<(), CopyError> {
+    match order {
+        Order::Pack { path, follow } => {
+            let mut stream = BufWriter::with_capacity(CHUNK, owned(rustix::stdio::stdout())?);
+            pack(Path::new(path), *follow, &mut stream, notes)
+        }
+        Order::Unpack { path, name, form, owners } => {
+            let mut stream = BufReader::with_capacity(CHUNK, owned(rustix::stdio::stdin())?);
+            let destination = Destination { path: path.into(), name: OsString::from(name), form: *form };
+            unpack(&mut stream, &destination, Options { owners: *owners, set_id: true }, notes)
+        }
+    }
+}
+
+/// A standard stream as it is: what the standard library puts in front of it would be in every guest, for this alone.
+fn owned(stream: BorrowedFd<'_>) -> Result<File, CopyError> {
+    stream.try_clone_to_owned().map(File::from).map_err(CopyError::Stream)
+}
