@@ -7,6 +7,7 @@ use crate::check::CheckArguments;
 use crate::detached::Commands;
 use crate::direct_volume::DirectVolumeArguments;
 use crate::environment::EnvArguments;
+use crate::events::EventsArguments;
 use crate::images::{ImageArguments, ListArguments, LoadArguments, PullArguments, RemoveArguments};
 use crate::install::{InstallArguments, UninstallArguments};
 use crate::ksm::KsmArguments;
@@ -50,6 +51,8 @@ pub enum Command {
     /// Show what sandboxes use now, the busiest first, until Ctrl-C
     #[command(visible_alias = "stats")]
     Top(TopArguments),
+    /// Tell what happens to sandboxes and containers, until Ctrl-C
+    Events(EventsArguments),
     /// Have the kernel look for equal pages of mergeable sandboxes' memory while there is something to find, until Ctrl-C
     Ksm(KsmArguments),
     /// Say which disk guests mount in place of a volume, as CSI drivers do

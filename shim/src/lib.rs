@@ -14,6 +14,7 @@ pub mod content;
 pub mod detached;
 pub mod direct_volume;
 pub mod environment;
+pub mod events;
 pub mod guest_files;
 pub mod image;
 pub mod images;

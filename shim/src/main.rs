@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use tatami_shim::command_line::{Command, CommandLine};
 use tatami_shim::run::{self, TATAMI_FAILED};
 use tatami_shim::{
-    check, containerd, detached, direct_volume, environment, images, install, ksm, logging, metrics, oci,
+    check, containerd, detached, direct_volume, environment, events, images, install, ksm, logging, metrics, oci,
 };
 
 fn main() -> ExitCode {
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         Ok(CommandLine { command: Command::Env(arguments) }) => environment::main(&arguments),
         Ok(CommandLine { command: Command::Metrics(arguments) }) => metrics::main(arguments),
         Ok(CommandLine { command: Command::Top(arguments) }) => metrics::top::main(&arguments),
+        Ok(CommandLine { command: Command::Events(arguments) }) => events::main(&arguments),
         Ok(CommandLine { command: Command::Ksm(arguments) }) => ksm::main(&arguments),
         Ok(CommandLine { command: Command::DirectVolume(arguments) }) => direct_volume::main(&arguments),
         Ok(CommandLine { command: Command::Install(arguments) }) => install::main(&arguments),

@@ -1,11 +1,12 @@
-//! `tatami cp` and `tatami env` as their user sees them.
+//! `tatami cp`, `tatami events` and `tatami env` as their user sees them.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use tatami_tests::{Finished, Running, Tatami};
 
 fn cp(tatami: &Tatami, words: &[&str]) -> Finished {
@@ -122,4 +123,41 @@ fn env_tells_what_is_in_use() {
     for name in ["guest kernel", "host kernel", "configuration", "io_uring", "/dev/kvm", "locks and sockets"] {
         assert!(text.contains(name), "{name} in {text}");
     }
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn events_are_told_to_who_listens() {
+    let tatami = Tatami::new();
+    let text = Running::start(tatami.command(&["events"]));
+    let json = Running::start(tatami.command(&["events", "--format", "json"]));
+    let folder = tatami.scratch().parent().unwrap().join("run/events");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::read_dir(&folder).map_or(0, Iterator::count) < 2 {
+        assert!(Instant::now() < deadline, "nobody listens in {}", folder.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let id = tatami.detach(&["--name", "web"], &["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done"]);
+    tatami.tatami(&["exec", "web", "sh", "-c", "exit 5"]).expect_status(5);
+    tatami.tatami(&["pause", "web"]).expect_status(0);
+    tatami.tatami(&["resume", "web"]).expect_status(0);
+    tatami.tatami(&["stop", "web"]).expect_status(0);
+    tatami.tatami(&["rm", "web"]).expect_status(0);
+    tatami.run_with(&["--name", "front"], &["sh", "-c", "exit 4"]).expect_status(4);
+    text.wait_for("status 4");
+    json.wait_for("\"ExitCode\":4");
+    text.signal(Signal::SIGINT);
+    json.signal(Signal::SIGINT);
+    let text = text.finish().expect_status(0).out();
+    let told: Vec<&str> = text.lines().map(|line| line.split_whitespace().nth(2).unwrap()).collect();
+    let first = ["create", "start", "exec-added", "exec-started", "exit", "paused", "resumed", "exit", "remove"];
+    assert_eq!(told, [&first[..], &["start", "exit"]].concat(), "{text}");
+    assert!(text.contains(&format!("web ({id}) status 3")) && text.contains("front"), "{text}");
+    let json = json.finish().expect_status(0).out();
+    let rows: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(rows[4]["ExecID"].is_string() && rows[4]["ExitCode"] == 5, "{json}");
+    assert_eq!(
+        (&rows[0]["Namespace"], &rows[0]["ID"], &rows[0]["Name"]),
+        (&"tatami".into(), &id.into(), &"web".into())
+    );
 }

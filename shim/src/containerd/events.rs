@@ -4,10 +4,12 @@
 //! what the events are called, not when they are due.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::ForwardRequest;
+use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::EventsClient;
 use protobuf::Message;
@@ -16,6 +18,9 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
+
+use crate::events::{Happening, announce};
+use crate::sandbox::folder::Places;
 
 /// Events that wait for a containerd that is away. Beyond that the oldest are given up.
 const CAPACITY: usize = 4096;
@@ -59,6 +64,8 @@ impl Topic {
 #[derive(Clone)]
 pub(crate) struct Events {
     namespace: String,
+    /// Beside it is who listens on this host.
+    state: Arc<Path>,
     queue: Arc<Queue>,
 }
 
@@ -72,7 +79,8 @@ impl Events {
     /// Of containers in `namespace`, to be forwarded to the containerd at `address`; without an address to nobody. Call it
     /// inside a runtime.
     pub(crate) fn start(namespace: &str, address: &str) -> Events {
-        let events = Events { namespace: namespace.to_owned(), queue: Arc::default() };
+        let state = Places::from_environment().state.into();
+        let events = Events { namespace: namespace.to_owned(), state, queue: Arc::default() };
         let path = address.strip_prefix("unix://").unwrap_or(address).to_owned();
         if !path.is_empty() {
             tokio::spawn(forward(path, events.queue.clone()));
@@ -87,6 +95,9 @@ impl Events {
             Ok(value) => value,
             Err(error) => return log::error!("the event {name} cannot be encoded: {error}"),
         };
+        if let Some(happening) = self.happening(topic, &value) {
+            announce(&self.state, &happening);
+        }
         let event = Any { type_url: type_name.to_owned(), value, ..Default::default() };
         let envelope = Envelope {
             timestamp: Some(SystemTime::now().into()).into(),
@@ -103,6 +114,30 @@ impl Events {
         waiting.push_back(envelope);
         drop(waiting);
         self.queue.changed.notify_waiters();
+    }
+
+    /// The event for those who listen on this host. All messages call what they are about by the same names.
+    fn happening(&self, topic: Topic, event: &[u8]) -> Option<Happening> {
+        let (exec, status) = match topic {
+            Topic::Exit => {
+                let exit = TaskExit::parse_from_bytes(event).ok()?;
+                // A container's first process has the container's id.
+                ((exit.id != exit.container_id).then_some(exit.id), Some(exit.exit_status))
+            }
+            Topic::ExecAdded => (TaskExecAdded::parse_from_bytes(event).ok().map(|event| event.exec_id), None),
+            Topic::ExecStarted => (TaskExecStarted::parse_from_bytes(event).ok().map(|event| event.exec_id), None),
+            _ => (None, None),
+        };
+        Some(Happening {
+            at: SystemTime::now(),
+            what: topic.names().0.trim_start_matches("/tasks/").to_owned(),
+            namespace: self.namespace.clone(),
+            server: std::process::id(),
+            // The first field of all of them.
+            container: TaskOOM::parse_from_bytes(event).ok()?.container_id,
+            exec: exec.filter(|exec| !exec.is_empty()),
+            status,
+        })
     }
 
     /// Returns when all events are delivered, or `limit` has passed.
@@ -192,7 +227,6 @@ async fn forward(path: String, queue: Arc<Queue>) {
 mod tests {
     use super::*;
     use containerd_shim_protos::api::Empty;
-    use containerd_shim_protos::events::task::TaskOOM;
     use containerd_shim_protos::shim_async::{Events as Service, create_events};
     use ttrpc::r#async::TtrpcContext;
 

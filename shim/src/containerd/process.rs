@@ -176,7 +176,8 @@ impl Process {
         })
     }
 
-    fn told(&self, exit: Exit, pid: u32) -> TaskExit {
+    /// Its end, as events tell it.
+    pub(super) fn told(&self, exit: Exit, pid: u32) -> TaskExit {
         TaskExit {
             container_id: self.container.clone(),
             // containerd calls the first process as its container.

@@ -94,7 +94,7 @@ impl Foreground {
         if let Err(error) = self.kept.write(&self.record) {
             log::debug!("the container's end is not written down: {error}");
         }
-        self.process.over(exit.status);
+        self.tasks.note_end(&self.process, exit.status);
         let _ = tokio::time::timeout(LAST_WORDS, server::others(&self.tasks, self.record.container())).await;
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::CreateTaskRequest;
-use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use containerd_shim_protos::events::task::{TaskCreate, TaskIO, TaskStart};
 use protobuf::Message;
 use tatami_protocol::agent::{CreateContainerRequest, Stdio};
 
@@ -19,6 +19,7 @@ use super::super::events::Topic;
 use super::super::hooks;
 use super::super::host_ps::asks_the_host;
 use super::super::keeper::{self, Keeper};
+use super::super::lifecycle::Exit;
 use super::super::loopback;
 use super::super::memory_watch::MemoryWatch;
 use super::super::process::Process;
@@ -166,7 +167,15 @@ impl Tasks {
         let mut container = Container::new(id, folder, id.to_owned(), String::new(), init.clone());
         container.volumes = volumes;
         claim.settle(std::sync::Arc::new(container));
+        let event = TaskStart { container_id: id.to_owned(), pid: Tasks::pid(), ..Default::default() };
+        self.events.publish(Topic::Start, &event);
         Ok(init)
+    }
+
+    /// Takes note of the end of one that was [noted](Tasks::note), and tells whoever waits for it.
+    pub(crate) fn note_end(&self, init: &Process, status: u32) {
+        init.over(status);
+        self.events.publish(Topic::Exit, &init.told(Exit::now(status), Tasks::pid()));
     }
 
     async fn create_from(

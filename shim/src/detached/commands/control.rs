@@ -4,7 +4,7 @@
 //! with nevertheless.
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use nix::sys::signal::Signal;
@@ -12,7 +12,9 @@ use nix::unistd::Pid;
 
 use super::super::client::{Client, ClientError};
 use super::super::registry::{self, Entry};
+use super::super::server::NAMESPACE;
 use super::super::{Error, FAILED, complain, signal_number};
+use crate::events::{Happening, announce};
 use crate::sandbox::folder::Places;
 
 /// How long a server may take to end after its container, or after it was told to.
@@ -173,7 +175,7 @@ pub(super) async fn rm(places: &Places, arguments: RmArguments) -> Result<u8, Er
     let mut status = 0;
     for word in &arguments.containers {
         let removed = match registry::find(places, word) {
-            Ok(entry) => remove(&entry, arguments.force).await,
+            Ok(entry) => remove(places, &entry, arguments.force).await,
             Err(registry::LookupError::None(_)) if arguments.force => continue,
             Err(error) => Err(error.into()),
         };
@@ -182,7 +184,7 @@ pub(super) async fn rm(places: &Places, arguments: RmArguments) -> Result<u8, Er
     Ok(status)
 }
 
-async fn remove(entry: &Entry, force: bool) -> Result<(), Error> {
+async fn remove(places: &Places, entry: &Entry, force: bool) -> Result<(), Error> {
     let name = entry.name();
     if entry.ended().is_none() {
         if !force {
@@ -208,7 +210,18 @@ async fn remove(entry: &Entry, force: bool) -> Result<(), Error> {
     // Usually somebody is at it already.
     until(SERVERS_END, || !entry.found.remains()).await;
     entry.found.clear().map_err(|source| Error::System { action: "remove what is left of the sandbox", source })?;
-    entry.kept.remove().map_err(|source| Error::System { action: "remove the record", source })
+    entry.kept.remove().map_err(|source| Error::System { action: "remove the record", source })?;
+    let happening = Happening {
+        at: SystemTime::now(),
+        what: "remove".to_owned(),
+        namespace: NAMESPACE.to_owned(),
+        server: entry.found.server() as u32,
+        container: entry.record.id.clone(),
+        exec: None,
+        status: None,
+    };
+    announce(&places.state, &happening);
+    Ok(())
 }
 
 fn end_server(entry: &Entry, signal: Signal) {
