@@ -1,11 +1,11 @@
-//! What the guest as a whole uses, read from `/proc` (proc(5)).
+//! What the guest as a whole uses, read from `/proc` (proc(5)), and how full file systems are (statvfs(3)).
 //!
 //! A file or number that this kernel does not have reads as zero: as with [`crate::stats`], this is no place to fail.
 
 use std::fs;
 use std::path::Path;
 
-use tatami_protocol::agent::{DiskFigures, Figures, InterfaceFigures};
+use tatami_protocol::agent::{DiskFigures, Figures, InterfaceFigures, VolumeFigures};
 
 /// Where it is mounted.
 pub(crate) const PROC: &str = "/proc";
@@ -33,6 +33,21 @@ pub(crate) fn read(folder: &Path) -> Figures {
         disks: file("diskstats").lines().filter_map(disk).collect(),
         ..Default::default()
     }
+}
+
+/// How full the file system is that is mounted at `path`; nothing if it does not tell.
+pub(crate) fn volume(path: &Path) -> Option<VolumeFigures> {
+    let status = rustix::fs::statvfs(path).ok()?;
+    let bytes = |blocks: u64| blocks.saturating_mul(status.f_frsize);
+    Some(VolumeFigures {
+        total_bytes: bytes(status.f_blocks),
+        used_bytes: bytes(status.f_blocks.saturating_sub(status.f_bfree)),
+        available_bytes: bytes(status.f_bavail),
+        total_inodes: status.f_files,
+        used_inodes: status.f_files.saturating_sub(status.f_ffree),
+        available_inodes: status.f_favail,
+        ..Default::default()
+    })
 }
 
 /// In bytes, what a line of meminfo tells in KiB.
@@ -138,6 +153,15 @@ mod tests {
         let [vda] = &figures.disks[..] else { panic!("{:?}", figures.disks) };
         assert_eq!((vda.name.as_str(), vda.reads, vda.read_bytes), ("vda", 10, 8192));
         assert_eq!((vda.writes, vda.written_bytes), (2, 4096));
+    }
+
+    #[test]
+    fn a_file_system_tells_how_full_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let figures = volume(folder.path()).unwrap();
+        assert!(figures.total_bytes > 0 && figures.used_bytes + figures.available_bytes <= figures.total_bytes);
+        assert!(figures.used_inodes <= figures.total_inodes);
+        assert!(volume(&folder.path().join("gone")).is_none());
     }
 
     #[test]

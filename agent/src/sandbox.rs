@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tatami_protocol::agent::{BlockDevice, Change, ContainerFigures, CreateContainerRequest, Volume};
+use tatami_protocol::agent::{BlockDevice, Change, ContainerFigures, CreateContainerRequest, Volume, VolumeFigures};
 use tatami_protocol::stream::{Kind, StreamHeader};
 
 use crate::container::{Container, Description};
 use crate::error::Error;
+use crate::figures;
 use crate::launch::Launcher;
 use crate::nodes::Numbers;
 use crate::process::Process;
@@ -212,6 +213,14 @@ impl Sandbox {
             ..Default::default()
         };
         all.into_iter().map(figures).collect()
+    }
+
+    /// How full each mounted volume is. What is no file system, or does not tell, is left out.
+    pub(crate) fn volume_figures(&self) -> Vec<VolumeFigures> {
+        let figures = |(folder, mounted): (&String, &Storages)| {
+            Some(VolumeFigures { folder: folder.clone(), ..figures::volume(mounted.last()?)? })
+        };
+        self.mounted_volumes().iter().filter_map(figures).collect()
     }
 
     /// The process that waits for the stream of `header`, if one does.

@@ -163,7 +163,8 @@ impl Agent for Service {
     }
 
     async fn get_figures(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Figures> {
-        Ok(Figures { containers: self.sandbox.figures(), ..figures::read(Path::new(figures::PROC)) })
+        let (containers, volumes) = (self.sandbox.figures(), self.sandbox.volume_figures());
+        Ok(Figures { containers, volumes, ..figures::read(Path::new(figures::PROC)) })
     }
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {

@@ -71,6 +71,11 @@ impl Storages {
         Ok((i64::from(rustix::fs::major(number)), i64::from(rustix::fs::minor(number))))
     }
 
+    /// Where that is which was mounted last, if anything was.
+    pub(crate) fn last(&self) -> Option<&Path> {
+        self.mounted.last().map(PathBuf::as_path)
+    }
+
     /// Unmounts all. Then nothing uses the disk any more.
     ///
     /// # Errors

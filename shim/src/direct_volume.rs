@@ -1,4 +1,5 @@
-//! `tatami direct-volume`: what a CSI driver leaves for the runtime is written and removed, as Kata's tool has it.
+//! `tatami direct-volume`: what a CSI driver leaves for the runtime is written and removed, as Kata's tool has it, and how full such a
+//! volume is.
 //!
 //! Knows the command line; what such a file says, and where it lies, is in [`crate::containerd`].
 
@@ -9,6 +10,7 @@ use clap::{Args, Subcommand};
 
 use crate::containerd::direct_volumes;
 use crate::logging::complain;
+use crate::metrics;
 
 /// The command line of `tatami direct-volume`.
 #[derive(Args, Debug)]
@@ -17,14 +19,15 @@ use crate::logging::complain;
 Examples:
   tatami direct-volume add /var/lib/kubelet/pods/UID/volumes/NAME/mount \
       '{"volume-type":"block","device":"/dev/sdb","fstype":"ext4","options":["noatime"]}'
+  tatami direct-volume stats /var/lib/kubelet/pods/UID/volumes/NAME/mount | jq '.usage[0].available'
   tatami direct-volume remove /var/lib/kubelet/pods/UID/volumes/NAME/mount"#)]
 pub struct DirectVolumeArguments {
     #[command(subcommand)]
-    command: Change,
+    command: Command,
 }
 
 #[derive(Subcommand, Debug)]
-enum Change {
+enum Command {
     /// Have guests mount a disk where a pod names this path as a volume
     Add {
         /// The path that pods know the volume by
@@ -33,6 +36,12 @@ enum Change {
         /// What is to be mounted
         #[arg(value_name = "MOUNT_INFO")]
         info: String,
+    },
+    /// Say how full it is, as long as a pod has it: bytes (unit 1) and inodes (unit 2), in JSON as CSI has it
+    Stats {
+        /// The path that pods know the volume by
+        #[arg(value_name = "VOLUME_PATH")]
+        volume: PathBuf,
     },
     /// Take that back. Pods that have the volume keep it
     #[command(visible_alias = "delete")]
@@ -46,10 +55,11 @@ enum Change {
 /// Carries it out.
 pub fn main(arguments: &DirectVolumeArguments) -> ExitCode {
     let done = match &arguments.command {
-        Change::Add { volume, info } => add(volume, info),
-        Change::Remove { volume } => {
+        Command::Add { volume, info } => add(volume, info),
+        Command::Remove { volume } => {
             direct_volumes::remove(volume).map_err(|error| format!("{}: {error}", volume.display()))
         }
+        Command::Stats { volume } => return metrics::volume::main(volume),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -232,14 +232,14 @@ async fn boot(mut sandbox: Sandbox, booted: &watch::Sender<Booted>, tasks: &Arc<
         }
     };
     sandbox.timings().pass(Mark::ContainerPrepared);
-    let guest = result.and_then(|()| sandbox.guest().ok_or_else(|| "the agent is gone".to_owned()));
-    let guest = match guest {
-        Ok(guest) => tasks.join_network(&guest).await.map(|()| (guest, sandbox.disks().clone())),
+    let machine = result.and_then(|()| sandbox.machine().ok_or_else(|| "the agent is gone".to_owned()));
+    let machine = match machine {
+        Ok(machine) => tasks.join_network(&machine.guest).await.map(|()| machine),
         Err(reason) => Err(reason),
     };
-    if let Err(reason) = &guest {
+    if let Err(reason) = &machine {
         log::error!("{reason}");
     }
-    booted.send_replace(Some(guest));
+    booted.send_replace(Some(machine));
     Some(sandbox)
 }

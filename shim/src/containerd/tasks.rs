@@ -37,17 +37,16 @@ use super::stdio::StdioPaths;
 use super::translate::translate_process;
 use crate::network::interfaces::{Network, News};
 use crate::sandbox;
-use crate::sandbox::disks::Disks;
+use crate::sandbox::Machine;
 use crate::sandbox::guest::Guest;
 use crate::sandbox::mounts::SharedFolder;
 use crate::sandbox::saving::Saver;
-use crate::sandbox::volumes::Volumes;
 
 /// The type of an update's resources that are the size of the machine's balloon.
 pub(crate) const BALLOON: &str = "tatami/balloon-mib";
 
-/// The guest, when it is known what became of it: the reason if there is none.
-pub(crate) type Booted = Option<Result<(Guest, Disks), String>>;
+/// The machine, when it is known what became of it: the reason if there is none.
+pub(crate) type Booted = Option<Result<Machine, String>>;
 
 /// The sandbox's containers.
 pub(crate) struct Tasks {
@@ -72,8 +71,6 @@ pub(crate) struct Tasks {
     over: Notify,
     /// How the sandbox is saved, or why it cannot be; nothing where its front end does not do so.
     saver: OnceLock<Result<Saver, String>>,
-    /// What its guest has mounted for its containers.
-    volumes: Volumes,
     /// How large it is; as it was made, where its front end does not offer this.
     growth: OnceLock<Growth>,
     /// On which of the host's processors its vCPUs run, if they are pinned.
@@ -131,7 +128,6 @@ impl Tasks {
             names: AtomicBool::new(false),
             over: Notify::new(),
             saver: OnceLock::new(),
-            volumes: Volumes::default(),
             growth: OnceLock::new(),
             pinning: policy.pin_vcpus.then(Pinning::default),
             policy,
@@ -185,10 +181,10 @@ impl Tasks {
     /// # Errors
     /// [`TaskError::Failed`] says why there is none.
     pub(super) async fn guest(&self) -> Result<Guest, TaskError> {
-        self.machine().await.map(|(guest, _)| guest)
+        self.machine().await.map(|machine| machine.guest)
     }
 
-    async fn machine(&self) -> Result<(Guest, Disks), TaskError> {
+    async fn machine(&self) -> Result<Machine, TaskError> {
         let mut booted = self.guest.clone();
         let booted = booted.wait_for(Option::is_some).await.ok().and_then(|booted| booted.clone());
         let gone = || Err("the sandbox is ending".to_owned());
@@ -481,10 +477,10 @@ impl Tasks {
     }
 
     async fn remove_container(&self, container: &Container) -> Result<(), TaskError> {
-        let guest = self.guest().await?;
+        let Machine { guest, volumes, .. } = self.machine().await?;
         removed(guest.call(guest.agent().delete_container(container.id())).await)?;
         release(container).await;
-        self.volumes.leave(&guest, container.id()).await;
+        volumes.leave(&guest, container.id()).await;
         if let Some(growth) = self.growth.get() {
             growth.leave(&guest, container.id()).await;
         }

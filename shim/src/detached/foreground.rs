@@ -68,8 +68,7 @@ impl Announcement {
         let LaidOut { spec, root, host_root, stop_signal, volumes, devices } = laid_out;
         server::note_layout(&mut record, &spec, host_root, stop_signal);
         record.container = Some(name.to_owned());
-        let booted = sandbox.guest().ok_or_else(|| "the agent is gone".to_owned());
-        let (_, guest) = watch::channel(Some(booted.map(|guest| (guest, sandbox.disks().clone()))));
+        let (_, guest) = watch::channel(Some(sandbox.machine().ok_or_else(|| "the agent is gone".to_owned())));
         let tasks =
             Tasks::new(NAMESPACE, guest, Some(sandbox.shared()), host, Events::start(NAMESPACE, ""), Policy::default());
         let process = tasks.note(name, &state, watched, record.tty)?;

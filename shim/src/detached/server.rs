@@ -250,11 +250,11 @@ async fn compose(
 
 /// Tells who waits for the guest what became of it.
 fn announce(sandbox: &Sandbox, booted: &watch::Sender<Booted>, ready: &Result<(), StartError>) {
-    let guest = match ready {
-        Ok(()) => sandbox.guest().ok_or_else(|| "the agent is gone".to_owned()),
+    let machine = match ready {
+        Ok(()) => sandbox.machine().ok_or_else(|| "the agent is gone".to_owned()),
         Err(error) => Err(error.to_string()),
     };
-    booted.send_replace(Some(guest.map(|guest| (guest, sandbox.disks().clone()))));
+    booted.send_replace(Some(machine));
 }
 
 /// Enters into a record what is known of a container that lies ready.

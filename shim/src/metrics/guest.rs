@@ -54,6 +54,14 @@ static DISKS: [Family; 4] = [
     Family::counter("tatami_guest_disk_writes_completed_total", "Writes that the guest's disks completed."),
     Family::counter("tatami_guest_disk_written_bytes_total", "Bytes that the guest wrote to its disks."),
 ];
+static VOLUMES: [Family; 6] = [
+    Family::gauge("tatami_volume_size_bytes", "Size of the file system on a volume that the guest has mounted itself."),
+    Family::gauge("tatami_volume_used_bytes", "What is taken of it."),
+    Family::gauge("tatami_volume_available_bytes", "What is left of it for users."),
+    Family::gauge("tatami_volume_inodes", "Inodes of the file system on a volume, if that counts them."),
+    Family::gauge("tatami_volume_inodes_used", "Inodes that are taken."),
+    Family::gauge("tatami_volume_inodes_available", "Inodes that are left for users."),
+];
 static CONTAINER_CPU: Family =
     Family::counter("tatami_container_cpu_usage_seconds_total", "CPU time that a container has used.");
 static CONTAINER_THROTTLED: Family = Family::counter(
@@ -101,6 +109,15 @@ pub(super) fn add(id: &str, figures: &Figures, page: &mut Exposition) {
             page.add(family, &[id, ("device", name)], value);
         }
     }
+    // These names are the host's.
+    for volume in figures.volumes.iter().take(MOST) {
+        let bytes = [volume.total_bytes, volume.used_bytes, volume.available_bytes];
+        let inodes = [volume.total_inodes, volume.used_inodes, volume.available_inodes];
+        let counted = if volume.total_inodes == 0 { &[][..] } else { &inodes[..] };
+        for (family, value) in VOLUMES.iter().zip(bytes.iter().chain(counted)) {
+            page.add(family, &[id, ("volume", &volume.source)], *value);
+        }
+    }
     for (name, container) in named(&figures.containers, |it: &ContainerFigures| &it.container_id) {
         if !name.starts_with(INNER) {
             add_container(&[id, ("container_id", name)], container, page);
@@ -138,7 +155,7 @@ fn microseconds(value: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tatami_protocol::agent::{CpuStats, MemoryStats, PidsStats, Stats};
+    use tatami_protocol::agent::{CpuStats, MemoryStats, PidsStats, Stats, VolumeFigures};
 
     fn page_of(figures: &Figures) -> String {
         let mut page = Exposition::default();
@@ -172,6 +189,13 @@ mod tests {
             interfaces: vec![eth0],
             disks: vec![vda],
             containers: vec![container("web"), container("_pod")],
+            volumes: vec![VolumeFigures {
+                source: "/data".to_owned(),
+                total_bytes: 512,
+                used_bytes: 500,
+                available_bytes: 9,
+                ..Default::default()
+            }],
             ..Default::default()
         });
         for line in [
@@ -182,6 +206,7 @@ mod tests {
             "tatami_guest_network_receive_bytes_total{sandbox_id=\"box\",device=\"eth0\"} 9",
             "tatami_guest_network_transmit_packets_total{sandbox_id=\"box\",device=\"eth0\"} 3",
             "tatami_guest_disk_read_bytes_total{sandbox_id=\"box\",device=\"vda\"} 512",
+            "tatami_volume_available_bytes{sandbox_id=\"box\",volume=\"/data\"} 9",
             "tatami_container_cpu_usage_seconds_total{sandbox_id=\"box\",container_id=\"web\"} 1.25",
             "tatami_container_memory_working_set_bytes{sandbox_id=\"box\",container_id=\"web\"} 70",
             "tatami_container_oom_kills_total{sandbox_id=\"box\",container_id=\"web\"} 2",
@@ -189,7 +214,7 @@ mod tests {
         ] {
             assert!(page.lines().any(|there| there == line), "{line}\n{page}");
         }
-        assert!(!page.contains("limit_bytes") && !page.contains("_pod"), "{page}");
+        assert!(!page.contains("limit_bytes") && !page.contains("volume_inodes") && !page.contains("_pod"), "{page}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! `tatami metrics`: what all sandboxes of this host use, in the form that Prometheus reads, once or for whoever asks over HTTP; and
-//! `tatami top` ([`top`]), for people.
+//! `tatami top` ([`top`]), for people; and of one volume ([`volume`]).
 //!
 //! There is no daemon to ask: sandboxes are found by their folders ([`node`]). What their processes use is read from the host's `/proc`
 //! ([`process`]), and what goes on in their guests their servers are asked for ([`guest`]), which have it from the agents. Nothing is
@@ -11,6 +11,7 @@ mod http;
 mod node;
 mod process;
 pub mod top;
+pub mod volume;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -82,6 +83,8 @@ enum MetricsError {
     Listen { address: Address, source: io::Error },
     #[error("cannot {action}: {source}")]
     System { action: &'static str, source: io::Error },
+    #[error("no sandbox that runs has mounted the volume {}", .0.display())]
+    NoVolume(PathBuf),
     /// Nobody reads what is written.
     #[error("cannot write the metrics: {0}")]
     Output(#[source] io::Error),

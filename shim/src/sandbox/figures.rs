@@ -16,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::guest::Guest;
+use super::volumes::Volumes;
 
 /// The socket's name in the sandbox's folder.
 const SOCKET: &str = "figures.sock";
@@ -33,14 +34,18 @@ pub(super) struct Teller {
 }
 
 impl Teller {
-    /// Begins to tell of `guest` in the folder `state`. Call it inside a runtime.
+    /// Begins to tell of `guest`, which has `volumes`, in the folder `state`. Call it inside a runtime.
     ///
     /// # Errors
     /// When there is no socket to be had.
-    pub(super) fn start(state: &Path, guest: Guest) -> io::Result<Teller> {
+    pub(super) fn start(state: &Path, guest: Guest, volumes: Volumes) -> io::Result<Teller> {
         Teller::of(state, move || {
-            let guest = guest.clone();
-            async move { guest.call(guest.agent().figures()).await.map_err(io::Error::other) }
+            let (guest, volumes) = (guest.clone(), volumes.clone());
+            async move {
+                let mut figures = guest.call(guest.agent().figures()).await.map_err(io::Error::other)?;
+                volumes.identify(&mut figures.volumes).await;
+                Ok(figures)
+            }
         })
     }
 

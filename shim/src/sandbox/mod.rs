@@ -60,6 +60,7 @@ use template::{Key, Templates};
 use timings::{Mark, Timings};
 use undertaker::Undertaker;
 use vm::{Vm, VmError, VmOrder, VmWatch};
+use volumes::Volumes;
 
 use crate::guest_files::GuestFile;
 
@@ -219,11 +220,23 @@ pub struct Sandbox {
     teller: Option<Teller>,
     door: Door,
     disks: Disks,
+    volumes: Volumes,
     ground: Ground,
     timings: Timings,
     settings: Settings,
     /// The template that this is to become, or went on from.
     template: Option<Template>,
+}
+
+/// What containers are made with. Cloning is cheap.
+#[derive(Clone)]
+pub struct Machine {
+    /// The guest that they are in.
+    pub guest: Guest,
+    /// Its slots for their disks.
+    pub disks: Disks,
+    /// What it has mounted for several of them.
+    pub volumes: Volumes,
 }
 
 /// What a template has to do with a sandbox.
@@ -340,7 +353,8 @@ impl Sandbox {
         }
         timings.pass(Mark::VmmSpawned);
         let disks = Disks::new(vm.watch().clone(), &settings.vm);
-        Ok(Sandbox { vm, agent: None, teller: None, door, disks, ground, timings, settings, template })
+        let volumes = Volumes::new(disks.clone());
+        Ok(Sandbox { vm, agent: None, teller: None, door, disks, volumes, ground, timings, settings, template })
     }
 
     /// Its id: twelve hexadecimal digits.
@@ -366,11 +380,6 @@ impl Sandbox {
     /// How its VM was to be.
     pub fn settings(&self) -> &Settings {
         &self.settings
-    }
-
-    /// Its slots for containers' disks.
-    pub fn disks(&self) -> &Disks {
-        &self.disks
     }
 
     /// Returns when the agent has answered.
@@ -417,7 +426,7 @@ impl Sandbox {
             self.timings.pass_at(Mark::AgentStarted, started.max(booting));
         }
         self.timings.pass(Mark::AgentReady);
-        let teller = Teller::start(self.ground.state(), Guest::new(agent.clone(), watch));
+        let teller = Teller::start(self.ground.state(), Guest::new(agent.clone(), watch), self.volumes.clone());
         self.teller = teller.inspect_err(|error| log::warn!("nobody is told what the guest uses: {error}")).ok();
         self.agent = Some(agent);
         Ok(())
@@ -450,6 +459,12 @@ impl Sandbox {
     /// The guest, once its agent is [`ready`](Sandbox::ready).
     pub fn guest(&self) -> Option<Guest> {
         self.agent.clone().map(|agent| Guest::new(agent, self.vm.watch().clone()))
+    }
+
+    /// What containers are made with, once its agent is [`ready`](Sandbox::ready).
+    pub fn machine(&self) -> Option<Machine> {
+        let (disks, volumes) = (self.disks.clone(), self.volumes.clone());
+        self.guest().map(|guest| Machine { guest, disks, volumes })
     }
 
     /// Has the guest's network interfaces set up.

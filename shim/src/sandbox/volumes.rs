@@ -4,11 +4,13 @@
 //! A disk is the host's again when the last container that has it is gone; what is in memory stays as long as the sandbox, as its files
 //! must. Knows nothing of how a specification asks for a volume.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tatami_protocol::agent::storage::Kind;
-use tatami_protocol::agent::{BlockStorage, Group as GroupMessage, Storage, TmpfsStorage, Volume};
+use tatami_protocol::agent::{BlockStorage, Group as GroupMessage, Storage, TmpfsStorage, Volume, VolumeFigures};
 use tokio::sync::Mutex;
 
 use super::Error;
@@ -19,6 +21,8 @@ use super::guest::Guest;
 
 /// What a volume's only storage is called.
 const FILES: &str = "files";
+/// How long whoever wants figures waits for others to be mounted.
+const BRIEFLY: Duration = Duration::from_millis(300);
 
 /// Why a container does not get a volume.
 #[derive(Debug, thiserror::Error)]
@@ -70,9 +74,12 @@ pub struct Group {
     pub unless_root_is: bool,
 }
 
-/// The volumes that are mounted in a sandbox's guest.
-#[derive(Default)]
-pub struct Volumes(Arc<Mutex<Vec<Mounted>>>);
+/// The volumes that are mounted in a sandbox's guest. Cloning is cheap.
+#[derive(Clone)]
+pub struct Volumes {
+    disks: Disks,
+    mounted: Arc<Mutex<Vec<Mounted>>>,
+}
 
 struct Mounted {
     volume: GuestVolume,
@@ -115,19 +122,26 @@ impl Group {
 }
 
 impl Volumes {
+    /// None yet; their disks take these slots.
+    pub(super) fn new(disks: Disks) -> Volumes {
+        Volumes { disks, mounted: Arc::default() }
+    }
+
+    /// Says which volume each of `figures` is about; those about none, as a guest may tell, are dropped.
+    pub(super) async fn identify(&self, figures: &mut Vec<VolumeFigures>) {
+        match tokio::time::timeout(BRIEFLY, self.mounted.lock()).await {
+            Ok(mounted) => identify(&mounted, figures),
+            Err(_) => figures.clear(),
+        }
+    }
+
     /// Has the guest mount those of `wanted` that it has not mounted yet. `container` has them from now on, until it
     /// [leaves](Volumes::leave), whatever comes out.
     ///
     /// # Errors
     /// [`VolumeError`], for the first that cannot be.
-    pub async fn join(
-        &self,
-        guest: &Guest,
-        disks: &Disks,
-        wanted: &[GuestVolume],
-        container: &str,
-    ) -> Result<(), VolumeError> {
-        let (all, guest, disks) = (self.0.clone(), guest.clone(), disks.clone());
+    pub async fn join(&self, guest: &Guest, wanted: &[GuestVolume], container: &str) -> Result<(), VolumeError> {
+        let (all, guest, disks) = (self.mounted.clone(), guest.clone(), self.disks.clone());
         let (wanted, container) = (wanted.to_vec(), container.to_owned());
         to_the_end(async move {
             let mut all = all.lock().await;
@@ -143,7 +157,7 @@ impl Volumes {
 
     /// `container` is gone from the guest: what nobody has any more is unmounted.
     pub async fn leave(&self, guest: &Guest, container: &str) {
-        let (all, guest, container) = (self.0.clone(), guest.clone(), container.to_owned());
+        let (all, guest, container) = (self.mounted.clone(), guest.clone(), container.to_owned());
         to_the_end(async move {
             let mut all = all.lock().await;
             let mut kept = Vec::new();
@@ -182,6 +196,17 @@ impl Mounted {
             _ => Ok(()),
         }
     }
+}
+
+/// The guest knows folders, of which each is one volume's; what the host calls that is for nobody else to say.
+fn identify(mounted: &[Mounted], figures: &mut Vec<VolumeFigures>) {
+    let mut unknown: HashMap<&str, &Path> =
+        mounted.iter().map(|mounted| (&*mounted.volume.name, &*mounted.volume.source)).collect();
+    figures.retain_mut(|figures| {
+        let source = unknown.remove(&*figures.folder);
+        figures.source = source.map(|source| source.display().to_string()).unwrap_or_default();
+        source.is_some()
+    });
 }
 
 /// Does `work` even when who waits for it gives up, as a client's deadline makes it: what is half mounted would be nobody's, and in
@@ -260,6 +285,20 @@ mod tests {
         let files = Files::InMemory(vec!["size=1m".to_owned()]);
         let memory = GuestVolume { files, ..on_disk(true) }.message();
         assert!(matches!(&memory.storages[0].kind, Some(Kind::Tmpfs(tmpfs)) if tmpfs.options == ["size=1m"]));
+    }
+
+    #[test]
+    fn the_host_says_which_volume_it_is() {
+        let mounted = [Mounted { volume: on_disk(false), disk: None, users: Vec::new() }];
+        let of = |folder: &str, used_bytes| VolumeFigures {
+            folder: folder.to_owned(),
+            source: "/another's".to_owned(),
+            used_bytes,
+            ..Default::default()
+        };
+        let mut figures = vec![of("nobody's", 1), of("disk-8-16", 2), of("disk-8-16", 3)];
+        identify(&mounted, &mut figures);
+        assert_eq!(figures, [VolumeFigures { source: "/volume".to_owned(), ..of("disk-8-16", 2) }]);
     }
 
     #[test]

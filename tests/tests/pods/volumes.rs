@@ -190,11 +190,11 @@ impl Direct {
         Direct(Path::new("/run/kata-containers/shared/direct-volumes").join(name))
     }
 
-    /// What `tatami direct-volume` has to say.
-    fn command(words: &[&str]) -> String {
-        let binary = binary();
-        let binary = binary.to_str().expect("a path in UTF-8");
-        host(&[&["sh", "-c", r#""$@" 2>&1"#, "sh", binary, "direct-volume"], words].concat())
+    /// What `tatami direct-volume` has to say where this cluster's sandboxes are.
+    fn command(kubelet: &Kubelet, words: &[&str]) -> String {
+        let (binary, state) = (binary(), kubelet.containerd().home().path("run"));
+        let (binary, state) = (binary.display().to_string(), format!("TATAMI_STATE={}", state.display()));
+        host(&[&["sh", "-c", r#"env "$@" 2>&1"#, "sh", &state, &binary, "direct-volume"], words].concat())
     }
 
     fn file(&self) -> String {
@@ -206,6 +206,13 @@ impl Drop for Direct {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Bytes of the volume, and how many of them are taken.
+fn figures(told: &str) -> Option<(u64, u64)> {
+    let told: serde_json::Value = serde_json::from_str(told).ok()?;
+    let bytes = told.pointer("/usage/0")?;
+    Some((bytes["total"].as_u64()?, bytes["used"].as_u64()?))
 }
 
 fn info(kind: &str, device: &str, fstype: &str, options: &str) -> String {
@@ -220,10 +227,10 @@ fn direct(kubelet: &mut Kubelet, notes: &mut Notes) {
     let plain = info("block", disk.path(), "ext4", r#""noatime","errors=remount-ro""#);
     let (told, path) = (Direct::of(&volume), volume.to_str().expect("a path in UTF-8"));
     let full = plain.replace('}', r#","metadata":{"fsGroup":"3000"}}"#);
-    let refused = Direct::command(&["add", path, &plain.replace("ext4", "ntfs")]);
+    let refused = Direct::command(kubelet, &["add", path, &plain.replace("ext4", "ntfs")]);
     notes.want("nonsense is refused", refused.contains("expected ext4, xfs or erofs"), true);
     notes.want("and leaves nothing", told.0.exists(), false);
-    notes.want("the runtime is told", Direct::command(&["add", path, &full]), "");
+    notes.want("the runtime is told", Direct::command(kubelet, &["add", path, &full]), "");
     let pod = kubelet.run("pod");
     let start = |name: &str, readonly: bool| waiting(kubelet, &pod, name, mount(&volume, "/data", readonly));
     let one = start("one", false);
@@ -235,6 +242,8 @@ fn direct(kubelet: &mut Kubelet, notes: &mut Notes) {
         "0:3000 2775\n0:3000 2770",
     );
     notes.want("what is written", kubelet.shell(&one, "echo word >/data/file && chown 7 /data/file && echo ok"), "ok");
+    let used = Direct::command(kubelet, &["stats", path]);
+    notes.want("how full it is", figures(&used).is_some_and(|(total, used)| used > 0 && used < total), true);
     let other = start("other", true);
     notes.want("another container has it too", kubelet.shell(&other, "cat /data/file"), "word");
     notes.want("and does not write", kubelet.shell(&other, "touch /data/x 2>&1 | grep -c 'Read-only'"), "1");
@@ -257,9 +266,10 @@ fn direct(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("another time", kubelet.shell(&again, "cat /data/file"), "word");
     notes.want("removal with it", kubelet.remove(&pod.id), "ok");
     notes.want("the host has it at last", claimed(&disk).is_ok(), true);
+    notes.want("nobody tells of it", Direct::command(kubelet, &["stats", path]).contains("no sandbox that runs"), true);
     let checked = host(&["e2fsck", "-fn", disk.path()]);
     notes.want("in order", checked.contains('[') || checked.contains("recover"), false);
-    notes.want("the runtime is told no more", Direct::command(&["remove", path]), "");
+    notes.want("the runtime is told no more", Direct::command(kubelet, &["remove", path]), "");
     notes.want("and nothing is left of it", told.0.exists(), false);
 }
 

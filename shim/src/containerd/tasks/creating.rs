@@ -29,6 +29,7 @@ use super::super::share::{self, Share};
 use super::super::stdio::{Opened, StdioPaths};
 use super::super::translate::{Pids, Plan};
 use super::{PoisonError, Slot, Tasks, oci_failure, release};
+use crate::sandbox::Machine;
 use crate::sandbox::disks::DeviceImage;
 use crate::sandbox::mounts::{Layout, Root, SharedFolder};
 use crate::sandbox::volumes::GuestVolume;
@@ -196,8 +197,8 @@ impl Tasks {
             if let Err(error) = shared.clear(&place) {
                 log::warn!("what was laid out for container {id} remains: {error}");
             }
-            if let Ok(guest) = self.guest().await {
-                self.volumes.leave(&guest, id).await;
+            if let Ok(Machine { guest, volumes, .. }) = self.machine().await {
+                volumes.leave(&guest, id).await;
                 if let Some(growth) = self.growth.get() {
                     growth.leave(&guest, id).await;
                 }
@@ -265,13 +266,13 @@ impl Tasks {
 
     /// Makes it in the guest, and joins its streams; with the id of its first process there.
     async fn create_in_guest(&self, laid_out: LaidOut, place: &str) -> Result<(Container, u32), TaskError> {
-        let LaidOut { container, spec, root, devices, volumes, share, processors, opened, wanted } = laid_out;
+        let LaidOut { container, spec, root, devices, volumes: needed, share, processors, opened, wanted } = laid_out;
         let id = container.id();
-        let (guest, disks) = self.machine().await?;
+        let Machine { guest, disks, volumes } = self.machine().await?;
         if let Some(growth) = self.growth.get() {
             growth.admit(&guest, id, share).await?;
         }
-        self.volumes.join(&guest, &disks, &volumes, id).await?;
+        volumes.join(&guest, &needed, id).await?;
         let message = CreateContainerRequest {
             container_id: id.to_owned(),
             spec_json: spec,
