@@ -116,18 +116,23 @@ lint: deps ## format, clippy with warnings denied, the project's own rules
 
 # Where the benchmark looks for the peers that are named: in an emulated host, the checkout is all there is.
 PEERS  := target/bench/peers
-bench: build guest image ## boot and devices against QEMU's microvm (FIRECRACKER=, CLOUD_HYPERVISOR= name further peers), `tatami run`, containerd and pods next to runc, fifty at once
-	$(CARGO) build --release --locked -p tatami-tests --features clients --bin bench
+bench: build guest image ## boot and devices against QEMU's microvm (FIRECRACKER=, CLOUD_HYPERVISOR= name further peers), `tatami run`, containerd and pods next to runc, fifty at once; of other architectures, boot
+	$(CROSS) $(CARGO) build --release --locked $(TARGET) -p tatami-tests --features clients --bin bench
 	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami-vmm --example boot
 	$(STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-tests --bin bench-init
-	@install -D -m 755 target/$(TRIPLE)/release/examples/boot target/release/examples/boot
-	@install -D -m 755 target/$(TRIPLE)/guest/bench-init target/release/bench-init
-	rootfs/build-initrd --arch $(ARCH) --agent target/$(TRIPLE)/guest/bench-init --output target/bench/initrd.img
+	$(if $(FOREIGN),,@install -D -m 755 target/$(TRIPLE)/release/examples/boot $(BIN)/examples/boot)
+	@install -D -m 755 target/$(TRIPLE)/guest/bench-init $(BIN)/bench-init
+	rootfs/build-initrd --arch $(ARCH) --agent target/$(TRIPLE)/guest/bench-init --output $(GUEST)/bench.img
+ifneq ($(FOREIGN),)
+	tests/pick-qemu $(ARCH) target/bench/qemu
+	$(KVM) $(BIN)/bench machine
+else
 	@rm -rf $(PEERS)
 	$(if $(FIRECRACKER),@install -D -m 755 $(FIRECRACKER) $(PEERS)/firecracker)
 	$(if $(CLOUD_HYPERVISOR),@install -D -m 755 $(CLOUD_HYPERVISOR) $(PEERS)/cloud-hypervisor)
 	tests/host/run --icount target/release/bench instructions
 	tests/with-kvm target/release/bench
+endif
 
 # From the definitions that the binary itself reads its input by.
 manual:

@@ -78,6 +78,8 @@ fn twenty(kubelet: &mut Kubelet, notes: &mut Notes) {
     let pods = kubelet.run_at_once(descriptions);
     let ready = pods.iter().filter(|pod| pod.as_ref().is_ok_and(|pod| kubelet.status(pod).state == 0)).count();
     notes.want("ready", ready, 20);
+    let reasons: Vec<_> = pods.iter().filter_map(|pod| pod.as_ref().err()).collect();
+    notes.want("what went wrong", format!("{reasons:?}"), "[]");
     let pods: Vec<Pod> = pods.into_iter().flatten().collect();
     let mut addresses: Vec<String> = pods.iter().map(|pod| kubelet.addresses(pod).0).collect();
     addresses.sort();

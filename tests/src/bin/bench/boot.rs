@@ -100,7 +100,7 @@ pub(crate) fn microvm(parameters: &str, more: &str) -> Result<Vec<String>> {
 
 /// Kernel and initrd, on the host's own disk.
 fn guest() -> Result<[String; 2]> {
-    Ok([nearby(kernel())?, nearby(checkout().join("target/bench/initrd.img"))?])
+    Ok([nearby(kernel())?, nearby(tatami_tests::guest("bench.img", "make bench"))?])
 }
 
 fn nearby(path: PathBuf) -> Result<String> {

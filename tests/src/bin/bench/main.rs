@@ -12,6 +12,7 @@ mod cost;
 mod crowd;
 mod disk;
 mod files;
+mod machine;
 mod pods;
 mod requests;
 mod restore;
@@ -45,6 +46,7 @@ fn main() -> Result<()> {
         }
         // For a host whose clock counts instructions: rounds differ only in the state of its caches.
         ["instructions"] => boot::table(INSTRUCTION_ROUNDS, "instruction-counted"),
+        ["machine"] => machine::table(ROUNDS),
         ["restore"] => restore::table(ROUNDS),
         ["disk"] => disk::tables(DEVICE_ROUNDS, "wall clock"),
         ["files"] => files::tables(DEVICE_ROUNDS, "wall clock"),
@@ -59,6 +61,8 @@ fn main() -> Result<()> {
             crowd::table();
             Ok(())
         }
-        _ => bail!("usage: bench [instructions | restore | disk | files | vsock | net | containerd | pods | crowd]"),
+        _ => bail!(
+            "usage: bench [instructions | machine | restore | disk | files | vsock | net | containerd | pods | crowd]"
+        ),
     }
 }
