@@ -30,7 +30,7 @@ TARGET := $(if $(FOREIGN),--target $(TRIPLE))
 NATIVE := $(if $(FOREIGN),--exclude tatami-tests --exclude tatami-testhost --exclude tatami-hostile)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build kernel initrd root-disk distribution guest image standalone run manual docs test test-unit test-host test-kvm test-clients test-others test-all fuzz lint bench install uninstall clean
+.PHONY: help deps build kernel initrd root-disk distribution guest image standalone run manual docs test test-unit test-host test-kvm test-clients test-others test-vtx test-all fuzz lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -77,7 +77,7 @@ run: build guest image ## build everything, then run the sample image in a micro
 test: test-unit test-host build guest image ## every test there is (FULL=1: the long ones of test-clients too)
 	@tests/side-by-side kvm "$(MAKE) --no-print-directory test-kvm" \
 		clients "TATAMI_TESTHOST_NAME=clients $(MAKE) --no-print-directory test-clients"
-	@$(MAKE) --no-print-directory test-others
+	@$(MAKE) --no-print-directory test-others test-vtx
 
 # The architectures of which `make test` runs a container, beside all that it does of this machine's.
 OTHERS ?= $(filter-out $(shell uname -m),aarch64)
@@ -87,6 +87,9 @@ test-others: ## a container to its exit status on each of OTHERS, in its emulate
 		TATAMI_TESTHOST_NAME=others tests/one-container $$arch; \
 		TATAMI_TESTHOST_NAME=others TATAMI_TESTHOST_ARCH=$$arch tests/host/run --stop; \
 	done
+
+test-vtx: build guest image ## a container on Intel's VT-x, as bochs emulates it
+	tests/vt-x
 
 test-all: test ## the same, and the tests that boot guests, on each of OTHERS too
 	@set -e; for arch in $(OTHERS); do $(MAKE) --no-print-directory ARCH=$$arch test-unit test-kvm test-clients; done
