@@ -53,6 +53,7 @@ initrd: build ## build the guest's initrd around the agent
 root-disk: build ## build the guest's root as disks, which take the initrd's place: tatami run --initrd target/guest/ARCH/root.erofs
 	rootfs/build-disk --arch $(ARCH) --agent $(BIN)/tatami-agent
 	rootfs/build-disk --arch $(ARCH) --agent $(BIN)/tatami-agent --format ext4
+	rootfs/build-disk --arch $(ARCH) --agent $(BIN)/tatami-agent --verity
 
 SUITE  ?= bookworm
 distribution: build ## the same over a Debian suite (root; SUITE=bookworm)

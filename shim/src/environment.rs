@@ -287,12 +287,17 @@ impl Boots {
             Ok(file) => file,
             Err(error) => return Boots { error: Some(error.to_string()), ..none },
         };
-        let disk = file.is_disk();
+        let (disk, error) = match file.root_disk(None) {
+            Ok(disk) => (disk.is_some(), None),
+            Err(error) => (false, Some(error.to_string())),
+        };
         match &file {
-            GuestFile::Embedded(bytes) => Boots { embedded: true, bytes: Some(bytes.len() as u64), disk, ..none },
+            GuestFile::Embedded(bytes) => {
+                Boots { embedded: true, bytes: Some(bytes.len() as u64), disk, error, ..none }
+            }
             GuestFile::OnDisk(path) => {
                 let bytes = fs::metadata(path).map(|metadata| metadata.len());
-                let error = bytes.as_ref().err().map(ToString::to_string);
+                let error = bytes.as_ref().err().map(ToString::to_string).or(error);
                 Boots { path: Some(path.clone()), bytes: bytes.ok(), disk, error, embedded: false }
             }
         }

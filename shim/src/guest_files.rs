@@ -7,13 +7,15 @@ use std::env;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::sandbox::disk_root::DiskFormat;
+use tatami_vmm::{RootDisk, Verity};
+
+use crate::root_image::{self, RootImageError};
 
 /// What `make standalone` put in: `build.rs` writes it.
 mod embedded {
@@ -61,6 +63,14 @@ pub enum GuestFilesError {
         /// The variable that names one.
         variable: &'static str,
     },
+    /// A disk that is not what it should be.
+    #[error("the guest's root {file}: {source}")]
+    Root {
+        /// Where it is.
+        file: GuestFile,
+        /// What is wrong with it.
+        source: RootImageError,
+    },
 }
 
 /// The two files that every sandbox boots from.
@@ -101,12 +111,18 @@ impl GuestFile {
         }
     }
 
-    /// Whether it is a disk image. One that cannot be read is none: whoever opens it says why.
-    pub fn is_disk(&self) -> bool {
-        match self {
-            GuestFile::OnDisk(path) => DiskFormat::of(path).is_ok_and(|format| format.is_some()),
-            GuestFile::Embedded(bytes) => DiskFormat::of_head(bytes).is_some(),
-        }
+    /// What kind of disk it is, if it is one. With `wanted`, it must be one that is checked by just that.
+    ///
+    /// # Errors
+    /// [`GuestFilesError::Root`].
+    pub fn root_disk(&self, wanted: Option<&Verity>) -> Result<Option<RootDisk>, GuestFilesError> {
+        let found = match self {
+            GuestFile::OnDisk(path) => {
+                File::open(path).map_err(Into::into).and_then(|mut file| root_image::inspect(&mut file, wanted))
+            }
+            GuestFile::Embedded(bytes) => root_image::inspect(&mut Cursor::new(bytes), wanted),
+        };
+        found.map_err(|source| GuestFilesError::Root { file: self.clone(), source })
     }
 }
 

@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod network;
 pub mod oci;
 pub mod registry;
+pub mod root_image;
 pub mod run;
 pub mod sandbox;
 pub mod spec;

@@ -2,7 +2,7 @@
 //! the disk.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use tatami_tests::{Finished, Running, Tatami, guest};
@@ -12,7 +12,7 @@ fn disk(name: &str) -> PathBuf {
     guest(name, "make root-disk distribution")
 }
 
-fn boots_from(name: &str) {
+fn boots_from(name: &str, root: &str) {
     let tatami = Tatami::new();
     let disk = disk(name);
     let before = fs::read(&disk).unwrap();
@@ -21,7 +21,7 @@ fn boots_from(name: &str) {
     let options = ["--initrd", disk.to_str().unwrap(), "-v", volume.as_str()];
     let script = "grep -o 'root=[^ ]*' /proc/cmdline; cat /data/file; echo written >/file && cat /file; exit 7";
     let finished = tatami.run_with(&options, &["sh", "-c", script]).expect_status(7);
-    assert_eq!(finished.out(), "root=/dev/vda\nof the host\nwritten\n");
+    assert_eq!(finished.out(), format!("root={root}\nof the host\nwritten\n"));
     assert!(fs::read(&disk).unwrap() == before, "the disk was written to");
     tatami.assert_nothing_left();
 }
@@ -29,19 +29,73 @@ fn boots_from(name: &str) {
 #[test]
 #[ignore = "boots a guest: make test"]
 fn an_erofs_disk_with_the_agent_alone() {
-    boots_from("root.erofs");
+    boots_from("root.erofs", "/dev/vda");
 }
 
 #[test]
 #[ignore = "boots a guest: make test"]
 fn an_ext4_disk_with_the_agent_alone() {
-    boots_from("root.ext4");
+    boots_from("root.ext4", "/dev/vda");
 }
 
 #[test]
 #[ignore = "boots a guest: make test"]
 fn a_debian_suite() {
-    boots_from("bookworm.erofs");
+    boots_from("bookworm.erofs", "/dev/vda");
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_disk_that_is_checked() {
+    boots_from("root.verity.erofs", "/dev/dm-0");
+}
+
+/// A copy of `name` with another byte in the header of the program that every guest starts from: one that nobody looks at.
+fn with_another_byte(tatami: &Tatami, name: &str) -> PathBuf {
+    let mut image = fs::read(disk(name)).unwrap();
+    let program = (0..image.len()).step_by(4096).find(|start| image[*start..].starts_with(b"\x7fELF"));
+    // The header's padding (e_ident[EI_NIDENT - 1]).
+    image[program.expect("the agent, from a block's beginning on") + 15] ^= 1;
+    let file = tatami.scratch().join(name);
+    fs::write(&file, image).unwrap();
+    file
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn one_byte_that_is_another_is_noticed_on_a_disk_that_is_checked() {
+    let tatami = Tatami::new();
+    let run = |file: &Path| tatami.run_with(&["--initrd", file.to_str().unwrap()], &["true"]);
+    run(&with_another_byte(&tatami, "root.erofs")).expect_status(0);
+    let changed = with_another_byte(&tatami, "root.verity.erofs");
+    run(&changed).expect_error(125, &["does not match its root hash", "damaged or changed"]);
+    tatami.assert_nothing_left();
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn no_disk_is_started_from_but_the_one_that_is_wanted() {
+    let tatami = Tatami::new();
+    let right = disk("root.verity.erofs");
+    let whole = fs::read(&right).unwrap();
+    let last = String::from_utf8_lossy(&whole[whole.len() - 4096..]).into_owned();
+    let said = last.lines().nth(1).expect("what it is checked by").to_owned();
+    let run = |file: &Path, verity: &str| {
+        let options = ["--initrd", file.to_str().unwrap(), "--verity", verity];
+        tatami.run_with(&options, &["grep", "-c", &said[10..74], "/proc/cmdline"])
+    };
+    assert_eq!(run(&right, &said).expect_status(0).out(), "1\n");
+    let other = format!("root_hash={}{}", if said[10..].starts_with('0') { '1' } else { '0' }, &said[11..]);
+    run(&right, &other).expect_error(125, &["another disk", &said, &other]);
+    run(&disk("root.erofs"), &said).expect_error(125, &["root.erofs", "no disk that is checked"]);
+    let short = tatami.scratch().join("short.erofs");
+    fs::write(&short, &whole[..whole.len() - 4096]).unwrap();
+    run(&short, &said).expect_error(125, &["short.erofs", "damaged, or was cut short"]);
+    // It is the guest's kernel that checks what the disk says of itself.
+    let lying = tatami.scratch().join("lying.erofs");
+    fs::write(&lying, [&whole[..whole.len() - 4096], last.replace(&said, &other).as_bytes()].concat()).unwrap();
+    run(&lying, &other).expect_error(125, &["does not match its root hash"]);
+    tatami.assert_nothing_left();
 }
 
 /// Whether the guest booted, as the timings tell.
@@ -55,7 +109,7 @@ fn booted(finished: &Finished) -> bool {
 #[ignore = "boots a guest: make test"]
 fn the_second_guest_on_a_disk_goes_on_from_where_the_first_had_booted() {
     let tatami = Tatami::new();
-    for name in ["root.erofs", "root.ext4"] {
+    for name in ["root.erofs", "root.ext4", "root.verity.erofs"] {
         let disk = disk(name);
         let templates = tatami.scratch().join(format!("templates of {name}"));
         let options = ["--initrd", disk.to_str().unwrap(), "--timings"];

@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Bus, BusDevice};
-use crate::config::{ConfigError, VirtioBus, VmConfig};
+use crate::config::{ConfigError, RootDisk, VirtioBus, VmConfig};
 use crate::kernel::{self, LoadError, LoadedKernel};
 use crate::kvm::{Kvm, KvmError, Processors, Vcpu, Vm};
 use crate::memory::{self, HUGE_PAGE, MemoryError, Ram};
@@ -32,9 +32,11 @@ const MOVABLE: &str = "memory_hotplug.online_policy=auto-movable";
 /// What Linux calls the first virtio console.
 const VIRTIO_CONSOLE: &str = "hvc0";
 
-/// The first of all disks is the guest's root; its programs expect devices in /dev before they run, and the agent is where an
-/// initrd has it.
-const ROOT_DISK: &str = "root=/dev/vda ro rootwait devtmpfs.mount=1 init=/init";
+/// The first of all disks is the guest's root.
+const ROOT_DISK: &str = "/dev/vda";
+
+/// The programs on it expect devices in /dev before they run, and the agent is where an initrd has it.
+const ON_DISK: &str = "ro devtmpfs.mount=1 init=/init";
 
 /// Why a guest could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -220,8 +222,13 @@ impl BuiltVm {
         if self.spare.is_some() {
             command_line.add(MOVABLE)?;
         }
-        if config.root_disk {
-            command_line.add(ROOT_DISK)?;
+        match &config.root_disk {
+            None => {}
+            Some(RootDisk::Plain) => command_line.add(&format!("root={ROOT_DISK} rootwait {ON_DISK}"))?,
+            // It is made before the root is looked for, or never.
+            Some(RootDisk::Verity(verity)) => {
+                command_line.add(&format!("{} {ON_DISK}", verity.command_line(ROOT_DISK)))?;
+            }
         }
         command_line.add(&config.command_line_extra)?;
 

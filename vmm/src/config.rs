@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use tatami_arch::{DeviceSlot, Host, Machine};
 use tatami_devices::virtio::{BLK_QUEUES_MAX, FS_QUEUES_MAX, FsCache, NicLimits, RateLimit};
 
+use crate::verity::Verity;
+
 /// A machine's configuration. Files and sockets travel beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,8 +26,8 @@ pub struct VmConfig {
     pub command_line_extra: String,
     /// The guest's vsock address; 3 or more.
     pub vsock_cid: u32,
-    /// The guest's user space is on a disk of its own, which it only reads, and not in an initrd.
-    pub root_disk: bool,
+    /// The disk that the guest's user space is on, and not in an initrd. The guest only reads it.
+    pub root_disk: Option<RootDisk>,
     /// The shared folder's device.
     pub folder: FolderConfig,
     /// Slots for disks, empty at the start: [`crate::VmmProcess::attach_disk`] fills them while the guest runs. The guest knows
@@ -53,6 +55,16 @@ pub struct VmConfig {
     pub virtio_bus: VirtioBus,
     /// It talks on a virtio console instead, once it has found it: a buffer at a time, where the serial line takes a byte.
     pub virtio_console: bool,
+}
+
+/// A disk that a guest's own user space is on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootDisk {
+    /// Its file system is all that there is.
+    Plain,
+    /// The guest's kernel checks whatever it reads of it, and panics where it is not as it was.
+    Verity(Verity),
 }
 
 /// What a guest finds its virtio devices on.
@@ -275,7 +287,7 @@ impl Default for VmConfig {
             page_reporting: true,
             command_line_extra: String::new(),
             vsock_cid: 3,
-            root_disk: false,
+            root_disk: None,
             folder: FolderConfig::default(),
             disk_slots: 0,
             disk_queues: 1,
@@ -343,7 +355,7 @@ impl VmConfig {
     /// is another process's affair.
     pub fn vhost_user_addresses(&self) -> Vec<u64> {
         // The disk of the guest's root comes before all others.
-        let first = usize::from(self.root_disk) + FIXED_DEVICES;
+        let first = usize::from(self.root_disk.is_some()) + FIXED_DEVICES;
         let slots = (first..).map_while(|index| self.virtio_bus.slot(index)).map(|slot| slot.address);
         slots.take(self.vhost_user.len()).collect()
     }

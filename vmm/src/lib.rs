@@ -31,13 +31,14 @@ mod stop;
 mod supervisor;
 mod threads;
 mod vcpu;
+mod verity;
 mod virtio;
 
 pub use backing::RamBacking;
 pub use client::{Event, Resources, SpawnError, VmmProcess};
 pub use config::{
     ConfigError, FolderConfig, MAX_DISK_SLOTS, MAX_NICS, MAX_QUEUE_PAIRS, MAX_VHOST_USER, MemoryKind, NicConfig,
-    NicKind, VhostUserKind, VirtioBus, VmConfig, nic_address, slot_serial, vhost_user_tag,
+    NicKind, RootDisk, VhostUserKind, VirtioBus, VmConfig, nic_address, slot_serial, vhost_user_tag,
 };
 pub use control::{ControlError, DISK_PARTS_LIMIT};
 pub use kernel::LoadError;
@@ -49,3 +50,4 @@ pub use tatami_devices::virtio::{
 };
 pub use threads::VmmThreads;
 pub use vcpu::ExitCounts;
+pub use verity::{VERITY_BLOCK, Verity, VerityError};

@@ -127,7 +127,7 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
         OriginKind::KernelAndUserSpace => Origin::Kernel { kernel: file()?, user_space: Some(file()?) },
         OriginKind::Snapshot => {
             let files = Snapshot { memory: file()?, state: file()? };
-            Origin::Snapshot { files, root_disk: start.config.root_disk.then(&mut file).transpose()? }
+            Origin::Snapshot { files, root_disk: start.config.root_disk.as_ref().map(|_| file()).transpose()? }
         }
     };
     let memory = if start.config.memory_kind == MemoryKind::File { Some(file()?) } else { None };
@@ -136,7 +136,7 @@ fn live(channel: &Arc<Channel>, began: Instant) -> Result<StopReason, ProcessErr
     let adjustable = Adjustable::new(&start.config)?;
     let threads: Arc<dyn Threads> = Arc::new(VmmThreads::confined(channel.as_fd())?);
     let mut devices = devices(&start, jail, (listener, sockets), &adjustable, channel, &threads)?;
-    if start.config.root_disk {
+    if start.config.root_disk.is_some() {
         let image = match &mut origin {
             Origin::Kernel { user_space, .. } => user_space.take(),
             Origin::Snapshot { root_disk, .. } => root_disk.take(),

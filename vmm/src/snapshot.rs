@@ -29,7 +29,7 @@ use crate::virtio::VirtioState;
 /// Whether machines of this architecture can be saved.
 pub const POSSIBLE: bool = kvm::SAVES;
 /// Raised whenever the meaning of the state changes.
-const VERSION: u32 = 9;
+const VERSION: u32 = 10;
 /// The unit in which memory is kept or left out, in bytes: a page of the host.
 const PAGE: usize = 4096;
 /// Fewer zero pages than this between two written ones are written as well: every stretch costs a mapping.

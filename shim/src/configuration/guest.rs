@@ -2,6 +2,8 @@
 
 use std::path::{Component, Path};
 
+use tatami_vmm::Verity;
+
 use super::keys::Section;
 use super::{ConfigurationError, Settings, wrong};
 
@@ -18,5 +20,19 @@ impl Settings<'_> {
             return Err(wrong(setting, NAME, "a folder of the guest's root, by its path from / on"));
         }
         Ok(Some(path.to_owned()))
+    }
+
+    /// What the disk that it is on must be checked by; `image` says whether the one that is named is used.
+    pub(super) fn verity(&mut self, image: bool) -> Result<Option<Verity>, ConfigurationError> {
+        const NAME: &str = "kernel_verity_params";
+        let Some(text) = self.text(Section::Hypervisor, NAME)?.filter(|text| !text.is_empty()) else { return Ok(None) };
+        let wanted = "what rootfs/build-disk --verity prints: root_hash=HEX,salt=HEX,data_blocks=NUMBER,data_block_size=4096,\
+                      hash_block_size=4096";
+        let setting = self.get(Section::Hypervisor, NAME).expect("it is set");
+        if !image && self.text(Section::Hypervisor, "image")?.is_some_and(|path| !path.is_empty()) {
+            self.idle.push(format!("{}: {NAME} changes nothing: its image is not used", setting.place));
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|_| wrong(setting, NAME, wanted))
     }
 }

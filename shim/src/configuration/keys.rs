@@ -34,6 +34,7 @@ const USED: &[(Section, &[&str])] = &[
             "image",
             "initrd",
             "kernel_params",
+            "kernel_verity_params",
             "default_vcpus",
             "default_maxvcpus",
             "default_memory",

@@ -17,7 +17,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tatami_vmm::{Allowance, BLK_QUEUES_MAX, FsCache, MAX_QUEUE_PAIRS, MemoryKind, NicLimits, RateLimit};
+use tatami_vmm::{Allowance, BLK_QUEUES_MAX, FsCache, MAX_QUEUE_PAIRS, MemoryKind, NicLimits, RateLimit, Verity};
 
 use self::document::{Document, Setting, Value};
 pub use self::document::{DocumentError, Place};
@@ -96,6 +96,8 @@ pub struct Configuration {
     pub kernel: Option<PathBuf>,
     /// Its user space: an initrd or a disk image.
     pub user_space: Option<PathBuf>,
+    /// What the disk must be checked by.
+    pub verity: Option<Verity>,
     /// More parameters for the kernel.
     pub kernel_params: String,
     /// vCPUs beside those that containers ask for.
@@ -206,12 +208,14 @@ impl Configuration {
         {
             return Err(ConfigurationError::Both { place: setting.place.clone(), name: "image", other: "initrd" });
         }
+        let verity = settings.verity(image.is_some())?;
         let memory = settings.memory()?;
         let model = settings.model()?;
         settings.check_namespace(model)?;
         Ok(Configuration {
             kernel,
             user_space: image.or(initrd),
+            verity,
             kernel_params: settings.text(Section::Hypervisor, "kernel_params")?.unwrap_or_default().to_owned(),
             vcpus: settings.vcpus()?,
             memory_mib: settings
@@ -636,6 +640,23 @@ mod tests {
             let error = hooks(path).unwrap_err();
             assert!(error.contains("c.toml:2: guest_hook_path is"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_disk_is_checked_by_what_the_operator_says() {
+        let hash = "ab".repeat(32);
+        let text = format!("root_hash={hash},salt=00,data_blocks=7,data_block_size=4096,hash_block_size=4096");
+        let verity = |image: &str, text: &str| {
+            read(&[&format!("[hypervisor.q]\nimage = '{image}'\nkernel_verity_params = '{text}'\n")])
+        };
+        assert_eq!(verity("/etc/passwd", &text).unwrap().verity, Some(text.parse().unwrap()));
+        assert_eq!(verity("/etc/passwd", "").unwrap().verity, None);
+        // That no disk is named is for whoever opens what is in its place to say.
+        assert_eq!(verity("", &text).unwrap().verity, Some(text.parse().unwrap()));
+        let katas = verity("/opt/kata/share/kata-containers/kata-containers.img", &text).unwrap();
+        assert_eq!((katas.verity, katas.idle.len()), (None, 2), "{:?}", katas.idle);
+        let error = verity("/etc/passwd", "root_hash=ab").unwrap_err();
+        assert!(error.contains("c.toml:3: kernel_verity_params is"), "{error}");
     }
 
     #[test]

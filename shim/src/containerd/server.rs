@@ -122,7 +122,7 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     }
     machine.validate()?;
     let settings = Settings {
-        vm: VmConfig { root_disk: files.initrd.is_disk(), ..machine },
+        vm: VmConfig { root_disk: files.initrd.root_disk(set.verity.as_ref())?, ..machine },
         beginning: Beginning::Boot {
             kernel: files.kernel,
             initrd: files.initrd,

@@ -201,7 +201,7 @@ fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
         console: options.console == Some(ConsoleKind::Serial),
         virtio_console: options.console == Some(ConsoleKind::Virtio),
         virtio_bus: options.virtio_bus,
-        root_disk: files.initrd.is_disk(),
+        root_disk: files.initrd.root_disk(options.verity.as_ref())?,
         folder: options.folder,
         disk_slots: has_disk.into(),
         disk_limit: options.rates.disk.unwrap_or_default(),

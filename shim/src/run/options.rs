@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tatami_vmm::{FolderConfig, MemoryKind, VirtioBus};
+use tatami_vmm::{FolderConfig, MemoryKind, Verity, VirtioBus};
 
 use super::device::Device;
 use super::folder::FolderArguments;
@@ -140,6 +140,10 @@ pub struct RunArguments {
     /// built or installed]
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
+    /// The guest's root must be a disk that is checked by just this as it is read (dm-verity); `rootfs/build-disk --verity` prints it.
+    /// Without it, such a disk is checked by what it says itself
+    #[arg(long, value_name = "root_hash=HEX,salt=HEX,...")]
+    verity: Option<Verity>,
     /// More words for the guest kernel's command line
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     append: String,
@@ -295,6 +299,8 @@ pub struct RunOptions {
     pub kernel: Option<PathBuf>,
     /// Initrd, if not the usual one.
     pub initrd: Option<PathBuf>,
+    /// What the disk in its place must be checked by.
+    pub verity: Option<Verity>,
     /// More for the kernel's command line.
     pub append: String,
     /// Show the kernel's log, by way of this.
@@ -424,6 +430,7 @@ impl RunArguments {
             cpus: self.cpus,
             kernel: self.kernel,
             initrd: self.initrd,
+            verity: self.verity,
             append: self.append,
             console: self.console,
             virtio_bus: self.transport.unwrap_or_default(),

@@ -19,7 +19,7 @@ pub(super) const GUEST_STORAGES: &str = "/run/tatami/storages";
 pub(super) const LAYERS: &str = "layers";
 
 /// How many bytes of an image show which file system it has.
-const HEAD_BYTES: u64 = 2048;
+pub const HEAD_BYTES: u64 = 2048;
 
 /// File systems that a guest reads from disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

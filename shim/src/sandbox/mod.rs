@@ -553,14 +553,14 @@ impl Settings {
             }
         };
         // A guest whose console somebody watches is to be seen booting; and what other processes know of one is not kept.
-        let VmConfig { console, virtio_console, root_disk, ref vhost_user, .. } = self.vm;
+        let VmConfig { console, virtio_console, ref root_disk, ref vhost_user, .. } = self.vm;
         let boots = console || virtio_console || !vhost_user.is_empty();
         let templates = templates.as_ref().filter(|_| !boots);
         let key = templates.and_then(|templates| templates.key(&self.vm, kernel, initrd).ok());
         if let (Some(templates), Some(key)) = (templates, &key)
             && let Some(snapshot) = templates.find(key)
         {
-            let root_disk = root_disk.then(|| open(ROOT_DISK, initrd)).transpose()?;
+            let root_disk = root_disk.as_ref().map(|_| open(ROOT_DISK, initrd)).transpose()?;
             return Ok((Origin::Snapshot { files: snapshot, root_disk }, Some(Template::Used(key.clone()))));
         }
         let kernel = open("the guest kernel", kernel)?;

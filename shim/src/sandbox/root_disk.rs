@@ -29,7 +29,7 @@ impl RootDisk {
     /// When it has no name, being in this binary, or is not there any more.
     pub(super) fn of(settings: &Settings) -> io::Result<Option<RootDisk>> {
         let file = match &settings.beginning {
-            Beginning::Boot { initrd, .. } => settings.vm.root_disk.then_some(initrd),
+            Beginning::Boot { initrd, .. } => settings.vm.root_disk.as_ref().map(|_| initrd),
             Beginning::Saved { root_disk, .. } => root_disk.as_ref(),
         };
         match file {

@@ -511,6 +511,8 @@ fn unreadable<'p>(folder: &'p Path, path: &'p Path) -> impl FnOnce(io::Error) ->
 
 #[cfg(test)]
 mod tests {
+    use tatami_vmm::RootDisk;
+
     use super::*;
     use crate::sandbox::Beginning;
     use crate::sandbox::kept::tests::record;
@@ -559,7 +561,7 @@ mod tests {
     fn what_cannot_be_saved_is_said_with_what_to_do() {
         let plain = saver(&VmConfig::default(), Root::Plain("/x".into())).err().unwrap();
         assert!(plain.contains("folder") && plain.contains("image"), "{plain}");
-        let on_disk = VmConfig { root_disk: true, ..VmConfig::default() };
+        let on_disk = VmConfig { root_disk: Some(RootDisk::Plain), ..VmConfig::default() };
         let disk = saver(&on_disk, Root::Image("/x".into())).err().unwrap();
         assert!(disk.contains("--initrd"), "{disk}");
         let in_file = VmConfig { memory_kind: MemoryKind::File, ..VmConfig::default() };

@@ -72,6 +72,11 @@ pub enum VmError {
     },
 }
 
+/// How Linux panics when a disk is not what its root hash says; and what that is to whoever has the disk.
+const VERITY_PANIC: &str = "dm-verity device corrupted";
+const NOT_AS_BUILT: &str =
+    "the disk of its root does not match its root hash: the image has been damaged or changed since it was built";
+
 /// The last lines that a guest printed, as they end a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConsoleTail(Vec<String>);
@@ -80,7 +85,7 @@ impl ConsoleTail {
     /// What the guest's kernel said when it panicked, if it did.
     fn panic(&self) -> Option<&str> {
         let said = self.0.iter().find_map(|line| line.split_once("Kernel panic - not syncing: "));
-        said.map(|(_, reason)| reason)
+        said.map(|(_, reason)| if reason.starts_with(VERITY_PANIC) { NOT_AS_BUILT } else { reason })
     }
 }
 
@@ -465,6 +470,16 @@ pub(super) mod tests {
             "{message}"
         );
         assert!(message.ends_with("\n  | [    1.1] Rebooting"), "{message}");
+    }
+
+    #[test]
+    fn a_disk_that_is_not_as_it_was_built_is_told_as_that() {
+        let (sender, vm) = vm();
+        let line = b"[    0.1] Kernel panic - not syncing: dm-verity device corrupted\r\n";
+        vm.console.lock().unwrap().push(line);
+        sender.send_modify(|progress| progress.stopped = Some(StopReason::GuestReset));
+        let message = block_on(vm.ready(LIMIT)).unwrap_err().to_string();
+        assert!(message.starts_with("the guest's kernel panicked: the disk of its root does not match"), "{message}");
     }
 
     #[test]
