@@ -65,7 +65,7 @@ fn with_agent<F: Future<Output = ()>>(body: impl FnOnce(Agent, tokio::sync::ones
         let (door, listener) = Door::create(dir.path()).unwrap();
         let listener = UnixListener::from_std(listener).unwrap();
         let (leave, gone) = tokio::sync::oneshot::channel();
-        let test = async { body(Agent::connect(door).await.unwrap(), leave).await };
+        let test = async { body(Agent::connect(door, None).await.unwrap(), leave).await };
         tokio::join!(guest(listener, dir.path(), gone), test);
     });
 }

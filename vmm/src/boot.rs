@@ -298,6 +298,15 @@ impl BuiltVm {
         Ok(RunningVm { vcpus: running, rest: self })
     }
 
+    /// Where everything in it stands, for who wants to know why its guest does not go on.
+    pub fn describe(&self) -> String {
+        let vcpus = self.vcpus.iter().enumerate().map(|(id, vcpu)| match self.processors.save(vcpu) {
+            Ok(state) => format!("vcpu{id} {}", state.describe()),
+            Err(error) => format!("vcpu{id}: {error}"),
+        });
+        vcpus.chain(self.devices.virtio.describe()).collect::<Vec<_>>().join("; ")
+    }
+
     /// Writes the machine, which [`BuiltVm::start`] lets go on.
     ///
     /// # Errors

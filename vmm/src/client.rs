@@ -82,8 +82,8 @@ pub enum Event {
     Answer {
         /// As [`VmmProcess::attach_disk`] and its like gave it.
         order: u64,
-        /// Why not.
-        result: Result<(), String>,
+        /// What there is to say of it; or why not.
+        result: Result<String, String>,
     },
     /// It has stopped; told once, and the last event.
     Stopped(StopReason),
@@ -258,6 +258,15 @@ impl VmmProcess {
     /// As there.
     pub fn resume(&mut self) -> Result<u64, ControlError> {
         self.order(What::Resume, &[])
+    }
+
+    /// Asks where vCPUs and devices stand, which stand still for a moment. Answered like [`VmmProcess::attach_disk`], with a text for
+    /// people.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn describe(&mut self) -> Result<u64, ControlError> {
+        self.order(What::Describe, &[])
     }
 
     /// Asks for the guest to have `mib` MiB of memory in all, not less than it was started with nor more than it can have; it plugs

@@ -91,6 +91,8 @@ pub(crate) enum What {
     Pause,
     /// Let it go on.
     Resume,
+    /// Have it stand still for a moment, and say where everything in it stood.
+    Describe,
     /// Let it have so many MiB of memory in all, of those that it was started with and can be given.
     ResizeMemory(u32),
     /// Have it do without so many MiB of its memory.
@@ -119,8 +121,8 @@ pub(crate) enum Notice {
     Booting(u64),
     /// A guest program connected to this host port; the stream comes with it.
     GuestConnected(u32),
-    /// The order of this number has been carried out, or why not.
-    Answer(u64, Result<(), String>),
+    /// The order of this number has been carried out, and what there is to say of it; or why not.
+    Answer(u64, Result<String, String>),
     /// Something to log.
     Log(LogLevel, String),
     /// The last message.

@@ -67,7 +67,9 @@ impl Adjustable {
             What::PullNic(slot) => told(self.nics.pull(slot)),
             What::ResizeMemory(mib) => self.resize_memory(mib),
             What::Balloon(mib) => self.inflate(mib),
-            What::Save | What::Pause | What::Resume => Err("that is an order for the whole machine".to_owned()),
+            What::Save | What::Pause | What::Resume | What::Describe => {
+                Err("that is an order for the whole machine".to_owned())
+            }
         }
     }
 
@@ -141,9 +143,14 @@ impl Supervisor {
                     What::Save => self.save(descriptors)?,
                     What::Pause => self.pause()?,
                     What::Resume => self.resume()?,
+                    What::Describe => {
+                        let described = self.describe()?.map(bounded);
+                        return Ok(self.channel.send(&Notice::Answer(number, described), &[], true)?);
+                    }
                     what => self.adjustable.carry_out(what, descriptors),
                 };
-                Ok(self.channel.send(&Notice::Answer(number, result.map_err(bounded)), &[], true)?)
+                let result = result.map(|()| String::new()).map_err(bounded);
+                Ok(self.channel.send(&Notice::Answer(number, result), &[], true)?)
             }
             None => Ok(()),
             Some(Received::Closed) => std::process::exit(1),
@@ -167,6 +174,19 @@ impl Supervisor {
             other => other,
         };
         Ok(self.alive())
+    }
+
+    /// Says where everything stands. If it ran, it goes on: whatever it had missed then, of kicks and interrupts, comes again.
+    fn describe(&mut self) -> Result<Result<String, String>, SupervisorError> {
+        let ran = matches!(self.machine, Machine::Running(_));
+        if let Err(gone) = self.pause()? {
+            return Ok(Err(gone));
+        }
+        let text = match &self.machine {
+            Machine::Paused(vm) => vm.describe(),
+            Machine::Running(_) | Machine::Gone => String::new(),
+        };
+        Ok(if ran { self.resume()?.map(|()| text) } else { Ok(text) })
     }
 
     fn alive(&self) -> Result<(), String> {

@@ -110,6 +110,11 @@ impl VirtioDevices {
         self.devices.iter().for_each(|registers| registers.with(Transport::resume));
     }
 
+    /// Where each of them stands, for people; they must stand still.
+    pub(crate) fn describe(&self) -> impl Iterator<Item = String> {
+        self.devices.iter().map(|registers| registers.with(|transport| transport.describe()))
+    }
+
     /// What is to be known of devices that stand still.
     pub(crate) fn save(&self) -> Result<VirtioState, At<SaveError>> {
         let saved = self.devices.iter().enumerate().map(|(index, registers)| {

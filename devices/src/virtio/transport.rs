@@ -7,9 +7,10 @@
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Address, GuestAddress, GuestMemory as _};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory as _};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::spec::{
@@ -271,6 +272,17 @@ impl Transport {
         }
     }
 
+    /// Where a device that is paused stands, for who wants to know why its driver does not go on.
+    pub fn describe(&self) -> String {
+        let mut text = format!("{:?} {:#x}", self.device.kind(), self.status());
+        if let WorkState::Paused(queues) = &self.work {
+            for active in queues.iter().flatten() {
+                text.push_str(&describe_queue(&active.queue, &self.memory));
+            }
+        }
+        text
+    }
+
     /// All that a new process needs to go on from here. The device must be paused or not yet at work; a driver's set-up of
     /// a device at work is saved without its position.
     ///
@@ -418,6 +430,25 @@ impl Transport {
 fn fresh_queues(device: &dyn VirtioDevice) -> Vec<QueueState> {
     let fresh = |&size: &u16| QueueState { size: u32::from(size), ..QueueState::default() };
     device.queue_sizes().iter().map(fresh).collect()
+}
+
+/// How far the driver and the device have come in both rings (virtio 1.2, 2.7.6 and 2.7.8), and past which chain each wants to be told of
+/// the other's: `?` where that cannot be read.
+fn describe_queue(queue: &Queue, memory: &GuestMemory) -> String {
+    let word = |ring: u64, offset: u64| {
+        let word = memory.load::<u16>(GuestAddress(ring.wrapping_add(offset)), Ordering::Acquire);
+        word.map_or_else(|_| "?".to_owned(), |word| u16::from_le(word).to_string())
+    };
+    let (available, used, size) = (queue.avail_ring(), queue.used_ring(), u64::from(queue.size()));
+    format!(
+        " [{} of {} taken, tell past {}; {} of {} used, tell past {}]",
+        queue.next_avail(),
+        word(available, 2),
+        word(used, 4 + 8 * size),
+        word(used, 2),
+        queue.next_used(),
+        word(available, 4 + 2 * size),
+    )
 }
 
 fn page(features: u64, page: u32) -> u32 {

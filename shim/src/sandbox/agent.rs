@@ -1,6 +1,6 @@
 //! The server's side of the control channel: what the agent can be asked, with limits on how long it may take to answer.
 //!
-//! Knows the calls; nothing of when they are due, and nothing of VMs.
+//! Knows the calls; nothing of when they are due, and of its VM only that it can be asked where it stands.
 
 use std::io;
 use std::sync::Arc;
@@ -22,9 +22,12 @@ use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
 
 use super::door::{Door, DoorError};
+use super::vm::VmWatch;
 
 /// How long the agent may take to answer a call that does not wait for a process: on a host that is overcommitted fifty times, too.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// After how long without an answer it is looked where the guest stands. Having been looked at, it takes up what it had missed.
+const SUSPICION: Duration = Duration::from_secs(60);
 /// How many streams are attached at the same time: of connections that the agent has not taken yet, the guest's kernel keeps 128, and
 /// refuses the others.
 const ATTACHING: usize = 64;
@@ -39,6 +42,7 @@ pub struct Agent {
     door: Door,
     /// Who may attach just now.
     turns: Arc<Semaphore>,
+    vm: Option<VmWatch>,
 }
 
 /// Why the agent did not do what it was asked.
@@ -69,22 +73,24 @@ pub enum AgentError {
         reason: String,
     },
     /// No answer.
-    #[error("the agent did not answer {call} within {} s", PATIENCE.as_secs())]
+    #[error("the agent did not answer {call} within {} s{whereabouts}", PATIENCE.as_secs())]
     Silent {
         /// What it was asked.
         call: &'static str,
+        /// Where the guest stood meanwhile, if it was looked for.
+        whereabouts: String,
     },
 }
 
 impl Agent {
-    /// Connects. The agent must have said that it listens.
+    /// Connects. The agent must have said that it listens. If it is silent for long, `vm` is asked where it stands.
     ///
     /// # Errors
     /// [`AgentError::Door`] when it does not.
-    pub async fn connect(door: Door) -> Result<Agent, AgentError> {
-        let stream = limited("connect", door.connect(tatami_protocol::CONTROL_PORT)).await??;
+    pub async fn connect(door: Door, vm: Option<VmWatch>) -> Result<Agent, AgentError> {
+        let stream = limited(&vm, "connect", door.connect(tatami_protocol::CONTROL_PORT)).await??;
         let turns = Arc::new(Semaphore::new(ATTACHING));
-        Ok(Agent { client: AgentClient::new(Client::new(Socket::new(stream))), door, turns })
+        Ok(Agent { client: AgentClient::new(Client::new(Socket::new(stream))), door, turns, vm })
     }
 
     /// Greets it: sets the guest's clock, gives its random generator a new start, and has it mount the shared folder. With `moved` it
@@ -105,7 +111,7 @@ impl Agent {
             debug_console,
             ..Default::default()
         };
-        answer("Hello", self.client.hello(Context::default(), &request)).await
+        self.answer("Hello", self.client.hello(Context::default(), &request)).await
     }
 
     /// Has the guest's network interfaces named, addressed and brought up.
@@ -113,7 +119,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError::Refused`] for an interface that is not there, or an address that cannot be.
     pub async fn configure_network(&self, request: NetworkRequest) -> Result<(), AgentError> {
-        answer("ConfigureNetwork", self.client.configure_network(Context::default(), &request)).await.map(drop)
+        self.answer("ConfigureNetwork", self.client.configure_network(Context::default(), &request)).await.map(drop)
     }
 
     /// Makes a container, up to but not including its process; returns the process's id in the guest.
@@ -121,7 +127,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError::Refused`] with NOT_FOUND or PERMISSION_DENIED when the spec's command cannot be executed.
     pub async fn create_container(&self, request: CreateContainerRequest) -> Result<u32, AgentError> {
-        Ok(answer("CreateContainer", self.client.create_container(Context::default(), &request)).await?.pid)
+        Ok(self.answer("CreateContainer", self.client.create_container(Context::default(), &request)).await?.pid)
     }
 
     /// Mounts a volume, for the containers to come.
@@ -129,7 +135,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError::Refused`] when it cannot be mounted: then nothing of it is, and nothing uses its disk.
     pub async fn mount_volume(&self, volume: Volume) -> Result<(), AgentError> {
-        answer("MountVolume", self.client.mount_volume(Context::default(), &volume)).await.map(drop)
+        self.answer("MountVolume", self.client.mount_volume(Context::default(), &volume)).await.map(drop)
     }
 
     /// Unmounts a volume whose containers are deleted.
@@ -138,7 +144,7 @@ impl Agent {
     /// [`AgentError::Refused`] when it is not mounted, or still in use.
     pub async fn unmount_volume(&self, folder: &str) -> Result<(), AgentError> {
         let request = VolumeRequest { folder: folder.to_owned(), ..Default::default() };
-        answer("UnmountVolume", self.client.unmount_volume(Context::default(), &request)).await.map(drop)
+        self.answer("UnmountVolume", self.client.unmount_volume(Context::default(), &request)).await.map(drop)
     }
 
     /// Announces a process that joins a container; its command is looked for when it is started.
@@ -159,7 +165,7 @@ impl Agent {
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        answer("CreateExec", self.client.create_exec(Context::default(), &request)).await.map(drop)
+        self.answer("CreateExec", self.client.create_exec(Context::default(), &request)).await.map(drop)
     }
 
     /// Forgets a process that joined, and has ended or was never started.
@@ -168,7 +174,7 @@ impl Agent {
     /// [`AgentError::Refused`] while it runs.
     pub async fn delete_exec(&self, container: &str, exec: &str) -> Result<(), AgentError> {
         let request = process(container, exec);
-        answer("DeleteExec", self.client.delete_exec(Context::default(), &request)).await.map(drop)
+        self.answer("DeleteExec", self.client.delete_exec(Context::default(), &request)).await.map(drop)
     }
 
     /// Attaches to one of a process's streams. All must be attached before the process is started.
@@ -187,7 +193,7 @@ impl Agent {
             let _turn = self.turns.acquire().await;
             self.door.stream(&header).await
         };
-        Ok(limited("attach", attached).await??)
+        Ok(limited(&self.vm, "attach", attached).await??)
     }
 
     /// Connects to a port of the guest's loopback.
@@ -196,7 +202,7 @@ impl Agent {
     /// [`AgentError::Door`] when nobody listens there.
     pub async fn forward(&self, port: u16) -> Result<UnixStream, AgentError> {
         let header = StreamHeader { kind: Kind::FORWARD.into(), port: port.into(), ..Default::default() };
-        Ok(limited("attach", self.door.stream(&header)).await??)
+        Ok(limited(&self.vm, "attach", self.door.stream(&header)).await??)
     }
 
     /// Has the agent take containers' questions at 127.0.0.11, which come over the stream as [`names`] has them.
@@ -207,7 +213,7 @@ impl Agent {
     /// [`AgentError::Door`] when it does so already.
     pub async fn names(&self) -> Result<UnixStream, AgentError> {
         let header = StreamHeader { kind: Kind::NAMES.into(), ..Default::default() };
-        Ok(limited("attach", self.door.stream(&header)).await??)
+        Ok(limited(&self.vm, "attach", self.door.stream(&header)).await??)
     }
 
     /// Starts a process that was created.
@@ -216,7 +222,7 @@ impl Agent {
     /// [`AgentError::Refused`] with NOT_FOUND or PERMISSION_DENIED when its command cannot be executed.
     pub async fn start(&self, container: &str, exec: &str) -> Result<u32, AgentError> {
         let request = process(container, exec);
-        Ok(answer("StartProcess", self.client.start_process(Context::default(), &request)).await?.pid)
+        Ok(self.answer("StartProcess", self.client.start_process(Context::default(), &request)).await?.pid)
     }
 
     /// Sends a signal, to one process or to all of the container.
@@ -231,7 +237,7 @@ impl Agent {
             all,
             ..Default::default()
         };
-        answer("SignalProcess", self.client.signal_process(Context::default(), &request)).await.map(drop)
+        self.answer("SignalProcess", self.client.signal_process(Context::default(), &request)).await.map(drop)
     }
 
     /// Gives a process's terminal another size.
@@ -246,7 +252,7 @@ impl Agent {
             columns: columns.into(),
             ..Default::default()
         };
-        answer("ResizeTerminal", self.client.resize_terminal(Context::default(), &request)).await.map(drop)
+        self.answer("ResizeTerminal", self.client.resize_terminal(Context::default(), &request)).await.map(drop)
     }
 
     /// Waits for a process's end, as long as it takes.
@@ -264,7 +270,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError::Refused`] when it has not.
     pub async fn delete_container(&self, id: &str) -> Result<(), AgentError> {
-        answer("DeleteContainer", self.client.delete_container(Context::default(), &container(id))).await.map(drop)
+        self.answer("DeleteContainer", self.client.delete_container(Context::default(), &container(id))).await.map(drop)
     }
 
     /// The ids, in the guest, of a container's processes.
@@ -273,7 +279,7 @@ impl Agent {
     /// [`AgentError`], as from every call.
     pub async fn processes(&self, id: &str) -> Result<Vec<u32>, AgentError> {
         let request = container(id);
-        Ok(answer("ListProcesses", self.client.list_processes(Context::default(), &request)).await?.pids)
+        Ok(self.answer("ListProcesses", self.client.list_processes(Context::default(), &request)).await?.pids)
     }
 
     /// What a container uses.
@@ -281,7 +287,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError`], as from every call.
     pub async fn stats(&self, id: &str) -> Result<Stats, AgentError> {
-        answer("GetStats", self.client.get_stats(Context::default(), &container(id))).await
+        self.answer("GetStats", self.client.get_stats(Context::default(), &container(id))).await
     }
 
     /// What the guest as a whole uses, and each of its containers.
@@ -289,7 +295,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError`], as from every call.
     pub async fn figures(&self) -> Result<Figures, AgentError> {
-        answer("GetFigures", self.client.get_figures(Context::default(), &Empty::default())).await
+        self.answer("GetFigures", self.client.get_figures(Context::default(), &Empty::default())).await
     }
 
     /// Gives a container other limits: `linux.resources` of a specification, in which what is missing stays as it is.
@@ -298,7 +304,7 @@ impl Agent {
     /// [`AgentError::Refused`] for a limit that the guest cannot hold.
     pub async fn update(&self, id: &str, resources_json: Vec<u8>) -> Result<(), AgentError> {
         let request = UpdateRequest { container_id: id.to_owned(), resources_json, ..Default::default() };
-        answer("UpdateContainer", self.client.update_container(Context::default(), &request)).await.map(drop)
+        self.answer("UpdateContainer", self.client.update_container(Context::default(), &request)).await.map(drop)
     }
 
     /// Has all processes of a container stand still.
@@ -306,7 +312,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError`], as from every call.
     pub async fn pause(&self, id: &str) -> Result<(), AgentError> {
-        answer("PauseContainer", self.client.pause_container(Context::default(), &container(id))).await.map(drop)
+        self.answer("PauseContainer", self.client.pause_container(Context::default(), &container(id))).await.map(drop)
     }
 
     /// Has them go on.
@@ -314,7 +320,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError`], as from every call.
     pub async fn resume(&self, id: &str) -> Result<(), AgentError> {
-        answer("ResumeContainer", self.client.resume_container(Context::default(), &container(id))).await.map(drop)
+        self.answer("ResumeContainer", self.client.resume_container(Context::default(), &container(id))).await.map(drop)
     }
 
     /// Returns when the guest's kernel has killed more than `seen` processes of a container for want of memory, and how
@@ -334,7 +340,7 @@ impl Agent {
     /// [`AgentError::Refused`] with UNIMPLEMENTED when the guest's kernel cannot tell those who watch.
     pub async fn tell_changes(&self, changes: Vec<Change>) -> Result<(), AgentError> {
         let request = Changes { changes, ..Default::default() };
-        answer("TellChanges", self.client.tell_changes(Context::default(), &request)).await.map(drop)
+        self.answer("TellChanges", self.client.tell_changes(Context::default(), &request)).await.map(drop)
     }
 
     /// Has so many of the guest's processors run, of those that its machine was made with; says how many do.
@@ -343,7 +349,7 @@ impl Agent {
     /// [`AgentError::Refused`] when there are fewer, or one does not come up or go down.
     pub async fn set_processors(&self, online: u32) -> Result<u32, AgentError> {
         let request = ProcessorsRequest { online, ..Default::default() };
-        Ok(answer("SetProcessors", self.client.set_processors(Context::default(), &request)).await?.online)
+        Ok(self.answer("SetProcessors", self.client.set_processors(Context::default(), &request)).await?.online)
     }
 
     /// Returns when so many bytes of memory have come to what the guest began with, or after a while; says how many have.
@@ -352,7 +358,7 @@ impl Agent {
     /// [`AgentError`].
     pub async fn await_memory(&self, added_bytes: u64) -> Result<u64, AgentError> {
         let request = MemoryRequest { added_bytes, ..Default::default() };
-        Ok(answer("AwaitMemory", self.client.await_memory(Context::default(), &request)).await?.added_bytes)
+        Ok(self.answer("AwaitMemory", self.client.await_memory(Context::default(), &request)).await?.added_bytes)
     }
 
     /// Ends all containers and syncs; the guest then resets itself.
@@ -364,8 +370,18 @@ impl Agent {
         let call = self.client.shutdown(Context::default(), &request);
         match tokio::time::timeout(patience, call).await {
             Ok(result) => result.map(drop).map_err(|error| explain("Shutdown", error)),
-            Err(_) => Err(AgentError::Silent { call: "Shutdown" }),
+            Err(_) => Err(AgentError::Silent { call: "Shutdown", whereabouts: String::new() }),
         }
+    }
+}
+
+impl Agent {
+    async fn answer<T>(
+        &self,
+        call: &'static str,
+        future: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
+        limited(&self.vm, call, future).await?.map_err(|error| explain(call, error))
     }
 }
 
@@ -387,12 +403,28 @@ fn process(container: &str, exec: &str) -> ProcessRequest {
     ProcessRequest { container_id: container.to_owned(), exec_id: exec.to_owned(), ..Default::default() }
 }
 
-async fn answer<T>(call: &'static str, future: impl Future<Output = ttrpc::Result<T>>) -> Result<T, AgentError> {
-    limited(call, future).await?.map_err(|error| explain(call, error))
-}
-
-async fn limited<T>(call: &'static str, future: impl Future<Output = T>) -> Result<T, AgentError> {
-    tokio::time::timeout(PATIENCE, future).await.map_err(|_| AgentError::Silent { call })
+/// Waits for an answer, but not for ever: if there is none for long, says in the log and in the error where the guest stands.
+async fn limited<T>(
+    vm: &Option<VmWatch>,
+    call: &'static str,
+    future: impl Future<Output = T>,
+) -> Result<T, AgentError> {
+    let mut future = std::pin::pin!(future);
+    if let Ok(answer) = tokio::time::timeout(SUSPICION, &mut future).await {
+        return Ok(answer);
+    }
+    let whereabouts = match vm {
+        Some(vm) => vm.describe().await,
+        None => "where nobody can look".to_owned(),
+    };
+    log::warn!("the agent has not answered {call} for {} s; the guest stands: {whereabouts}", SUSPICION.as_secs());
+    match tokio::time::timeout(PATIENCE - SUSPICION, future).await {
+        Ok(answer) => {
+            log::warn!("the agent has answered {call} after all");
+            Ok(answer)
+        }
+        Err(_) => Err(AgentError::Silent { call, whereabouts: format!("; the guest stood: {whereabouts}") }),
+    }
 }
 
 fn explain(call: &'static str, error: ttrpc::Error) -> AgentError {

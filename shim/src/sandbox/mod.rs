@@ -402,7 +402,7 @@ impl Sandbox {
         }
         self.leave_template(&watch).await;
         let connect = async {
-            let agent = Agent::connect(self.door.clone()).await?;
+            let agent = Agent::connect(self.door.clone(), Some(watch.clone())).await?;
             let moved = matches!(self.settings.beginning, Beginning::Saved { .. });
             let hello = agent.hello(moved, self.settings.debug_console).await?;
             Ok((agent, hello))

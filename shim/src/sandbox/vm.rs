@@ -26,6 +26,8 @@ use super::console::ConsoleRing;
 const LINES: usize = 32;
 /// How long, once a call to the guest has failed, the VMM has to say that it is the guest that ended.
 const VERDICT: Duration = Duration::from_millis(500);
+/// How long the VMM has to say where its machine stands.
+const DESCRIPTION: Duration = Duration::from_secs(20);
 
 /// How far the VM has come, and when.
 #[derive(Clone, Debug, Default)]
@@ -111,7 +113,7 @@ pub struct VmWatch {
 /// What the VMM is to do while it runs, and who wants to know.
 struct Order {
     what: VmOrder,
-    answer: oneshot::Sender<Result<(), String>>,
+    answer: oneshot::Sender<Result<String, String>>,
 }
 
 /// What the VMM is asked while its guest runs.
@@ -133,6 +135,8 @@ pub(super) enum VmOrder {
     Pause,
     /// Let it go on.
     Resume,
+    /// Say where everything in the machine stands.
+    Describe,
 }
 
 /// The VM. Dropping it inside a runtime ends it soon; [`Vm::end`] says when.
@@ -223,6 +227,19 @@ impl VmWatch {
         self.order(VmOrder::Balloon(mib)).await
     }
 
+    /// Where vCPUs and devices stand, which stand still for a moment; a text for people, within [`DESCRIPTION`].
+    pub async fn describe(&self) -> String {
+        if self.orders.is_closed() {
+            return "nowhere, its VMM is gone".to_owned();
+        }
+        match tokio::time::timeout(DESCRIPTION, self.ask(VmOrder::Describe)).await {
+            // A VMM that a guest has taken over may say anything.
+            Ok(Ok(text)) => text.escape_debug().to_string(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("its VMM did not say within {} s", DESCRIPTION.as_secs()),
+        }
+    }
+
     /// Returns when the agent listens.
     ///
     /// # Errors
@@ -233,7 +250,11 @@ impl VmWatch {
         match tokio::time::timeout(limit, wait).await {
             Ok(Ok(progress)) if progress.stopped.is_none() => Ok(()),
             Ok(_) => Err(self.stopped()),
-            Err(_) => Err(VmError::Timeout { phase: self.progress().missing(), limit, console: self.tail() }),
+            Err(_) => {
+                let whereabouts = self.describe().await;
+                log::warn!("the agent has not announced itself; the guest stands: {whereabouts}");
+                Err(VmError::Timeout { phase: self.progress().missing(), limit, console: self.tail() })
+            }
         }
     }
 
@@ -254,6 +275,11 @@ impl VmWatch {
     /// # Errors
     /// [`VmError::Stopped`] when it ends before, [`VmError::Refused`] with its reason.
     pub(super) async fn order(&self, what: VmOrder) -> Result<(), VmError> {
+        self.ask(what).await.map(drop)
+    }
+
+    /// The same, for what there is to say of it.
+    async fn ask(&self, what: VmOrder) -> Result<String, VmError> {
         let (answer, answered) = oneshot::channel();
         // Neither fails unless the task is gone, which is at the VM's end.
         let _ = self.orders.send(Order { what, answer });
@@ -316,7 +342,7 @@ struct Observer {
     /// The guest goes on from where its agent listened already.
     restored: bool,
     /// Who waits for which order's answer.
-    unanswered: HashMap<u64, oneshot::Sender<Result<(), String>>>,
+    unanswered: HashMap<u64, oneshot::Sender<Result<String, String>>>,
 }
 
 impl Observer {
@@ -377,6 +403,7 @@ impl Observer {
             VmOrder::Save(files) => self.process.save(&files),
             VmOrder::Pause => self.process.pause(),
             VmOrder::Resume => self.process.resume(),
+            VmOrder::Describe => self.process.describe(),
         };
         match given {
             Ok(number) => {

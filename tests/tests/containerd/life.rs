@@ -202,8 +202,11 @@ fn at_once(ctr: &mut Ctr, notes: &mut Notes, count: usize) {
     let names: Vec<String> = (0..count).map(|number| format!("n{number}")).collect();
     let start = |name: &String| ctr.start(name, &["-d", "--null-io"], &["sh", "-c", "sleep 1000"]);
     let running: Vec<Running> = names.iter().map(start).collect();
-    let statuses: Vec<i32> = running.into_iter().map(|one| one.finish_within(3 * PATIENCE).status).collect();
-    notes.want("started", statuses.iter().filter(|status| **status == 0).count(), count);
+    let started: Vec<Finished> = running.into_iter().map(|one| one.finish_within(3 * PATIENCE)).collect();
+    notes.want("started", started.iter().filter(|one| one.status == 0).count(), count);
+    for one in started.iter().filter(|one| one.status != 0) {
+        notes.want("error", one.err(), "");
+    }
     let listing = ctr.ctr(&["task", "ls"]).out();
     notes.want("running", listing.matches("RUNNING").count(), count);
     let kill = |name: &String| {

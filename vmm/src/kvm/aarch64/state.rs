@@ -76,6 +76,17 @@ impl VcpuState {
     }
 }
 
+impl VcpuState {
+    /// Whether it waits for an interrupt, and where, for people.
+    pub(crate) fn describe(&self) -> String {
+        let halted = if self.running.mp_state == kvm_bindings::KVM_MP_STATE_RUNNABLE { "at" } else { "stopped at" };
+        match self.registers.iter().find(|(id, _)| *id == super::PC).map(|(_, value)| value.as_slice().try_into()) {
+            Some(Ok(pc)) => format!("{halted} pc {:#x}", u64::from_le_bytes(pc)),
+            _ => halted.to_owned(),
+        }
+    }
+}
+
 fn register_names(vcpu: &VcpuFd) -> Result<Vec<u64>, KvmError> {
     /// The most that the list can be made for; processors have some 300.
     const ROOM: usize = 500;

@@ -4,15 +4,16 @@
 //! pending events last. Knows nothing of memory, devices or files.
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_clock_data, kvm_debugregs,
-    kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
-    kvm_xsave,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MP_STATE_RUNNABLE, Msrs, kvm_clock_data,
+    kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::{InterruptController, KvmError, failed, libc_error};
 
+const IA32_TSC: u32 = 0x10;
 /// Armed by its value, which counts only once the local APIC's timer is in the mode for it: restored last.
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// Hyper-V's synthetic registers: not offered to the guest, and some change by themselves.
@@ -90,6 +91,37 @@ impl VcpuState {
         vcpu.set_lapic(&self.local_apic).map_err(failed("set a local APIC"))?;
         write_msrs(vcpu, &self.model_specific)?;
         vcpu.set_vcpu_events(&self.events).map_err(failed("set pending events"))
+    }
+}
+
+impl VcpuState {
+    /// Where it is, what it has yet to be interrupted for, and when its timer is due, for people.
+    pub(crate) fn describe(&self) -> String {
+        let halted = if self.running.mp_state == KVM_MP_STATE_RUNNABLE { "at" } else { "halted at" };
+        let register = |at: usize| {
+            let bytes = self.local_apic.regs[at..at + 4].iter().map(|byte| *byte as u8);
+            bytes.rev().fold(0, |value: u32, byte| (value << 8) | u32::from(byte))
+        };
+        // 256 bits in eight registers, 16 bytes apart (Intel SDM volume 3, 11.8.4).
+        let vectors = |first: usize| {
+            let is_set = |vector: &usize| register(first + vector / 32 * 16) & (1 << (vector % 32)) != 0;
+            (0..256).filter(is_set).collect::<Vec<_>>()
+        };
+        let value = |index| self.model_specific.iter().find(|entry| entry.index == index).map_or(0, |entry| entry.data);
+        let (now, deadline) = (value(IA32_TSC), value(IA32_TSC_DEADLINE));
+        let timer = match deadline {
+            0 => "unarmed".to_owned(),
+            _ => format!("due in {} cycles", deadline.wrapping_sub(now) as i64),
+        };
+        format!(
+            "{halted} rip {:#x} flags {:#x}, requested {:?}, in service {:?}, injected {}, timer {:#x} {timer}",
+            self.registers.rip,
+            self.registers.rflags,
+            vectors(0x200),
+            vectors(0x100),
+            if self.events.interrupt.injected != 0 { self.events.interrupt.nr } else { 0 },
+            register(0x320),
+        )
     }
 }
 
