@@ -123,7 +123,7 @@ impl Processors {
     /// Whatever KVM says.
     pub(crate) fn restore(&self, vcpu: &mut Vcpu, id: u8, state: &VcpuState) -> Result<(), KvmError> {
         self.set_cpuid(&vcpu.fd, id)?;
-        state.restore(&vcpu.fd)
+        state.restore(&vcpu.fd, id == 0)
     }
 
     fn set_cpuid(&self, vcpu: &VcpuFd, id: u8) -> Result<(), KvmError> {

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::{InterruptController, KvmError, failed, libc_error};
 
 const IA32_TSC: u32 = 0x10;
+/// A value of that one beyond what any guest reaches. Where it is set to what it would be about now, within a second, KVM has it go on from
+/// what it is, so that vCPUs agree; before Linux 6.7 also where all began at 0 just now, and a guest younger than a second would
+/// find itself that much younger. From far off, the first vCPU is set to what it was, and the others agree with it.
+const FAR_OFF: u64 = 1 << 62;
 /// Armed by its value, which counts only once the local APIC's timer is in the mode for it: restored last.
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// Hyper-V's synthetic registers: not offered to the guest, and some change by themselves.
@@ -79,16 +83,23 @@ impl VcpuState {
         })
     }
 
-    pub(in crate::kvm) fn restore(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+    /// With `first`, of a machine's vCPUs none was restored before.
+    pub(in crate::kvm) fn restore(&self, vcpu: &VcpuFd, first: bool) -> Result<(), KvmError> {
         vcpu.set_mp_state(self.running).map_err(failed("set a vCPU's state"))?;
         vcpu.set_regs(&self.registers).map_err(failed("set registers"))?;
         vcpu.set_sregs(&self.system).map_err(failed("set system registers"))?;
         // SAFETY: the kernel reads as many bytes as the guest's features need, which is the whole structure at most: features
         // that need more are switched on by a call that nothing here makes (arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM).
         unsafe { vcpu.set_xsave(&self.extended) }.map_err(failed("set extended registers"))?;
-        vcpu.set_xcrs(&self.extended_control).map_err(failed("set extended control registers"))?;
+        // Processors without XSAVE have none.
+        if self.extended_control.nr_xcrs > 0 {
+            vcpu.set_xcrs(&self.extended_control).map_err(failed("set extended control registers"))?;
+        }
         vcpu.set_debug_regs(&self.debug).map_err(failed("set debug registers"))?;
         vcpu.set_lapic(&self.local_apic).map_err(failed("set a local APIC"))?;
+        if first {
+            write_msrs(vcpu, &[kvm_msr_entry { index: IA32_TSC, data: FAR_OFF, ..Default::default() }])?;
+        }
         write_msrs(vcpu, &self.model_specific)?;
         vcpu.set_vcpu_events(&self.events).map_err(failed("set pending events"))
     }
