@@ -28,6 +28,8 @@ use super::vm::VmWatch;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// After how long without an answer it is looked where the guest stands. Having been looked at, it takes up what it had missed.
 const SUSPICION: Duration = Duration::from_secs(60);
+/// How long it then has to answer something easy.
+const GLANCE: Duration = Duration::from_secs(10);
 /// How many streams are attached at the same time: of connections that the agent has not taken yet, the guest's kernel keeps 128, and
 /// refuses the others.
 const ATTACHING: usize = 64;
@@ -88,9 +90,14 @@ impl Agent {
     /// # Errors
     /// [`AgentError::Door`] when it does not.
     pub async fn connect(door: Door, vm: Option<VmWatch>) -> Result<Agent, AgentError> {
-        let stream = limited(&vm, "connect", door.connect(tatami_protocol::CONTROL_PORT)).await??;
+        let connected = tokio::time::timeout(PATIENCE, door.connect(tatami_protocol::CONTROL_PORT)).await;
+        let Ok(stream) = connected else {
+            let stands = async |vm: &VmWatch| format!("; the guest stands: {}", vm.describe().await);
+            let whereabouts = if let Some(vm) = &vm { stands(vm).await } else { String::new() };
+            return Err(AgentError::Silent { call: "connect", whereabouts });
+        };
         let turns = Arc::new(Semaphore::new(ATTACHING));
-        Ok(Agent { client: AgentClient::new(Client::new(Socket::new(stream))), door, turns, vm })
+        Ok(Agent { client: AgentClient::new(Client::new(Socket::new(stream?))), door, turns, vm })
     }
 
     /// Greets it: sets the guest's clock, gives its random generator a new start, and has it mount the shared folder. With `moved` it
@@ -193,7 +200,7 @@ impl Agent {
             let _turn = self.turns.acquire().await;
             self.door.stream(&header).await
         };
-        Ok(limited(&self.vm, "attach", attached).await??)
+        Ok(self.limited("attach", attached).await??)
     }
 
     /// Connects to a port of the guest's loopback.
@@ -202,7 +209,7 @@ impl Agent {
     /// [`AgentError::Door`] when nobody listens there.
     pub async fn forward(&self, port: u16) -> Result<UnixStream, AgentError> {
         let header = StreamHeader { kind: Kind::FORWARD.into(), port: port.into(), ..Default::default() };
-        Ok(limited(&self.vm, "attach", self.door.stream(&header)).await??)
+        Ok(self.limited("attach", self.door.stream(&header)).await??)
     }
 
     /// Has the agent take containers' questions at 127.0.0.11, which come over the stream as [`names`] has them.
@@ -213,7 +220,7 @@ impl Agent {
     /// [`AgentError::Door`] when it does so already.
     pub async fn names(&self) -> Result<UnixStream, AgentError> {
         let header = StreamHeader { kind: Kind::NAMES.into(), ..Default::default() };
-        Ok(limited(&self.vm, "attach", self.door.stream(&header)).await??)
+        Ok(self.limited("attach", self.door.stream(&header)).await??)
     }
 
     /// Starts a process that was created.
@@ -381,7 +388,40 @@ impl Agent {
         call: &'static str,
         future: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, AgentError> {
-        limited(&self.vm, call, future).await?.map_err(|error| explain(call, error))
+        self.limited(call, future).await?.map_err(|error| explain(call, error))
+    }
+
+    /// Waits for an answer, but not for ever: if there is none for long, says in the log and in the error where the guest stands.
+    async fn limited<T>(&self, call: &'static str, future: impl Future<Output = T>) -> Result<T, AgentError> {
+        let mut future = std::pin::pin!(future);
+        if let Ok(answer) = tokio::time::timeout(SUSPICION, &mut future).await {
+            return Ok(answer);
+        }
+        let whereabouts = self.whereabouts().await;
+        log::warn!("the agent has not answered {call} for {} s; {whereabouts}", SUSPICION.as_secs());
+        match tokio::time::timeout(PATIENCE - SUSPICION, future).await {
+            Ok(answer) => {
+                log::warn!("the agent has answered {call} after all");
+                Ok(answer)
+            }
+            Err(_) => Err(AgentError::Silent { call, whereabouts: format!("; {whereabouts}") }),
+        }
+    }
+
+    /// Where the guest stands, and whether the agent answers anything.
+    async fn whereabouts(&self) -> String {
+        let guest = match &self.vm {
+            Some(vm) => vm.describe().await,
+            None => "nobody knows where".to_owned(),
+        };
+        let request = Empty::default();
+        let figures = self.client.get_figures(Context::default(), &request);
+        let answers = match tokio::time::timeout(GLANCE, figures).await {
+            Ok(Ok(_)) => "answers",
+            Ok(Err(_)) => "refuses",
+            Err(_) => "does not answer",
+        };
+        format!("it {answers} another call, and the guest stands: {guest}")
     }
 }
 
@@ -401,30 +441,6 @@ fn container(id: &str) -> ContainerRequest {
 
 fn process(container: &str, exec: &str) -> ProcessRequest {
     ProcessRequest { container_id: container.to_owned(), exec_id: exec.to_owned(), ..Default::default() }
-}
-
-/// Waits for an answer, but not for ever: if there is none for long, says in the log and in the error where the guest stands.
-async fn limited<T>(
-    vm: &Option<VmWatch>,
-    call: &'static str,
-    future: impl Future<Output = T>,
-) -> Result<T, AgentError> {
-    let mut future = std::pin::pin!(future);
-    if let Ok(answer) = tokio::time::timeout(SUSPICION, &mut future).await {
-        return Ok(answer);
-    }
-    let whereabouts = match vm {
-        Some(vm) => vm.describe().await,
-        None => "where nobody can look".to_owned(),
-    };
-    log::warn!("the agent has not answered {call} for {} s; the guest stands: {whereabouts}", SUSPICION.as_secs());
-    match tokio::time::timeout(PATIENCE - SUSPICION, future).await {
-        Ok(answer) => {
-            log::warn!("the agent has answered {call} after all");
-            Ok(answer)
-        }
-        Err(_) => Err(AgentError::Silent { call, whereabouts: format!("; the guest stood: {whereabouts}") }),
-    }
 }
 
 fn explain(call: &'static str, error: ttrpc::Error) -> AgentError {
