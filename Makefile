@@ -89,7 +89,7 @@ test-others: ## a container to its exit status on each of OTHERS, in its emulate
 		TATAMI_TESTHOST_NAME=others TATAMI_TESTHOST_ARCH=$$arch tests/host/run --stop; \
 	done
 
-test-vtx: build guest image ## a container on Intel's VT-x, as bochs emulates it
+test-vtx: build guest image ## two containers on Intel's VT-x, as bochs emulates it
 	tests/vt-x
 
 test-all: test ## the same, and the tests that boot guests, on each of OTHERS too
