@@ -50,7 +50,7 @@ pub fn answers(data: &[u8]) {
     runtime.block_on(async {
         let listener = tokio::net::UnixListener::from_std(listener).expect("a socket");
         let server = async {
-            let agent = Agent::connect(door.clone()).await?;
+            let agent = Agent::connect(door.clone(), None).await?;
             let first = agent.hello(false, true).await.map(drop);
             let second = agent.create_exec("c", "e", Vec::new(), Default::default()).await;
             first.and(second)
