@@ -284,11 +284,15 @@ impl BuiltVm {
     ///
     /// # Errors
     /// When a vCPU's thread could not be had.
-    pub fn start(mut self) -> Result<RunningVm, BootError> {
+    pub fn start(self) -> Result<RunningVm, BootError> {
+        self.devices.virtio.resume();
+        self.start_vcpus()
+    }
+
+    fn start_vcpus(mut self) -> Result<RunningVm, BootError> {
         for vcpu in &self.vcpus {
             vcpu.stood_still()?;
         }
-        self.devices.virtio.resume();
         let vcpus = std::mem::take(&mut self.vcpus);
         let mut running = Vec::with_capacity(vcpus.len());
         for (id, vcpu) in vcpus.into_iter().enumerate() {
@@ -342,13 +346,30 @@ impl RunningVm {
     /// # Errors
     /// When a vCPU's thread has died.
     pub fn pause(self) -> Result<BuiltVm, BootError> {
+        let machine = self.stop_vcpus()?;
+        machine.devices.virtio.pause();
+        Ok(machine)
+    }
+
+    /// Says where everything in it stands, for which only vCPUs stand still, for a moment: a device may be waiting for its host. What
+    /// devices or drivers had missed till then, they look for again.
+    ///
+    /// # Errors
+    /// When a vCPU's thread has died, or is not to be had again.
+    pub fn describe(self) -> Result<(RunningVm, String), BootError> {
+        let machine = self.stop_vcpus()?;
+        let text = machine.describe();
+        machine.devices.virtio.nudge();
+        Ok((machine.start_vcpus()?, text))
+    }
+
+    fn stop_vcpus(self) -> Result<BuiltVm, BootError> {
         let RunningVm { vcpus, rest: mut machine } = self;
         for vcpu in vcpus {
             let (vcpu, needed) = vcpu.stop().ok_or_else(|| io::Error::other("a vCPU's thread panicked"))?;
             machine.counts += needed;
             machine.vcpus.push(vcpu);
         }
-        machine.devices.virtio.pause();
         Ok(machine)
     }
 

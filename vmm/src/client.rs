@@ -260,7 +260,7 @@ impl VmmProcess {
         self.order(What::Resume, &[])
     }
 
-    /// Asks where vCPUs and devices stand, which stand still for a moment. Answered like [`VmmProcess::attach_disk`], with a text for
+    /// Asks where vCPUs, which stand still for a moment, and devices stand. Answered like [`VmmProcess::attach_disk`], with a text for
     /// people.
     ///
     /// # Errors

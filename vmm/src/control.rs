@@ -91,7 +91,7 @@ pub(crate) enum What {
     Pause,
     /// Let it go on.
     Resume,
-    /// Have it stand still for a moment, and say where everything in it stood.
+    /// Say where everything in it stands; its vCPUs stand still for a moment.
     Describe,
     /// Let it have so many MiB of memory in all, of those that it was started with and can be given.
     ResizeMemory(u32),

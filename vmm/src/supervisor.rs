@@ -176,17 +176,21 @@ impl Supervisor {
         Ok(self.alive())
     }
 
-    /// Says where everything stands. If it ran, it goes on: whatever it had missed then, of kicks and interrupts, comes again.
+    /// Says where everything stands.
     fn describe(&mut self) -> Result<Result<String, String>, SupervisorError> {
-        let ran = matches!(self.machine, Machine::Running(_));
-        if let Err(gone) = self.pause()? {
-            return Ok(Err(gone));
-        }
-        let text = match &self.machine {
-            Machine::Paused(vm) => vm.describe(),
-            Machine::Running(_) | Machine::Gone => String::new(),
+        let (machine, text) = match std::mem::replace(&mut self.machine, Machine::Gone) {
+            Machine::Running(vm) => {
+                let (vm, text) = vm.describe()?;
+                (Machine::Running(vm), text)
+            }
+            Machine::Paused(vm) => {
+                let text = vm.describe();
+                (Machine::Paused(vm), text)
+            }
+            Machine::Gone => (Machine::Gone, String::new()),
         };
-        Ok(if ran { self.resume()?.map(|()| text) } else { Ok(text) })
+        self.machine = machine;
+        Ok(self.alive().map(|()| text))
     }
 
     fn alive(&self) -> Result<(), String> {

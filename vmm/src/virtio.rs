@@ -110,7 +110,12 @@ impl VirtioDevices {
         self.devices.iter().for_each(|registers| registers.with(Transport::resume));
     }
 
-    /// Where each of them stands, for people; they must stand still.
+    /// Has all of them and their drivers look whether they have missed something.
+    pub(crate) fn nudge(&self) {
+        self.devices.iter().for_each(|registers| registers.with(|transport| transport.nudge()));
+    }
+
+    /// Where each of them stands, for people.
     pub(crate) fn describe(&self) -> impl Iterator<Item = String> {
         self.devices.iter().map(|registers| registers.with(|transport| transport.describe()))
     }

@@ -272,15 +272,21 @@ impl Transport {
         }
     }
 
-    /// Where a device that is paused stands, for who wants to know why its driver does not go on.
+    /// Where device and driver stand in each queue, at work or not, for who wants to know why a driver does not go on.
     pub fn describe(&self) -> String {
         let mut text = format!("{:?} {:#x}", self.device.kind(), self.status());
-        if let WorkState::Paused(queues) = &self.work {
-            for active in queues.iter().flatten() {
-                text.push_str(&describe_queue(&active.queue, &self.memory));
-            }
+        for queue in self.queues.iter().filter(|queue| queue.ready) {
+            text.push_str(&describe_queue(queue, &self.memory));
         }
         text
+    }
+
+    /// Kicks every queue of a device at work, and interrupts its driver for each: whoever has missed something looks again.
+    pub fn nudge(&self) {
+        for (index, _) in (0..).zip(&self.queues).filter(|(_, queue)| self.is_active() && queue.ready) {
+            self.kick(u32::from(index));
+            self.interrupt.queue(index);
+        }
     }
 
     /// All that a new process needs to go on from here. The device must be paused or not yet at work; a driver's set-up of
@@ -432,22 +438,20 @@ fn fresh_queues(device: &dyn VirtioDevice) -> Vec<QueueState> {
     device.queue_sizes().iter().map(fresh).collect()
 }
 
-/// How far the driver and the device have come in both rings (virtio 1.2, 2.7.6 and 2.7.8), and past which chain each wants to be told of
-/// the other's: `?` where that cannot be read.
-fn describe_queue(queue: &Queue, memory: &GuestMemory) -> String {
+/// How many chains the driver has made available and the device has used, each modulo 65536, and past which one of them the device wants a kick
+/// and the driver an interrupt (virtio 1.2, 2.7.6 to 2.7.10): `?` where that cannot be read.
+fn describe_queue(queue: &QueueState, memory: &GuestMemory) -> String {
+    let [_, available, used] = queue.areas;
     let word = |ring: u64, offset: u64| {
         let word = memory.load::<u16>(GuestAddress(ring.wrapping_add(offset)), Ordering::Acquire);
         word.map_or_else(|_| "?".to_owned(), |word| u16::from_le(word).to_string())
     };
-    let (available, used, size) = (queue.avail_ring(), queue.used_ring(), u64::from(queue.size()));
     format!(
-        " [{} of {} taken, tell past {}; {} of {} used, tell past {}]",
-        queue.next_avail(),
+        " [{} given, {} used; kick past {}, interrupt past {}]",
         word(available, 2),
-        word(used, 4 + 8 * size),
         word(used, 2),
-        queue.next_used(),
-        word(available, 4 + 2 * size),
+        word(used, 4 + 8 * u64::from(queue.size)),
+        word(available, 4 + 2 * u64::from(queue.size)),
     )
 }
 

@@ -26,7 +26,7 @@ use super::vm::VmWatch;
 
 /// How long the agent may take to answer a call that does not wait for a process: on a host that is overcommitted fifty times, too.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// After how long without an answer it is looked where the guest stands. Having been looked at, it takes up what it had missed.
+/// After how long without an answer it is looked where the guest stands.
 const SUSPICION: Duration = Duration::from_secs(60);
 /// How long it then has to answer something easy.
 const GLANCE: Duration = Duration::from_secs(10);

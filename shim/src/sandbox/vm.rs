@@ -227,7 +227,7 @@ impl VmWatch {
         self.order(VmOrder::Balloon(mib)).await
     }
 
-    /// Where vCPUs and devices stand, which stand still for a moment; a text for people, within [`DESCRIPTION`].
+    /// Where vCPUs and devices stand; a text for people, within [`DESCRIPTION`]. What any of them had missed, they look for again.
     pub async fn describe(&self) -> String {
         if self.orders.is_closed() {
             return "nowhere, its VMM is gone".to_owned();
