@@ -77,8 +77,11 @@ impl VcpuState {
             extended: Box::new(vcpu.get_xsave().map_err(failed("read extended registers"))?),
             extended_control: vcpu.get_xcrs().map_err(failed("read extended control registers"))?,
             debug: vcpu.get_debug_regs().map_err(failed("read debug registers"))?,
-            local_apic: Box::new(vcpu.get_lapic().map_err(failed("read a local APIC"))?),
+            // In this order: a timer that goes off in between is in both then. The other way round it could be in neither, where each
+            // of these calls may turn a deadline that has passed into an interrupt (VMX preemption timer with APICv), and a guest
+            // that misses one never sets another.
             model_specific: read_msrs(vcpu, indices)?,
+            local_apic: Box::new(vcpu.get_lapic().map_err(failed("read a local APIC"))?),
             events: vcpu.get_vcpu_events().map_err(failed("read pending events"))?,
         })
     }
