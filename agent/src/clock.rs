@@ -4,6 +4,12 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 const NANOSECONDS: i64 = 1_000_000_000;
 
+/// Microseconds since the guest kernel started its clocks.
+pub(crate) fn since_boot_us() -> i64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec * 1_000_000 + now.tv_nsec / 1000
+}
+
 /// Milliseconds since the guest kernel started its clocks.
 pub(crate) fn since_boot_ms() -> f64 {
     let now = clock_gettime(ClockId::Boottime);

@@ -1,13 +1,23 @@
-//! The agent's log and last words, written to the kernel's log, whose console the host reads.
+//! The agent's log and last words, written to the kernel's log, whose console the host reads; and that log, for the host to read.
 //!
 //! `tatami.log=error|warn|info|debug|trace` on the kernel command line sets the level (default warn).
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use tatami_protocol::stream::ACCEPTED;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::clock;
+use crate::transport::Stream;
 
 const DEVICE: &str = "/dev/kmsg";
+/// The longest record, in bytes (`CONSOLE_EXT_LOG_MAX` in the kernel's printk).
+const RECORD: usize = 8192;
+/// An answer ends after so many bytes, which is more than a kernel keeps: one that is flooded does not keep it from its end.
+const ANSWER: usize = 1 << 20;
 
 /// Starts logging. Without the device the agent runs on, silently: there is nowhere to complain to.
 pub(crate) fn start() {
@@ -32,6 +42,32 @@ pub(crate) fn last_words(message: &str) {
     if written.is_err() {
         eprint!("{}", &line[3..]);
     }
+}
+
+/// Answers each byte with the time since the start, in microseconds and in a line of its own, the records that were not sent yet, as the
+/// kernel has them, and a zero, which is in none; until the stream's end.
+///
+/// # Errors
+/// What went wrong with the log, or the stream.
+pub(crate) async fn serve(mut stream: Stream) -> io::Result<()> {
+    let mut log = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(DEVICE)?;
+    stream.write_all(&[ACCEPTED]).await?;
+    let mut record = vec![0; RECORD];
+    while stream.read(&mut [0]).await? > 0 {
+        let mut answer = format!("{}\n", clock::since_boot_us()).into_bytes();
+        while answer.len() < ANSWER {
+            match log.read(&mut record) {
+                Ok(length) => answer.extend_from_slice(&record[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The next ones were overwritten before they were read: the one after them comes next.
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        answer.push(0);
+        stream.write_all(&answer).await?;
+    }
+    Ok(())
 }
 
 struct Kmsg(File);

@@ -12,7 +12,7 @@ use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::{BootTimes, Service};
 use crate::transport::{Incoming, Listener, Stream};
-use crate::{console, forward, names, process};
+use crate::{console, forward, kmsg, names, process};
 
 /// What happens once the containers are ended and the server has its answer.
 pub type Shutdown = Box<dyn Fn() + Send + Sync>;
@@ -72,6 +72,7 @@ async fn attach(sandbox: Arc<Sandbox>, mut stream: Stream) {
         let header = read_header(&mut stream).await?;
         match header.kind.enum_value() {
             Ok(Kind::FORWARD) => return forward::serve(stream, header.port).await,
+            Ok(Kind::LOG) => return kmsg::serve(stream).await,
             Ok(Kind::NAMES) => return names::serve(stream).await,
             Ok(Kind::CONSOLE) => {
                 let size = process::size(header.rows, header.columns);

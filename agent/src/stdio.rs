@@ -188,7 +188,7 @@ impl Ends {
             Kind::STDOUT => (None, self.stdout.clone()),
             Kind::STDERR => (None, self.stderr.clone()),
             Kind::TERMINAL => (self.terminal.clone(), self.terminal.clone()),
-            Kind::UNKNOWN | Kind::FORWARD | Kind::NAMES | Kind::CONSOLE => (None, None),
+            Kind::UNKNOWN | Kind::FORWARD | Kind::NAMES | Kind::CONSOLE | Kind::LOG => (None, None),
         }
     }
 }

@@ -1,24 +1,34 @@
-//! Messages to standard error, each a line that says who speaks and how grave it is.
+//! What this process says of itself: to who reads along, which is standard error unless a client reads elsewhere, and into its
+//! sandbox's [`crate::journal`] once there is one.
 //!
-//! `TATAMI_LOG` (error, warn, info, debug, trace, off) says how much; warnings and errors by default.
+//! `TATAMI_LOG` (error, warn, info, debug, trace, off) says how much the former is told; warnings and errors by default.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
-struct StandardError;
+use crate::journal;
 
-impl Log for StandardError {
+/// How much who reads along is told: a [`LevelFilter`].
+static TOLD: AtomicUsize = AtomicUsize::new(LevelFilter::Off as usize);
+
+/// Who reads along, as something that takes a message.
+struct Logger<T>(T);
+
+impl<T: Fn(&Record<'_>) + Send + Sync> Log for Logger<T> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let level = record.level().as_str().to_ascii_lowercase();
-            // In one piece; and where nobody can be told, nobody is.
-            let _ = io::stderr().write_all(format!("tatami {level}: {}\n", record.args()).as_bytes());
+        if !self.enabled(record.metadata()) {
+            return;
         }
+        if is_told(record.level()) {
+            (self.0)(record);
+        }
+        journal::note(record);
     }
 
     fn flush(&self) {}
@@ -30,10 +40,50 @@ pub(crate) fn complain(error: &dyn std::fmt::Display) {
     let _ = io::stderr().write_all(format!("tatami: {error}\n").as_bytes());
 }
 
-/// Starts logging. Later calls change nothing.
+/// Starts logging to standard error, each message a line that says who speaks and how grave it is. Later calls change nothing.
 pub fn start() {
-    let level = std::env::var("TATAMI_LOG").ok().and_then(|text| text.parse().ok()).unwrap_or(LevelFilter::Warn);
-    if log::set_logger(&StandardError).is_ok() {
-        log::set_max_level(level);
+    start_for(LevelFilter::Warn, |record| {
+        let level = record.level().as_str().to_ascii_lowercase();
+        // In one piece; and where nobody can be told, nobody is.
+        let _ = io::stderr().write_all(format!("tatami {level}: {}\n", record.args()).as_bytes());
+    });
+}
+
+/// Starts logging by `tell`, so much unless `TATAMI_LOG` says how much; whether it has, which only the first call can.
+pub(crate) fn start_for(usual: LevelFilter, tell: impl Fn(&Record<'_>) + Send + Sync + 'static) -> bool {
+    let started = log::set_boxed_logger(Box::new(Logger(tell))).is_ok();
+    if started {
+        tell_up_to(wanted().unwrap_or(usual));
     }
+    started
+}
+
+/// Tells more than before, unless somebody has said how much is to be told.
+pub(crate) fn tell_more(level: LevelFilter) {
+    if !is_told_up_to(level) && wanted().is_none() {
+        tell_up_to(level);
+    }
+}
+
+/// Has messages of this level made, whoever reads them.
+pub(crate) fn at_least(level: LevelFilter) {
+    log::set_max_level(log::max_level().max(level));
+}
+
+/// What `TATAMI_LOG` says.
+fn wanted() -> Option<LevelFilter> {
+    std::env::var("TATAMI_LOG").ok()?.parse().ok()
+}
+
+fn tell_up_to(level: LevelFilter) {
+    TOLD.store(level as usize, Ordering::Relaxed);
+    at_least(level);
+}
+
+fn is_told(level: Level) -> bool {
+    level as usize <= TOLD.load(Ordering::Relaxed)
+}
+
+fn is_told_up_to(level: LevelFilter) -> bool {
+    level as usize <= TOLD.load(Ordering::Relaxed)
 }

@@ -1,4 +1,4 @@
-//! `tatami cp`, `tatami events` and `tatami env` as their user sees them.
+//! `tatami cp`, `tatami events`, `tatami log` and `tatami env` as their user sees them.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -160,4 +160,45 @@ fn events_are_told_to_who_listens() {
         (&rows[0]["Namespace"], &rows[0]["ID"], &rows[0]["Name"]),
         (&"tatami".into(), &id.into(), &"web".into())
     );
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn server_and_guest_log_into_one_stream() {
+    let tatami = Tatami::new();
+    // It asks for more memory than the machine has: the guest's kernel says so.
+    let script = "while ! [ -e /go ]; do sleep 0.1; done; dd if=/dev/zero of=/dev/null bs=200M count=1; sleep 1000";
+    let id = tatami.detach(&["--name", "web", "-m", "128M"], &["sh", "-c", script]);
+    let followed = Running::start(tatami.command(&["log", "-f", "web"]));
+    followed.wait_for("Linux version");
+    let log = |words: &[&str]| tatami.tatami(&[&["log"], words].concat());
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+
+    // Everything by time, each line with who says it.
+    let all = lines(&log(&[&id[..6]]).expect_status(0).out());
+    let time = |line: &String| line.split(' ').next().unwrap().to_owned();
+    assert!(all.is_sorted_by_key(time), "{all:#?}");
+    let said = |source: &str, text: &str| {
+        let found = all.iter().any(|line| line.split_whitespace().nth(1) == Some(source) && line.contains(text));
+        assert!(found, "{source} should have said {text:?}: {all:#?}");
+    };
+    said("kernel", "Linux version");
+    said("server", "the guest ");
+    said("server", &format!("container {id}: start"));
+    let json = log(&["--format", "json", "-n", "1", "web"]).expect_status(0).out();
+    let last: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(all.last().unwrap().starts_with(last["Time"].as_str().unwrap()), "{last} in {all:#?}");
+    assert_eq!(log(&["--since", "2099-01-01T00:00:00Z", "web"]).expect_status(0).out(), "");
+
+    // What comes later, to the end, and what is kept of it.
+    tatami.tatami(&["exec", "web", "touch", "/go"]).expect_status(0);
+    followed.wait_for("not enough memory");
+    tatami.tatami(&["kill", "web"]).expect_status(0);
+    let followed = followed.finish().expect_status(0).out();
+    let end = format!("container {id}: exit status 137");
+    assert!(lines(&followed).iter().any(|line| line.ends_with(&end)), "{followed}");
+    let kept = log(&["web"]).expect_status(0).out();
+    assert!(kept.contains(&end) && !kept.contains("  kernel  "), "{kept}");
+    tatami.tatami(&["rm", "web"]).expect_status(0);
+    log(&["web"]).expect_error(1, &["no sandbox", "web"]);
 }

@@ -96,6 +96,13 @@ impl Events {
             Err(error) => return log::error!("the event {name} cannot be encoded: {error}"),
         };
         if let Some(happening) = self.happening(topic, &value) {
+            let Happening { container, what, exec, status, .. } = &happening;
+            let status = status.map(|status| format!(" status {status}")).unwrap_or_default();
+            match exec {
+                // Of those there may be one every few seconds: probes.
+                Some(exec) => log::debug!("container {container}: {what} {exec}{status}"),
+                None => log::info!("container {container}: {what}{status}"),
+            }
             announce(&self.state, &happening);
         }
         let event = Any { type_url: type_name.to_owned(), value, ..Default::default() };

@@ -2,33 +2,14 @@
 //!
 //! When nobody reads, lines are dropped: logging never stops a server.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{LevelFilter, Record};
 
-struct LogFile {
-    file: File,
-    id: String,
-}
-
-impl Log for LogFile {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let line = format(record, &self.id);
-            // In one piece; a full pipe or a missing reader is nobody's concern.
-            let _ = (&self.file).write_all(line.as_bytes());
-        }
-    }
-
-    fn flush(&self) {}
-}
+use crate::logging;
 
 /// As containerd itself writes lines.
 fn format(record: &Record<'_>, id: &str) -> String {
@@ -41,22 +22,24 @@ fn format(record: &Record<'_>, id: &str) -> String {
 
 /// Logs to `bundle`'s fifo from here on, if there is one, and panics too.
 pub(super) fn start(bundle: &Path, id: &str, debug: bool) {
-    let default = if debug { LevelFilter::Debug } else { LevelFilter::Info };
-    let level = std::env::var("TATAMI_LOG").ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let level = if debug { LevelFilter::Debug } else { LevelFilter::Info };
     // Reading, too: then it stays open while containerd is restarted.
     let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(bundle.join("log"));
-    let Ok(file) = opened else { return };
-    if log::set_boxed_logger(Box::new(LogFile { file, id: id.to_owned() })).is_ok() {
-        log::set_max_level(level);
+    let id = id.to_owned();
+    let started = logging::start_for(level, move |record| {
+        if let Ok(mut file) = opened.as_ref() {
+            // In one piece; a full pipe or a missing reader is nobody's concern.
+            let _ = file.write_all(format(record, &id).as_bytes());
+        }
+    });
+    if started {
         std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
     }
 }
 
 /// Logs what else is of use in looking for a fault, unless somebody has said how much is to be logged.
 pub(super) fn say_more() {
-    if log::max_level() < LevelFilter::Debug && std::env::var_os("TATAMI_LOG").is_none() {
-        log::set_max_level(LevelFilter::Debug);
-    }
+    logging::tell_more(LevelFilter::Debug);
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use super::tasks::{Booted, Policy, Tasks};
 use super::{log_file, sandbox_service, task_service};
 use crate::configuration::Configuration;
 use crate::guest_files::GuestFiles;
+use crate::journal;
 use crate::network::interfaces::{self, How, Model, Network};
 use crate::network::vhost::VhostUse;
 use crate::sandbox::cgroup::CgroupPlace;
@@ -99,6 +100,7 @@ fn prepare(start: &Start) -> anyhow::Result<Prepared> {
     let files = GuestFiles::find(set.kernel.as_deref(), set.user_space.as_deref())?;
     // The process that cleans up is to hold no namespace, so it comes first.
     let ground = Ground::prepare(&start.places, Some(start.address.name()), None)?;
+    journal::begin(ground.state());
     let (namespace, id) = (start.namespace.clone(), start.id.clone());
     ground.note_client(&Client { namespace, id });
     if !set.guest_mounts.is_empty() {

@@ -14,9 +14,10 @@ use std::time::SystemTime;
 use nix::unistd::ForkResult;
 use serde::{Deserialize, Serialize};
 
-use super::output_log::Limits;
 use super::server::{self, StartError};
 use crate::containerd::hooks::HostNamespaces;
+use crate::journal;
+use crate::log_files::Limits;
 use crate::run::compose::Recipe;
 use crate::run::network::Network;
 use crate::sandbox::folder::Places;
@@ -118,6 +119,7 @@ fn live(order: Order, caller: UnixStream) -> Result<(), LaunchError> {
             return Err(failed(&format!("cannot keep a record below {}", places.root.display()), &error));
         }
     };
+    journal::begin(kept.folder());
     let (id, auto_remove) = (record.id.clone(), record.auto_remove);
     let prepared = server::Prepared { ground, host, work, settings, kept: kept.clone(), record, limits };
     let mut runs = false;

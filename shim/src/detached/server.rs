@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::launch::Work;
-use super::output_log::{self, Limits, OutputLog, Stream};
+use super::output_log::{self, OutputLog, Stream};
 use super::registry::SOCKET;
 use crate::containerd::error::TaskError;
 use crate::containerd::events::Events;
@@ -30,6 +30,7 @@ use crate::containerd::stdio::{Opened, Sink, StdioPaths};
 use crate::containerd::task_service;
 use crate::containerd::tasks::creating::{Composed, Composition};
 use crate::containerd::tasks::{Booted, Policy, Tasks};
+use crate::log_files::Limits;
 use crate::run::compose::{LaidOut, Recipe};
 use crate::run::network::{Network, NetworkError};
 use crate::sandbox::kept::{Ended, Kept, Record};
@@ -239,8 +240,8 @@ async fn compose(
     let log = OutputLog::create(kept.folder(), limits).map_err(system("begin the container's log"))?;
     let stdio = StdioPaths {
         stdin: if record.interactive { make_stdin(state)? } else { String::new() },
-        stdout: format!("file://{}", output_log::file_of(kept.folder(), 0).display()),
-        stderr: if record.tty { String::new() } else { output_log::file_of(kept.folder(), 0).display().to_string() },
+        stdout: format!("file://{}", output_log::newest(kept.folder()).display()),
+        stderr: if record.tty { String::new() } else { output_log::newest(kept.folder()).display().to_string() },
         terminal: record.tty,
     };
     let (opened, output) = Output::open(&stdio, log).await?;

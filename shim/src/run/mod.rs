@@ -34,6 +34,7 @@ use crate::detached::foreground::Announcement;
 use crate::detached::launch::{LaunchError, Order, Work, launch};
 use crate::guest_files::{GuestFiles, GuestFilesError};
 use crate::images::{self, ImagesError};
+use crate::journal;
 use crate::logging::complain;
 use crate::network::resolv_conf;
 use crate::sandbox::container::Container;
@@ -320,6 +321,7 @@ fn in_sandbox(prepared: Prepared, started: Instant) -> Result<u8, RunError> {
         HostNamespaces::current().map_err(|source| RunError::System { action: "name the namespaces", source })?;
     let record = record(&options, &settings);
     let ground = Ground::prepare(&Places::from_environment(), options.name.as_deref(), terminal)?;
+    journal::begin(ground.state());
     let announcement = Announcement::new(&ground, record, host);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

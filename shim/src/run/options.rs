@@ -16,9 +16,9 @@ use super::network::{self, Net};
 use super::rates::{RateArguments, Rates};
 use super::size::{parse_memory, parse_size};
 use super::volume::Volume;
-use crate::detached::output_log::Limits;
 use crate::detached::signal_number;
 use crate::images::PullPolicy;
+use crate::log_files::Limits;
 use crate::network::passt::Published;
 use crate::spec::Isolation;
 

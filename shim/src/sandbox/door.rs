@@ -123,6 +123,14 @@ impl Door {
         Err(DoorError::NoConsole(String::from_utf8_lossy(&reason).replace(char::is_control, " ")))
     }
 
+    /// The log of the guest's kernel: each byte that is sent is answered with what has come to it since the one before.
+    ///
+    /// # Errors
+    /// [`DoorError::Refused`] when the agent is one that does not know of it.
+    pub async fn log(&self) -> Result<UnixStream, DoorError> {
+        self.stream(&StreamHeader { kind: Kind::LOG.into(), ..Default::default() }).await
+    }
+
     /// The socket's path: short however long the folder's is, as the address of a unix socket must be.
     fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", self.folder.as_raw_fd()))

@@ -415,7 +415,12 @@ impl Sandbox {
                 return Err(watch.verdict().await.map_or(Error::Agent(error), Error::Vm));
             }
         };
-        log::debug!("agent {} on Linux {}", hello.agent_version, hello.kernel_release);
+        let began = match (&self.template, &self.settings.beginning) {
+            (_, Beginning::Saved { .. }) => "goes on from where it was saved",
+            (Some(Template::Used(_)), _) => "goes on from a template",
+            _ => "has booted",
+        };
+        log::info!("the guest {began}: Linux {}, agent {}", hello.kernel_release, hello.agent_version);
         if let (Some(booting), Some(announced)) = (progress.booting, progress.ready) {
             // The guest's own clock says how much of the time until the announcement was the agent's.
             let agents = match (&self.template, &self.settings.beginning) {

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use tokio::sync::oneshot;
 
-use super::super::registry;
-use super::super::{Error, server};
+use super::super::{Error, output_log, registry, server};
 use super::control::{running, waited};
-use super::logs::{Changes, Reader, Show};
+use super::logs::Show;
 use super::session;
+use crate::log_files::Changes;
 use crate::run::terminal::{self, RawMode};
 use crate::sandbox::folder::Places;
 
@@ -43,7 +43,7 @@ pub(super) async fn attach(places: &Places, arguments: &AttachArguments) -> Resu
     }
     let signals = session::catch_signals()?;
     let system = |source| Error::System { action: "connect the container's streams", source };
-    let mut reader = Reader::at_end(entry.kept.folder()).map_err(system)?;
+    let mut reader = output_log::read_on(entry.kept.folder()).map_err(system)?;
     let changes = Changes::of(entry.kept.folder());
     let input = entry.record.interactive && !arguments.no_stdin;
     let raw = match input && entry.record.tty && terminal::saved().is_some() {

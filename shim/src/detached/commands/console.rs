@@ -8,11 +8,11 @@ use std::os::fd::AsFd;
 use clap::Args;
 
 use super::super::Error;
-use super::session;
+use super::{sandboxes, session};
 use crate::run::pump;
 use crate::run::terminal::{self, RawMode};
 use crate::sandbox::door::Door;
-use crate::sandbox::folder::{self, Found, Places};
+use crate::sandbox::folder::Places;
 
 /// `tatami console`.
 #[derive(Args)]
@@ -34,7 +34,7 @@ const USUAL: (u16, u16) = (24, 80);
 
 pub(super) async fn console(places: &Places, arguments: &ConsoleArguments) -> Result<u8, Error> {
     let system = |action| move |source| Error::System { action, source };
-    let found = find(places, &arguments.sandbox)?;
+    let found = sandboxes::find(places, &arguments.sandbox)?;
     let door = Door::of(found.state()).map_err(system("find the sandbox's guest"))?;
     // Who types nothing needs no terminal: what is read is what the shell is to do.
     let saved = terminal::saved();
@@ -61,28 +61,4 @@ pub(super) async fn console(places: &Places, arguments: &ConsoleArguments) -> Re
     };
     drop(raw);
     result
-}
-
-/// The living sandbox that somebody calls so, or whose id begins so if no other's does.
-fn find(places: &Places, word: &str) -> Result<Found, Error> {
-    let all = folder::all(places).map_err(|error| Error::State(error.to_string()))?;
-    let mut fitting: Vec<(Found, Vec<String>)> = Vec::new();
-    for found in all.into_iter().filter(Found::lives) {
-        let ids: Vec<String> =
-            [found.id().to_owned()].into_iter().chain(found.client().map(|client| client.id)).collect();
-        if ids.iter().any(|id| id == word) || found.name() == Some(word) {
-            return Ok(found);
-        }
-        if !word.is_empty() && ids.iter().any(|id| id.starts_with(word)) {
-            fitting.push((found, ids));
-        }
-    }
-    match fitting.len() {
-        0 => Err(Error::State(format!("no sandbox {word} runs here"))),
-        1 => Ok(fitting.remove(0).0),
-        _ => {
-            let ids: Vec<String> = fitting.into_iter().filter_map(|(_, mut ids)| ids.pop()).collect();
-            Err(Error::State(format!("{word} could be several sandboxes: {}", ids.join(", "))))
-        }
-    }
 }

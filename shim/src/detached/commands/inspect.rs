@@ -8,10 +8,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::client::Client;
-use super::super::output_log::{self, time_of};
+use super::super::output_log;
 use super::super::registry::{self, Entry};
 use super::super::{Error, FAILED, complain, server};
 use crate::images;
+use crate::log_files::time_of;
 use crate::sandbox::folder::Places;
 
 /// `tatami inspect`.
@@ -100,7 +101,7 @@ async fn describe(entry: &Entry) -> Value {
             "Pid": lives.then_some(entry.found.server()),
             "Socket": lives.then(|| server::socket(entry.found.state())),
         },
-        "LogPath": (!record.foreground).then(|| output_log::file_of(entry.kept.folder(), 0)),
+        "LogPath": (!record.foreground).then(|| output_log::newest(entry.kept.folder())),
         "Spec": record.spec,
     })
 }

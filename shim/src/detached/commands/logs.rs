@@ -1,25 +1,16 @@
 //! `tatami logs`: what a container has written, from its log; with -f also what it will write.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::io::{self, Write};
+use std::time::SystemTime;
 
 use clap::Args;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use super::super::Error;
-use super::super::output_log::{self, Entry, Stream, time_of};
+use super::super::output_log::{self, Entry, Stream};
 use super::super::registry;
+use crate::log_files::{Changes, time_of};
 use crate::sandbox::folder::Places;
-
-/// How long after its end a container's end is noticed at the latest.
-const GLANCE: Duration = Duration::from_millis(500);
 
 /// `tatami logs`.
 #[derive(Args)]
@@ -42,31 +33,32 @@ pub struct LogsArguments {
     tail: Tail,
     /// Show only what was written since: a time (2026-01-31T12:00:00Z), or how long ago (10m, 2h)
     #[arg(long, value_name = "TIME", value_parser = time)]
-    since: Option<String>,
+    since: Option<SystemTime>,
     /// Show only what was written until then
     #[arg(long, value_name = "TIME", value_parser = time)]
-    until: Option<String>,
+    until: Option<SystemTime>,
     /// Name, id, or beginning of an id
     container: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tail(Option<usize>);
+pub(super) struct Tail(pub(super) Option<usize>);
 
-fn tail(text: &str) -> Result<Tail, String> {
+/// Reads how many of the last lines are wanted.
+pub(super) fn tail(text: &str) -> Result<Tail, String> {
     match text {
         "all" => Ok(Tail(None)),
         number => number.parse().map(|number| Tail(Some(number))).map_err(|_| "expected a number, or all".to_owned()),
     }
 }
 
-fn time(text: &str) -> Result<String, String> {
+/// Reads a time, or how long ago it was.
+pub(super) fn time(text: &str) -> Result<SystemTime, String> {
     let time = match humantime::parse_duration(text) {
         Ok(ago) => SystemTime::now().checked_sub(ago),
         Err(_) => humantime::parse_rfc3339_weak(text).ok(),
     };
-    time.map(time_of)
-        .ok_or_else(|| "expected a time such as 2026-01-31T12:00:00Z, or how long ago, such as 10m".to_owned())
+    time.ok_or_else(|| "expected a time such as 2026-01-31T12:00:00Z, or how long ago, such as 10m".to_owned())
 }
 
 pub(super) fn logs(places: &Places, arguments: &LogsArguments) -> Result<u8, Error> {
@@ -76,8 +68,8 @@ pub(super) fn logs(places: &Places, arguments: &LogsArguments) -> Result<u8, Err
         return Err(Error::State(told));
     }
     let mut show = Show::new(arguments.timestamps);
-    show.window = (arguments.since.clone(), arguments.until.clone());
-    let mut reader = Reader::open(entry.kept.folder());
+    show.window = (arguments.since.map(time_of), arguments.until.map(time_of));
+    let mut reader = output_log::read(entry.kept.folder());
     // Before the log is read: what is written later is read by the next round.
     let mut over = entry.ended().is_some();
     let mut last = Last::new(arguments.tail.0);
@@ -99,106 +91,6 @@ pub(super) fn logs(places: &Places, arguments: &LogsArguments) -> Result<u8, Err
 
 fn reading(source: io::Error) -> Error {
     Error::System { action: "read the container's log", source }
-}
-
-/// Reads a log from its oldest line, across its files, and goes on where it stopped.
-pub(super) struct Reader {
-    folder: PathBuf,
-    file: Option<BufReader<File>>,
-    line: Vec<u8>,
-}
-
-impl Reader {
-    pub(super) fn open(folder: &Path) -> Reader {
-        let oldest = (0..).take_while(|number| output_log::file_of(folder, *number).exists()).last();
-        let file = oldest.and_then(|number| File::open(output_log::file_of(folder, number)).ok());
-        Reader { folder: folder.to_owned(), file: file.map(BufReader::new), line: Vec::new() }
-    }
-
-    /// At the end of what there is now.
-    pub(super) fn at_end(folder: &Path) -> io::Result<Reader> {
-        let mut reader = Reader { folder: folder.to_owned(), file: None, line: Vec::new() };
-        if let Ok(mut file) = File::open(output_log::file_of(folder, 0)) {
-            io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
-            reader.file = Some(BufReader::new(file));
-        }
-        Ok(reader)
-    }
-
-    /// Gives every line that there is to `take`, until that fails; the outer error is of reading, the inner one of `take`.
-    pub(super) fn read(&mut self, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<io::Result<()>> {
-        loop {
-            let Some(file) = &mut self.file else {
-                match File::open(output_log::file_of(&self.folder, 0)) {
-                    Ok(file) => self.file = Some(BufReader::new(file)),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok(())),
-                    Err(error) => return Err(error),
-                }
-                continue;
-            };
-            if file.read_until(b'\n', &mut self.line)? == 0 {
-                match self.next_file()? {
-                    Some(next) => self.file = Some(BufReader::new(next)),
-                    None => return Ok(Ok(())),
-                }
-                continue;
-            }
-            // A line that is being written is completed by the next round.
-            if self.line.ends_with(b"\n") {
-                let line = std::mem::take(&mut self.line);
-                if let Err(error) = take(&line[..line.len() - 1]) {
-                    return Ok(Err(error));
-                }
-            }
-        }
-    }
-
-    /// The file that was begun after the one that is read; one whose successor cannot be told was removed meanwhile, and the oldest
-    /// comes next.
-    fn next_file(&self) -> io::Result<Option<File>> {
-        let Some(file) = &self.file else { return Ok(None) };
-        let present = identity(&file.get_ref().metadata()?);
-        let mut newer: Option<File> = None;
-        for number in 0.. {
-            let Ok(other) = File::open(output_log::file_of(&self.folder, number)) else { break };
-            if identity(&other.metadata()?) == present {
-                return Ok(newer);
-            }
-            newer = Some(other);
-        }
-        Ok(newer)
-    }
-}
-
-fn identity(metadata: &std::fs::Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
-
-/// Tells when something happens in a container's folder.
-pub(super) struct Changes(Option<OwnedFd>);
-
-impl Changes {
-    pub(super) fn of(folder: &Path) -> Changes {
-        let watch = || {
-            let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-            let what = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF;
-            inotify::add_watch(&inotify, folder, what)?;
-            rustix::io::Result::Ok(inotify)
-        };
-        // Without it there is still the time.
-        Changes(watch().ok())
-    }
-
-    /// Returns when something has changed, or after a while.
-    pub(super) fn wait(&self) {
-        let Some(inotify) = &self.0 else { return std::thread::sleep(GLANCE) };
-        let limit = Timespec { tv_sec: 0, tv_nsec: GLANCE.subsec_nanos().into() };
-        // Whatever it says, the log is looked at.
-        let _ = rustix::event::poll(&mut [PollFd::new(inotify, PollFlags::IN)], Some(&limit));
-        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
-        let mut reader = inotify::Reader::new(inotify, &mut buffer);
-        while reader.next().is_ok() {}
-    }
 }
 
 /// The last lines, if not all are wanted.
@@ -281,45 +173,7 @@ impl Show {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::output_log::{Limits, OutputLog};
     use super::*;
-
-    fn texts(reader: &mut Reader) -> Vec<String> {
-        let mut texts = Vec::new();
-        let mut take = |line: &[u8]| {
-            texts.push(String::from_utf8_lossy(Entry::parse(line).unwrap().text).into_owned());
-            Ok(())
-        };
-        reader.read(&mut take).unwrap().unwrap();
-        texts
-    }
-
-    #[test]
-    fn a_reader_follows_across_files() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut reader = Reader::open(dir.path());
-        assert!(texts(&mut reader).is_empty());
-        let mut log = OutputLog::create(dir.path(), Limits { size: 200, files: 3 }).unwrap();
-        log.write(Stream::Stdout, b"one\n").unwrap();
-        assert_eq!(texts(&mut reader), ["one"]);
-        for number in 0..9 {
-            log.write(Stream::Stdout, format!("line {number}\n").as_bytes()).unwrap();
-        }
-        let expected: Vec<_> = (0..9).map(|number| format!("line {number}")).collect();
-        assert_eq!(texts(&mut reader), expected);
-        assert!(texts(&mut reader).is_empty());
-        let from_start = texts(&mut Reader::open(dir.path()));
-        assert!(from_start.ends_with(&expected[4..]), "{from_start:?}");
-        // One that is left far behind goes on with what is still there.
-        for number in 0..50 {
-            log.write(Stream::Stdout, format!("more {number}\n").as_bytes()).unwrap();
-        }
-        let late = texts(&mut reader);
-        assert!(late.len() < 50 && late.last().is_some_and(|text| text == "more 49"), "{late:?}");
-        let mut end = Reader::at_end(dir.path()).unwrap();
-        log.write(Stream::Stdout, b"new\n").unwrap();
-        assert_eq!(texts(&mut end), ["new"]);
-    }
 
     #[test]
     fn the_last_lines_are_lines_and_not_pieces() {
@@ -340,8 +194,8 @@ mod tests {
 
     #[test]
     fn times_are_points_or_distances() {
-        assert_eq!(time("2026-01-31T12:00:00Z").unwrap(), "2026-01-31T12:00:00.000000000Z");
-        assert!(time("10m").unwrap() < time_of(SystemTime::now()));
+        assert_eq!(time_of(time("2026-01-31T12:00:00Z").unwrap()), "2026-01-31T12:00:00.000000000Z");
+        assert!(time("10m").unwrap() < SystemTime::now());
         assert!(time("yesterday").is_err());
         assert_eq!((tail("all"), tail("3")), (Ok(Tail(None)), Ok(Tail(Some(3)))));
         assert!(tail("-1").is_err());

@@ -8,8 +8,10 @@ mod cp;
 mod exec;
 mod fifos;
 mod inspect;
+mod log;
 mod logs;
 mod ps;
+mod sandboxes;
 mod save;
 mod session;
 
@@ -26,6 +28,8 @@ pub enum Commands {
     Ps(ps::PsArguments),
     /// Show what a container has written
     Logs(logs::LogsArguments),
+    /// Show what a sandbox's server, VMM and guest have logged, in one stream by time
+    Log(log::LogArguments),
     /// Run a further command in a running container
     Exec(exec::ExecArguments),
     /// Copy files and folders into a running container, or out of it
@@ -64,6 +68,7 @@ impl Commands {
         match self {
             Commands::Ps(arguments) => run(ps::ps(&places, &arguments)),
             Commands::Logs(arguments) => logs::logs(&places, &arguments),
+            Commands::Log(arguments) => run(log::log(&places, &arguments)),
             Commands::Exec(arguments) => run(exec::exec(&places, arguments)),
             Commands::Cp(arguments) => run(cp::cp(&places, arguments)),
             Commands::Console(arguments) => run(console::console(&places, &arguments)),

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::super::Error;
 use super::super::client::Client;
-use super::super::output_log::time_of;
 use super::super::registry::{self, Entry};
+use crate::log_files::time_of;
 use crate::sandbox::folder::Places;
 use crate::sandbox::kept::Ended;
 use crate::table::{Format, ago, printable, table};

@@ -7,9 +7,9 @@ use clap::Args;
 use tatami_vmm::probe;
 
 use super::super::launch::{Order, Work, launch};
-use super::super::output_log::Limits;
 use super::super::{Error, registry};
 use super::control::{refused, running};
+use crate::log_files::Limits;
 use crate::network::passt::Published;
 use crate::run::network::{self, Net, Network};
 use crate::sandbox::folder::Places;
