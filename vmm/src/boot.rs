@@ -286,6 +286,9 @@ impl BuiltVm {
     /// When a vCPU's thread could not be had.
     pub fn start(self) -> Result<RunningVm, BootError> {
         self.devices.virtio.resume();
+        // An interrupt that was raised just before the machine was saved may be in none of its parts: a thread of the kernel's carries
+        // out what is written to the event.
+        self.devices.virtio.nudge();
         self.start_vcpus()
     }
 
