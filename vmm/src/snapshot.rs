@@ -22,18 +22,14 @@ use tatami_devices::virtio::GuestMemory;
 use vm_memory::{GuestMemory as _, GuestMemoryRegion};
 
 use crate::config::VmConfig;
-use crate::kvm::{self, MachineState, VcpuState};
+use crate::kvm::{MachineState, VcpuState};
 use crate::memory::{self, MemoryError, Ram};
 use crate::virtio::VirtioState;
 
-/// Whether machines of this architecture can be saved.
-pub const POSSIBLE: bool = kvm::SAVES;
 /// Raised whenever the meaning of the state changes.
 const VERSION: u32 = 10;
-/// The unit in which memory is kept or left out, in bytes: a page of the host.
-const PAGE: usize = 4096;
 /// Fewer zero pages than this between two written ones are written as well: every stretch costs a mapping.
-const NEGLIGIBLE: u64 = 16 * PAGE as u64;
+const NEGLIGIBLE: u64 = 16;
 
 /// Why a machine cannot be saved, or not come back.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +51,12 @@ pub enum SnapshotError {
     /// The memory file's length is not the machine's, or a stretch lies outside.
     #[error("the saved machine's memory is damaged: {0}")]
     Damaged(String),
+    /// Files are mapped page by page.
+    #[error(
+        "the machine was saved on a host with smaller pages than the {} KiB of this one: restore it on a host like that one",
+        page_size() >> 10
+    )]
+    Pages,
     /// No memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -152,13 +154,7 @@ impl Snapshot {
         if length != wanted {
             return Err(SnapshotError::Damaged(format!("{length} bytes instead of {wanted}")));
         }
-        let fits = |&(start, size): &(u64, u64)| {
-            let aligned = (start | size).is_multiple_of(PAGE as u64) && size > 0;
-            aligned && start.checked_add(size).is_some_and(|end| end <= length)
-        };
-        if !state.memory.iter().all(fits) {
-            return Err(SnapshotError::Damaged("a stretch of it lies outside".to_owned()));
-        }
+        check(&state.memory, length)?;
         let stretches: Vec<_> = state.memory.iter().map(|&(start, size)| Extent { start, size }).collect();
         Ok(memory::create_from(ram, &self.memory, &stretches)?)
     }
@@ -166,6 +162,23 @@ impl Snapshot {
 
 fn failed(what: &'static str, part: &'static str, error: io::Error) -> SnapshotError {
     SnapshotError::File(what, part, error)
+}
+
+/// Whether stretches of a file of that length can be mapped.
+fn check(stretches: &[(u64, u64)], length: u64) -> Result<(), SnapshotError> {
+    let is_within = |&(start, size): &(u64, u64)| size > 0 && start.checked_add(size).is_some_and(|end| end <= length);
+    if !stretches.iter().all(is_within) {
+        return Err(SnapshotError::Damaged("a stretch of it lies outside".to_owned()));
+    }
+    match stretches.iter().all(|(start, size)| (start | size).is_multiple_of(page_size() as u64)) {
+        true => Ok(()),
+        false => Err(SnapshotError::Pages),
+    }
+}
+
+/// The unit in which memory is kept or left out, in bytes: a page of the host.
+fn page_size() -> usize {
+    rustix::param::page_size()
 }
 
 /// Writes all that is not zero; says where that was. What came from a file, in the stretches `mapped`, is not in memory before
@@ -204,9 +217,10 @@ fn write_bytes(
     file: &File,
     stretches: &mut Vec<(u64, u64)>,
 ) -> io::Result<()> {
+    let size_of_page = page_size();
     let touched = touched_pages(bytes)?;
-    for (index, page) in bytes.chunks(PAGE).enumerate() {
-        let at = start + (index * PAGE) as u64;
+    for (index, page) in bytes.chunks(size_of_page).enumerate() {
+        let at = start + (index * size_of_page) as u64;
         while mapped.next_if(|&(from, size)| from + size <= at).is_some() {}
         let is_mapped = mapped.peek().is_some_and(|&(from, _)| from <= at);
         let is_touched = is_mapped || touched.get(index).is_none_or(|&touched| touched);
@@ -214,10 +228,10 @@ fn write_bytes(
             continue;
         }
         match stretches.last_mut() {
-            Some((last, size)) if *last >= start && at - (*last + *size) < NEGLIGIBLE => {
-                *size = at + PAGE as u64 - *last
+            Some((last, size)) if *last >= start && at - (*last + *size) < NEGLIGIBLE * size_of_page as u64 => {
+                *size = at + page.len() as u64 - *last
             }
-            _ => stretches.push((at, PAGE as u64)),
+            _ => stretches.push((at, page.len() as u64)),
         }
     }
     for &(at, size) in stretches.iter().filter(|(at, _)| *at >= start) {
@@ -250,7 +264,7 @@ fn touched_pages(bytes: &[u8]) -> io::Result<Vec<bool>> {
     if nix::sys::sysinfo::sysinfo()?.swap_total() > 0 {
         return Ok(Vec::new());
     }
-    let mut states = vec![0_u8; bytes.len().div_ceil(PAGE)];
+    let mut states = vec![0_u8; bytes.len().div_ceil(page_size())];
     // SAFETY: the range is mapped, and there is a byte for each of its pages.
     if unsafe { libc::mincore(bytes.as_ptr().cast_mut().cast(), bytes.len(), states.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
@@ -272,11 +286,19 @@ mod tests {
 
     const REGIONS: [Region; 2] = [Region { start: 0, size: 4 << 20 }, Region { start: 4 << 30, size: 2 << 20 }];
     const RAM: Ram<'_> = Ram { regions: &REGIONS, closed: None, kind: MemoryKind::Anonymous, file: None };
-    const WRITTEN: [u64; 5] = [0x1000, 0x3008, 0x20_0000, (4 << 30) + 0x5000, (4 << 30) + 0x1f_f000];
+
+    /// As long as a page of the host, of 64 KiB at most.
+    fn page() -> u64 {
+        page_size() as u64
+    }
+
+    fn written() -> [u64; 5] {
+        [page(), 3 * page() + 8, 0x20_0000, (4 << 30) + 5 * page(), (4 << 30) + (2 << 20) - page()]
+    }
 
     fn saved() -> (File, Vec<(u64, u64)>) {
         let memory = memory::create(RAM).unwrap();
-        for address in WRITTEN {
+        for address in written() {
             memory.write_obj(address, GuestAddress(address)).unwrap();
         }
         let file = tempfile::tempfile().unwrap();
@@ -289,13 +311,14 @@ mod tests {
         let (file, stretches) = saved();
         let extents: Vec<_> = stretches.iter().map(|&(start, size)| Extent { start, size }).collect();
         let machines = [(); 2].map(|()| memory::create_from(RAM, &file, &extents).unwrap());
-        for address in WRITTEN {
+        for address in written() {
             machines[0].write_obj(!address, GuestAddress(address)).unwrap();
             assert_eq!(machines[1].read_obj::<u64>(GuestAddress(address)).unwrap(), address);
         }
         assert_eq!(machines[1].read_obj::<u64>(GuestAddress(0x10_0000)).unwrap(), 0);
         let third = memory::create_from(RAM, &file, &extents).unwrap();
-        assert_eq!(third.read_obj::<u64>(GuestAddress(0x3008)).unwrap(), 0x3008);
+        let [_, second, ..] = written();
+        assert_eq!(third.read_obj::<u64>(GuestAddress(second)).unwrap(), second);
     }
 
     #[test]
@@ -305,15 +328,15 @@ mod tests {
         let memory = memory::create_from(RAM, &file, &extents).unwrap();
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-        memory.write_obj(7_u64, GuestAddress(0x30_0000)).unwrap();
+        memory.write_obj(7_u64, GuestAddress(0x3c_0000)).unwrap();
         let second = tempfile::tempfile().unwrap();
         let again = write_memory(&memory, &[], &stretches, &second).unwrap();
         let mut expected = stretches;
-        expected.insert(2, (0x30_0000, 0x1000));
+        expected.insert(2, (0x3c_0000, page()));
         assert_eq!(again, expected);
         let extents: Vec<_> = again.iter().map(|&(start, size)| Extent { start, size }).collect();
         let memory = memory::create_from(RAM, &second, &extents).unwrap();
-        for address in WRITTEN {
+        for address in written() {
             assert_eq!(memory.read_obj::<u64>(GuestAddress(address)).unwrap(), address);
         }
     }
@@ -323,7 +346,8 @@ mod tests {
         let (file, stretches) = saved();
         assert_eq!(file.metadata().unwrap().len(), 6 << 20);
         // The first two are near enough to be one.
-        assert_eq!(stretches, [(0x1000, 0x3000), (0x20_0000, 0x1000), (0x40_5000, 0x1000), (0x5f_f000, 0x1000)]);
+        let alone = [0x20_0000, (4 << 20) + 5 * page(), (6 << 20) - page()].map(|start| (start, page()));
+        assert_eq!((stretches[0], &stretches[1..]), ((page(), 3 * page()), alone.as_slice()));
     }
 
     #[test]
@@ -343,7 +367,19 @@ mod tests {
         let holes = [closed.start..closed.start + (2 << 20), closed.start + (4 << 20)..closed.end()];
         let stretches = write_memory(&memory, &holes, &[], &file).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 12 << 20);
-        assert_eq!(stretches, [(8 << 20, 0x1000)]);
+        assert_eq!(stretches, [(8 << 20, page())]);
+    }
+
+    #[test]
+    fn stretches_that_cannot_be_mapped_are_refused() {
+        let length = 8 * page();
+        assert!(check(&[(0, page()), (2 * page(), 6 * page())], length).is_ok());
+        for outside in [(0, 9 * page()), (8 * page(), page()), (0, 0), (u64::MAX, page())] {
+            assert!(matches!(check(&[outside], length), Err(SnapshotError::Damaged(_))), "{outside:?}");
+        }
+        for between in [(page() / 2, page()), (page(), page() / 2)] {
+            assert!(matches!(check(&[between], length), Err(SnapshotError::Pages)), "{between:?}");
+        }
     }
 
     #[test]

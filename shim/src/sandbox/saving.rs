@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
-use tatami_vmm::snapshot::{self, Snapshot};
+use tatami_vmm::snapshot::Snapshot;
 use tatami_vmm::{MemoryKind, VmConfig};
 
 use super::Settings;
@@ -204,9 +204,6 @@ impl Saver {
     ) -> Result<Saver, String> {
         let config = &settings.vm;
         let refuse = |what: &str, instead: &str| Err(format!("a sandbox with {what} cannot be saved: {instead}"));
-        if !snapshot::POSSIBLE {
-            return Err("sandboxes cannot be saved on this architecture yet".to_owned());
-        }
         if config.memory_kind == MemoryKind::File {
             return refuse("its memory in a file", "run it without --memory-backing file:…");
         }
@@ -487,7 +484,12 @@ impl Processor {
             found.map_or("", |(_, value)| value.trim())
         };
         let features = value("flags").split_whitespace().map(str::to_owned).collect();
-        Processor { vendor: value("vendor_id").to_owned(), model: value("model name").to_owned(), features }
+        // POWER's are told by one line, and what its revisions are by another.
+        let either = |first, second| match value(first) {
+            "" => value(second).to_owned(),
+            found => found.to_owned(),
+        };
+        Processor { vendor: either("vendor_id", "cpu"), model: either("model name", "revision"), features }
     }
 
     /// Why what ran here cannot go on there.
@@ -529,6 +531,20 @@ mod tests {
         assert!(
             one.missing_in(&Processor::parse(&INFO.replace(": A", ": B"))).unwrap().contains("A One, and this is B")
         );
+    }
+
+    #[test]
+    fn a_processor_of_another_generation_will_not_do() {
+        let power9 =
+            "processor\t: 0\ncpu\t\t: POWER9 (architected), altivec supported\nrevision\t: 2.0 (pvr 004e 1200)\n";
+        let power9 = Processor::parse(power9);
+        let power10 = "processor\t: 0\ncpu\t\t: POWER10 (architected)\nrevision\t: 2.0 (pvr 0080 0200)\n";
+        let told = power9.missing_in(&Processor::parse(power10)).unwrap();
+        assert!(
+            told.starts_with("POWER9 ") && told.ends_with("this is POWER10 (architected) 2.0 (pvr 0080 0200)"),
+            "{told}"
+        );
+        assert_eq!(power9.missing_in(&power9), None);
     }
 
     #[test]

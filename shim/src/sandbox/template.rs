@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 use tatami_vmm::VmConfig;
-use tatami_vmm::snapshot::{self, Snapshot};
+use tatami_vmm::snapshot::Snapshot;
 
 use super::folder::Places;
 use super::remove::remove_tree;
@@ -48,10 +48,9 @@ pub(super) struct Draft {
 }
 
 impl Templates {
-    /// As [`VARIABLE`] says, or below the root; none where they are switched off, or machines cannot be saved.
+    /// As [`VARIABLE`] says, or below the root; none where they are switched off.
     pub fn from_environment(places: &Places) -> Option<Templates> {
         match std::env::var_os(VARIABLE) {
-            _ if !snapshot::POSSIBLE => None,
             Some(value) if value == "off" => None,
             Some(value) if !value.is_empty() => Some(Templates { folder: value.into() }),
             _ => Some(Templates { folder: places.root.join("templates") }),

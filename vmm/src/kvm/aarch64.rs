@@ -43,9 +43,6 @@ pub(super) const REQUIRED: [(Cap, &str); 4] = [
 /// Guests must not read devices' registers as memory: they map them as a device's, uncached, and would miss what lies in our caches.
 pub(super) const READABLE_REGISTERS: bool = false;
 
-/// What a machine is at a moment can be had and given back.
-pub(crate) const SAVES: bool = true;
-
 // Registers in `struct kvm_regs`, by their offset in 32-bit words (Documentation/virt/kvm/api.rst, KVM_SET_ONE_REG).
 const X0: u64 = core_register(0);
 const PC: u64 = core_register(0x100);

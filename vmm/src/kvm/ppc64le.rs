@@ -1,26 +1,28 @@
 //! KVM on ppc64le: requests and structures of its own, vCPUs that answer the guest's hypercalls, the interrupt controller XICS, and
 //! the probe that tells a KVM that runs guests from one that does not.
 //!
-//! Register values and what calls mean come from `tatami-arch`. Saving is still to come.
+//! Register values and what calls mean come from `tatami-arch`.
 
 mod calls;
 mod descriptors;
 mod image;
 mod partition;
 mod processor;
+mod registers;
 mod spec;
+mod state;
+mod version;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use tatami_arch::ppc64le::rtas::{SERVICES, Status};
 use tatami_arch::ppc64le::{Ppc64le, Registers, Variant, layout};
 use tatami_arch::{Machine, Space};
 use tatami_devices::virtio::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
-use self::descriptors::XicsFd;
+use self::descriptors::{RegistersFd, XicsFd};
 use self::partition::Partition;
 use super::{Exit, Kvm, KvmError, Vcpu, failed};
 use crate::memory;
@@ -33,6 +35,7 @@ pub(super) use descriptors::{IoEventAddress, Kvm as KvmFd, NoDatamatch, VmFd};
 pub(crate) use image::Vmlinux as KernelFile;
 pub(super) use processor::VcpuFd;
 pub(super) use spec::{Cap, KVM_MEM_READONLY, kvm_userspace_memory_region};
+pub(crate) use state::{MachineState, VcpuState};
 
 /// What KVM must have here beyond what it must have everywhere.
 pub(super) const REQUIRED: [(Cap, &str); 6] = [
@@ -47,13 +50,12 @@ pub(super) const REQUIRED: [(Cap, &str); 6] = [
 /// Guests read no registers as memory: their pages are of 64 KiB, the registers' of 4.
 pub(super) const READABLE_REGISTERS: bool = false;
 
-/// What a machine is at a moment is not known here yet.
-pub(crate) const SAVES: bool = false;
-
-/// The interrupt controller, and what the host has told beside.
+/// The interrupt controller, what else vCPUs share, and what the host has told.
 pub(super) struct InterruptController {
     /// Its vCPUs are connected to it for as long as it is open.
-    _xics: XicsFd,
+    xics: XicsFd,
+    partition: Arc<Partition>,
+    vcpus: Vec<RegistersFd>,
     variant: Variant,
 }
 
@@ -88,10 +90,12 @@ pub(super) fn create_vcpus(
         fd.connect(&xics, id.into()).map_err(failed("connect a vCPU to the interrupt controller"))?;
         Ok(VcpuFd::new(fd, id, Arc::clone(&partition), memory.clone()))
     });
-    let vcpus = vcpus.collect::<Result<_, KvmError>>()?;
+    let vcpus = vcpus.collect::<Result<Vec<_>, KvmError>>()?;
     let radix = vm.get_rmmu_info().map_err(failed("tell which pages there are"))?;
     let page_encodings = radix.ap_encodings.into_iter().filter(|encoding| *encoding != 0).collect();
-    Ok((vcpus, InterruptController { _xics: xics, variant: Variant { page_encodings, ..Variant::default() } }))
+    let registers = vcpus.iter().map(|vcpu| vcpu.registers().clone()).collect();
+    let variant = Variant { page_encodings, ..Variant::default() };
+    Ok((vcpus, InterruptController { xics, partition, vcpus: registers, variant }))
 }
 
 /// What all vCPUs of a machine have in common: they are as KVM made them.
@@ -121,42 +125,20 @@ impl Processors {
         }
     }
 
+    /// What vCPU `vcpu` is at this moment; it must not run.
+    ///
     /// # Errors
-    /// Always: what a vCPU is at a moment is not known here yet.
-    pub(crate) fn save(&self, _: &Vcpu) -> Result<VcpuState, KvmError> {
-        Err(KvmError::NotSaved)
+    /// Whatever KVM says.
+    pub(crate) fn save(&self, vcpu: &Vcpu) -> Result<VcpuState, KvmError> {
+        VcpuState::save(&vcpu.fd)
     }
 
+    /// Makes a vCPU what it was when it was saved, on a host like this one.
+    ///
     /// # Errors
-    /// Always, as [`Self::save`].
-    pub(crate) fn restore(&self, _: &mut Vcpu, _: u8, _: &VcpuState) -> Result<(), KvmError> {
-        Err(KvmError::NotSaved)
-    }
-}
-
-/// What all vCPUs share, of a machine that was saved: none is, yet.
-#[derive(Serialize, Deserialize)]
-#[cfg_attr(feature = "fuzzing", derive(Default))]
-pub(crate) struct MachineState;
-
-impl MachineState {
-    pub(super) fn save(_: &VmFd, _: &InterruptController) -> Result<MachineState, KvmError> {
-        Err(KvmError::NotSaved)
-    }
-
-    pub(super) fn restore(&self, _: &VmFd, _: &InterruptController) -> Result<(), KvmError> {
-        Err(KvmError::NotSaved)
-    }
-}
-
-/// A vCPU of a machine that was saved.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct VcpuState;
-
-impl VcpuState {
-    /// As there is none, nothing.
-    pub(crate) fn describe(&self) -> String {
-        String::new()
+    /// When the processor is another one, or whatever KVM says.
+    pub(crate) fn restore(&self, vcpu: &mut Vcpu, _: u8, state: &VcpuState) -> Result<(), KvmError> {
+        state.restore(&vcpu.fd)
     }
 }
 

@@ -42,9 +42,6 @@ pub(super) const REQUIRED: [(Cap, &str); 4] = [
 /// Guests may read devices' registers as memory: whatever type they map it with, processors keep it coherent with ours.
 pub(super) const READABLE_REGISTERS: bool = true;
 
-/// What a machine is at a moment can be had and given back.
-pub(crate) const SAVES: bool = true;
-
 /// What KVM has for the machine's interrupt controllers: nothing that would have to be held.
 pub(super) struct InterruptController;
 

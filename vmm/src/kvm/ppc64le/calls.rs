@@ -30,8 +30,13 @@ pub(crate) const VCPU_REQUESTS: &[Call] = &[
     when(libc::SYS_ppoll, &[]),
 ];
 
-/// Machines are not saved here yet.
-pub(crate) const SAVE_REQUESTS: &[Call] = &[];
+/// What is taken out of KVM to be saved (`state.rs`).
+pub(crate) const SAVE_REQUESTS: &[Call] = &[
+    request(&[Test::Is(1, spec::GET_REGS)]),
+    request(&[Test::Is(1, spec::GET_SREGS)]),
+    request(&[Test::Is(1, spec::GET_ONE_REG)]),
+    request(&[Test::Is(1, spec::GET_DEVICE_ATTR)]),
+];
 
 /// Nothing is told to a machine that goes on.
 pub(crate) const RESUME_REQUESTS: &[Call] = &[];

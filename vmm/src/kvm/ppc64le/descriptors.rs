@@ -13,6 +13,7 @@ use std::sync::Arc;
 use vmm_sys_util::errno::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::registers;
 use super::spec::{self, Cap};
 
 type Result<T> = std::result::Result<T, Error>;
@@ -141,7 +142,7 @@ impl VmFd {
     pub(super) fn create_vcpu(&self, id: u64) -> Result<VcpuFd> {
         let fd = opened(ask(&self.fd, spec::CREATE_VCPU, id)?);
         let run = RunPage::map(&fd, self.run_size)?;
-        Ok(VcpuFd { run, fd })
+        Ok(VcpuFd { run, fd: RegistersFd(Arc::new(fd)) })
     }
 
     /// Has the kernel answer RTAS's service `name` when it is called by `token`.
@@ -188,18 +189,27 @@ impl XicsFd {
         let request = spec::kvm_device_attr { flags: 0, group: spec::DEV_XICS_GRP_SOURCES, attr: number.into(), addr };
         hand_over(&self.0, spec::SET_DEVICE_ATTR, &request).map(drop)
     }
+
+    /// What it is, for [`Self::set_source`].
+    pub(super) fn source(&self, number: u32) -> Result<u64> {
+        let mut value = 0u64;
+        let addr = (&raw mut value) as u64;
+        let request = spec::kvm_device_attr { flags: 0, group: spec::DEV_XICS_GRP_SOURCES, attr: number.into(), addr };
+        hand_over(&self.0, spec::GET_DEVICE_ATTR, &request)?;
+        Ok(value)
+    }
 }
 
 /// A vCPU.
 pub(super) struct VcpuFd {
     run: RunPage,
-    fd: OwnedFd,
+    fd: RegistersFd,
 }
 
 impl VcpuFd {
     /// Lets the guest run until it needs something.
     pub(super) fn run(&mut self) -> Result<()> {
-        ask(&self.fd, spec::RUN, 0).map(drop)
+        ask(&self.fd.0, spec::RUN, 0).map(drop)
     }
 
     /// What is shared with the kernel; valid between two runs.
@@ -209,30 +219,9 @@ impl VcpuFd {
         unsafe { self.run.address.as_mut() }
     }
 
-    /// The general registers and those that go with them.
-    pub(super) fn get_regs(&self) -> Result<spec::kvm_regs> {
-        let mut regs = spec::kvm_regs::default();
-        fill_in(&self.fd, spec::GET_REGS, &mut regs)?;
-        Ok(regs)
-    }
-
-    /// Sets them.
-    pub(super) fn set_regs(&self, regs: &spec::kvm_regs) -> Result<()> {
-        hand_over(&self.fd, spec::SET_REGS, regs).map(drop)
-    }
-
-    /// A register of 64 bits by its number.
-    pub(super) fn get_one_reg(&self, id: u64) -> Result<u64> {
-        let mut value = 0u64;
-        let request = spec::kvm_one_reg { id, addr: (&raw mut value) as u64 };
-        hand_over(&self.fd, spec::GET_ONE_REG, &request)?;
-        Ok(value)
-    }
-
-    /// Sets it.
-    pub(super) fn set_one_reg(&self, id: u64, value: u64) -> Result<()> {
-        let request = spec::kvm_one_reg { id, addr: (&raw const value) as u64 };
-        hand_over(&self.fd, spec::SET_ONE_REG, &request).map(drop)
+    /// Its registers.
+    pub(super) fn registers(&self) -> &RegistersFd {
+        &self.fd
     }
 
     /// Has the kernel answer the platform's hypercalls that it can.
@@ -247,7 +236,61 @@ impl VcpuFd {
 
     fn enable(&self, capability: Cap, args: [u64; 4]) -> Result<()> {
         let request = spec::kvm_enable_cap { cap: capability as u32, flags: 0, args, pad: [0; 64] };
-        hand_over(&self.fd, spec::ENABLE_CAP, &request).map(drop)
+        hand_over(&self.fd.0, spec::ENABLE_CAP, &request).map(drop)
+    }
+}
+
+/// The registers of a vCPU, for whoever has to do with it while it does not run; a copy is of the same one.
+#[derive(Clone)]
+pub(super) struct RegistersFd(Arc<OwnedFd>);
+
+impl RegistersFd {
+    /// The general registers and those that go with them.
+    pub(super) fn general(&self) -> Result<spec::kvm_regs> {
+        let mut regs = spec::kvm_regs::default();
+        fill_in(&self.0, spec::GET_REGS, &mut regs)?;
+        Ok(regs)
+    }
+
+    /// Sets them.
+    pub(super) fn set_general(&self, regs: &spec::kvm_regs) -> Result<()> {
+        hand_over(&self.0, spec::SET_REGS, regs).map(drop)
+    }
+
+    /// Which processor this is (Power ISA 3.0B, book III, section 4.3.1, "Processor Version Register").
+    pub(super) fn processor_version(&self) -> Result<u32> {
+        let mut sregs = spec::kvm_sregs { pvr: 0, hashed: [0; 153] };
+        fill_in(&self.0, spec::GET_SREGS, &mut sregs)?;
+        Ok(sregs.pvr)
+    }
+
+    /// A register that has a number, in as many bytes as it has.
+    pub(super) fn read(&self, register: u64) -> Result<Vec<u8>> {
+        let mut value = vec![0; registers::bytes(register)];
+        let request = spec::kvm_one_reg { id: register, addr: value.as_mut_ptr() as u64 };
+        hand_over(&self.0, spec::GET_ONE_REG, &request)?;
+        Ok(value)
+    }
+
+    /// Sets it.
+    pub(super) fn write(&self, register: u64, value: &[u8]) -> Result<()> {
+        // Of what is shorter, the kernel would read more than there is.
+        if value.len() != registers::bytes(register) {
+            return Err(Error::new(libc::EINVAL));
+        }
+        let request = spec::kvm_one_reg { id: register, addr: value.as_ptr() as u64 };
+        hand_over(&self.0, spec::SET_ONE_REG, &request).map(drop)
+    }
+
+    /// One that has 64 bits at most.
+    pub(super) fn number(&self, register: u64) -> Result<u64> {
+        let value = self.read(register)?;
+        Ok(value.iter().rev().fold(0, |number, byte| (number << 8) | u64::from(*byte)))
+    }
+
+    /// Sets one that has 64 bits.
+    pub(super) fn set_number(&self, register: u64, value: u64) -> Result<()> {
+        self.write(register, &value.to_le_bytes())
     }
 }
 

@@ -7,23 +7,52 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::UNIX_EPOCH;
 
+use serde::{Deserialize, Serialize};
 use tatami_arch::ppc64le::Registers;
 use tatami_arch::ppc64le::hypercall::{Mode, ProcessTable, Status};
 use tatami_arch::ppc64le::rtas::{self, CPU_RUNNING, CPU_STOPPED};
+use vmm_sys_util::errno::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::descriptors::VmFd;
 use super::spec;
+use super::{KvmError, failed};
 
 /// See the module.
 pub(super) struct Partition {
     vm: VmFd,
     seats: Vec<Seat>,
     modes: Mutex<Modes>,
+    /// What KVM was last told, and does not tell again.
+    translation: Mutex<Option<Translation>>,
+}
+
+/// What of it outlives the process.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct PartitionState {
+    modes: Modes,
+    translation: Option<Translation>,
+    seats: Vec<SeatState>,
+}
+
+/// The guest's process table, as KVM has it.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Translation {
+    flags: u64,
+    table: u64,
+}
+
+/// Whether a vCPU runs.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum SeatState {
+    Stopped,
+    Starting { pc: u64, msr: u64, gpr3: u64, gpr5: u64 },
+    Running,
 }
 
 /// Bits of the logical partitioning control register that the guest has chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Modes {
     /// Which they are.
     pub(super) mask: u64,
@@ -54,7 +83,35 @@ impl Partition {
             Ok(Seat { state: Mutex::new(State::Stopped), started })
         };
         let seats = (0..vcpus).map(|_| seat()).collect::<io::Result<_>>()?;
-        Ok(Partition { vm, seats, modes: Mutex::default() })
+        Ok(Partition { vm, seats, modes: Mutex::default(), translation: Mutex::default() })
+    }
+
+    /// What it is at this moment; no vCPU may run.
+    pub(super) fn save(&self) -> PartitionState {
+        let seats = self.seats.iter().map(|seat| match *seat.state() {
+            State::Stopped => SeatState::Stopped,
+            State::Starting(Registers { pc, msr, gpr3, gpr5 }) => SeatState::Starting { pc, msr, gpr3, gpr5 },
+            State::Running => SeatState::Running,
+        });
+        let translation = *self.translation.lock().unwrap_or_else(PoisonError::into_inner);
+        PartitionState { modes: self.modes(), translation, seats: seats.collect() }
+    }
+
+    /// Makes it what it was when it had as many vCPUs, none of which has run here.
+    pub(super) fn restore(&self, state: &PartitionState) -> Result<(), KvmError> {
+        for (seat, saved) in self.seats.iter().zip(&state.seats) {
+            *seat.state() = match *saved {
+                SeatState::Stopped => State::Stopped,
+                SeatState::Starting { pc, msr, gpr3, gpr5 } => State::Starting(Registers { pc, msr, gpr3, gpr5 }),
+                SeatState::Running => State::Running,
+            };
+        }
+        // The vCPUs take it up as they come.
+        *self.modes.lock().unwrap_or_else(PoisonError::into_inner) = state.modes;
+        state
+            .translation
+            .map_or(Ok(()), |translation| self.translate(translation))
+            .map_err(failed("set the process table"))
     }
 
     /// `start-cpu`, and how the first is started.
@@ -114,11 +171,18 @@ impl Partition {
     /// `H_REGISTER_PROC_TBL`.
     pub(super) fn set_translation(&self, table: ProcessTable) -> Status {
         let invalidates = if table.invalidates { spec::PPC_MMUV3_GTSE } else { 0 };
-        let flags = spec::PPC_MMUV3_RADIX | invalidates;
-        match self.vm.configure_mmu(&spec::kvm_ppc_mmuv3_cfg { flags, process_table: table.entry }) {
+        match self.translate(Translation { flags: spec::PPC_MMUV3_RADIX | invalidates, table: table.entry }) {
             Ok(()) => Status::Success,
             Err(_) => Status::Parameter,
         }
+    }
+
+    fn translate(&self, translation: Translation) -> Result<(), Error> {
+        let mut current = self.translation.lock().unwrap_or_else(PoisonError::into_inner);
+        let Translation { flags, table } = translation;
+        self.vm.configure_mmu(&spec::kvm_ppc_mmuv3_cfg { flags, process_table: table })?;
+        *current = Some(translation);
+        Ok(())
     }
 
     /// `H_GET_CPU_CHARACTERISTICS`: of what is known, what is so.

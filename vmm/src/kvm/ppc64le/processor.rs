@@ -3,7 +3,10 @@
 //! A vCPU that is stopped is so here, not in KVM, which has no such state on this architecture: its thread waits until another
 //! vCPU starts it.
 
-#![allow(unsafe_code, reason = "what the kernel has put into the shared page is a union")]
+#![allow(
+    unsafe_code,
+    reason = "what the kernel has put into the shared page is a union; an instruction of the processor's"
+)]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
@@ -22,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::descriptors;
 use super::partition::{Modes, Partition, time};
-use super::spec;
+use super::{registers, spec};
 use crate::kvm::Exit;
 
 /// See the module.
@@ -35,6 +38,8 @@ pub(crate) struct VcpuFd {
     modes: Modes,
     /// A call that is answered with what a device has told by the time the vCPU goes on.
     pending: Option<Pending>,
+    /// It has stopped itself by a call that KVM still takes for one that is to be answered.
+    stopped: bool,
     /// What is read from devices, or written to them, on behalf of calls.
     data: [u8; 4],
     text: Text,
@@ -62,8 +67,8 @@ enum Step {
 impl VcpuFd {
     /// Vcpu number `id` of `partition`, with the machine's memory, in which calls have their arguments.
     pub(super) fn new(fd: descriptors::VcpuFd, id: u8, partition: Arc<Partition>, memory: GuestMemory) -> VcpuFd {
-        let (modes, pending, data, text) = (Modes::default(), None, [0; 4], Text::default());
-        VcpuFd { fd, id, partition, memory, modes, pending, data, text }
+        let (modes, pending, stopped) = (Modes::default(), None, false);
+        VcpuFd { fd, id, partition, memory, modes, pending, stopped, data: [0; 4], text: Text::default() }
     }
 
     /// What is shared with the kernel.
@@ -78,8 +83,13 @@ impl VcpuFd {
 
     /// Where it stands.
     pub(super) fn whereabouts(&self) -> Result<(u64, u64), Error> {
-        let regs = self.fd.get_regs()?;
+        let regs = self.fd.registers().general()?;
         Ok((regs.pc, regs.msr))
+    }
+
+    /// Its registers, while it does not run.
+    pub(super) fn registers(&self) -> &descriptors::RegistersFd {
+        self.fd.registers()
     }
 
     /// Runs the guest until it needs something that is not here.
@@ -130,8 +140,8 @@ impl VcpuFd {
         }
         let modes = partition.modes();
         if modes != self.modes {
-            let register = self.fd.get_one_reg(spec::REG_PPC_LPCR_64)?;
-            self.fd.set_one_reg(spec::REG_PPC_LPCR_64, modes.applied_to(register))?;
+            let register = self.registers().number(registers::LPCR)?;
+            self.registers().set_number(registers::LPCR, modes.applied_to(register))?;
             self.modes = modes;
         }
         self.fd.run()?;
@@ -179,10 +189,16 @@ impl VcpuFd {
     }
 
     fn take_up(&mut self, registers: Registers) -> Result<(), Error> {
-        let mut regs = self.fd.get_regs()?;
+        let mut regs = self.registers().general()?;
         (regs.pc, regs.msr) = (registers.pc, registers.msr);
         (regs.gpr[3], regs.gpr[5]) = (registers.gpr3, registers.gpr5);
-        self.fd.set_regs(&regs)
+        if std::mem::take(&mut self.stopped) {
+            // As the vCPU runs again, that call's results come into r3 and what follows.
+            // SAFETY: the vCPU has not run since it made the call, so that this member is the valid one.
+            let call = unsafe { &mut self.fd.page().details.papr_hcall };
+            (call.ret, call.args[1]) = (registers.gpr3, registers.gpr5);
+        }
+        self.registers().set_general(&regs)
     }
 
     fn hypercall(&mut self) -> Step {
@@ -232,6 +248,7 @@ impl VcpuFd {
             },
             Ok(Request::StopSelf) => {
                 self.partition.stop(self.id);
+                self.stopped = true;
                 return Step::Again;
             }
             Ok(Request::PowerOff | Request::Reboot) => return Step::Reset,
@@ -272,6 +289,14 @@ fn failure(error: Error) -> Step {
 
 fn errno(error: nix::errno::Errno) -> Error {
     Error::new(error as i32)
+}
+
+/// The host's time base.
+pub(super) fn time_base() -> u64 {
+    let now: u64;
+    // SAFETY: reads a register that every program may read.
+    unsafe { std::arch::asm!("mftb {}", out(reg) now, options(nomem, nostack, preserves_flags)) };
+    now
 }
 
 /// Where a device's interrupt source may be; the interrupt controller is told of each before the guest starts.

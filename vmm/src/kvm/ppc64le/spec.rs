@@ -7,6 +7,8 @@
 
 #![allow(non_camel_case_types, reason = "the kernel's names")]
 
+use serde::{Deserialize, Serialize};
+
 /// A request's number (`_IOC` in arch/powerpc/include/uapi/asm/ioctl.h and asm-generic/ioctl.h): direction, size, type, number.
 const fn request(direction: u64, size: usize, number: u64) -> u64 {
     const KVM: u64 = 0xae;
@@ -54,11 +56,14 @@ pub(crate) const CREATE_DEVICE: u64 = exchanges::<kvm_create_device>(0xe0);
 
 /// Of one of KVM's devices.
 pub(crate) const SET_DEVICE_ATTR: u64 = writes::<kvm_device_attr>(0xe1);
+/// A write by its number: where to put the value is handed over.
+pub(crate) const GET_DEVICE_ATTR: u64 = writes::<kvm_device_attr>(0xe2);
 
 /// Of a vCPU.
 pub(crate) const RUN: u64 = plain(0x80);
 pub(crate) const GET_REGS: u64 = reads::<kvm_regs>(0x81);
 pub(crate) const SET_REGS: u64 = writes::<kvm_regs>(0x82);
+pub(crate) const GET_SREGS: u64 = reads::<kvm_sregs>(0x83);
 pub(crate) const ENABLE_CAP: u64 = writes::<kvm_enable_cap>(0xa3);
 pub(crate) const GET_ONE_REG: u64 = writes::<kvm_one_reg>(0xab);
 pub(crate) const SET_ONE_REG: u64 = writes::<kvm_one_reg>(0xac);
@@ -96,9 +101,6 @@ pub(crate) const DEV_XICS_GRP_SOURCES: u32 = 1;
 pub(crate) const XICS_PRIORITY_SHIFT: u32 = 32;
 /// No interrupt comes of it until the guest unmasks it.
 pub(crate) const XICS_MASKED: u64 = 1 << 41;
-
-/// The logical partitioning control register, as one of the registers that have numbers.
-pub(crate) const REG_PPC_LPCR_64: u64 = 0x1030_0000_0000_00b5;
 
 /// Flags of [`kvm_ppc_mmuv3_cfg`].
 pub(crate) const PPC_MMUV3_RADIX: u64 = 1;
@@ -218,7 +220,7 @@ pub(crate) struct kvm_one_reg {
     pub(crate) addr: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[repr(C)]
 pub(crate) struct kvm_regs {
     pub(crate) pc: u64,
@@ -232,6 +234,14 @@ pub(crate) struct kvm_regs {
     pub(crate) pid: u64,
     pub(crate) sprg: [u64; 8],
     pub(crate) gpr: [u64; 32],
+}
+
+/// What else a vCPU has: of it, only which processor it is matters here. The rest is of hashed page tables.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct kvm_sregs {
+    pub(crate) pvr: u32,
+    pub(crate) hashed: [u64; 153],
 }
 
 /// The page that is shared with a vCPU, as far as anything here looks at it.
@@ -299,6 +309,7 @@ mod tests {
             (RUN, 0x2000_ae80),
             (GET_REGS, 0x4188_ae81),
             (SET_REGS, 0x8188_ae82),
+            (GET_SREGS, 0x44d0_ae83),
             (ENABLE_CAP, 0x8068_aea3),
             (GET_ONE_REG, 0x8010_aeab),
             (SET_ONE_REG, 0x8010_aeac),
@@ -308,6 +319,7 @@ mod tests {
             (PPC_GET_CPU_CHAR, 0x4020_aeb1),
             (CREATE_DEVICE, 0xc00c_aee0),
             (SET_DEVICE_ATTR, 0x8018_aee1),
+            (GET_DEVICE_ATTR, 0x8018_aee2),
         ];
         for (ours, kernels) in numbers {
             assert_eq!(ours, kernels, "{ours:#x} instead of {kernels:#x}");
