@@ -101,6 +101,8 @@ struct SandboxNetwork {
 enum Slot {
     /// Being created: the id is taken, and there is nothing to talk to.
     Busy,
+    /// The same, and who wanted it has given it up.
+    GivenUp,
     Ready(Arc<Container>),
 }
 
@@ -169,9 +171,9 @@ impl Tasks {
         }
     }
 
-    /// Asks for the sandbox's end; it comes when no container is left, or at once with `now`.
+    /// Asks for the sandbox's end; it comes if no container is left that anybody wants, or with `now`.
     pub(crate) fn shut_down(&self, now: bool) {
-        if now || self.lock().is_empty() {
+        if now || self.lock().values().all(|slot| matches!(slot, Slot::GivenUp)) {
             self.over.notify_one();
         }
     }
@@ -455,9 +457,10 @@ impl Tasks {
     /// Removes a process that has ended or was never started, or a container with all that belongs to it.
     ///
     /// # Errors
-    /// [`TaskError::FailedPrecondition`] while it runs.
+    /// [`TaskError::FailedPrecondition`] while it runs; [`TaskError::NotFound`] for a container that is still being made: it goes as soon
+    /// as it is.
     pub(super) async fn delete(&self, id: &str, exec: &str) -> Result<Exit, TaskError> {
-        let container = self.container(id)?;
+        let container = self.container(id).inspect_err(|_| self.give_up(id))?;
         let process = container.process(exec)?;
         process.life().delete()?;
         let removed = match exec.is_empty() {
@@ -517,7 +520,7 @@ impl Tasks {
             .values()
             .filter_map(|slot| match slot {
                 Slot::Ready(container) => Some(container.clone()),
-                Slot::Busy => None,
+                Slot::Busy | Slot::GivenUp => None,
             })
             .collect();
         let all = async {
@@ -656,6 +659,14 @@ impl Tasks {
         all
     }
 
+    /// Who asks for a container's removal while it is made waits for it no longer: a client whose time is up, which then forgets it.
+    fn give_up(&self, id: &str) {
+        if let Some(slot @ Slot::Busy) = self.lock().get_mut(id) {
+            log::warn!("container {id} is given up by its client while it is being created");
+            *slot = Slot::GivenUp;
+        }
+    }
+
     fn claim<'a>(&'a self, id: &'a str) -> Result<Claim<'a>, TaskError> {
         let mut containers = self.lock();
         if containers.contains_key(id) {
@@ -698,9 +709,17 @@ struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    fn settle(self, container: Arc<Container>) {
-        self.tasks.lock().insert(self.id.to_owned(), Slot::Ready(container));
+    /// The container is there from now on; back comes the claim of one that was given up.
+    fn settle(self, container: Arc<Container>) -> Result<(), Self> {
+        let mut containers = self.tasks.lock();
+        if matches!(containers.get(self.id), Some(Slot::GivenUp)) {
+            drop(containers);
+            return Err(self);
+        }
+        containers.insert(self.id.to_owned(), Slot::Ready(container));
+        drop(containers);
         std::mem::forget(self);
+        Ok(())
     }
 }
 

@@ -140,7 +140,7 @@ impl Tasks {
         let mut container = Container::new(&id, &folder, place.to_owned(), String::new(), init);
         container.volumes = volumes;
         let container = std::sync::Arc::new(container);
-        claim.settle(container.clone());
+        claim.settle(container.clone()).map_err(|_| given_up(&id))?;
         if let Some(shared) = &self.shared {
             shared.tell_changes(place, &id, volumes, &guest);
         }
@@ -167,7 +167,7 @@ impl Tasks {
         init.life().started();
         let mut container = Container::new(id, folder, id.to_owned(), String::new(), init.clone());
         container.volumes = volumes;
-        claim.settle(std::sync::Arc::new(container));
+        claim.settle(std::sync::Arc::new(container)).map_err(|_| given_up(id))?;
         let event = TaskStart { container_id: id.to_owned(), pid: Tasks::pid(), ..Default::default() };
         self.events.publish(Topic::Start, &event);
         Ok(init)
@@ -208,8 +208,11 @@ impl Tasks {
         container.guest_pid = Some(pid);
         self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(pid);
         let container = std::sync::Arc::new(container);
+        if let Err(_claim) = claim.settle(container.clone()) {
+            self.remove_container(&container).await?;
+            return Err(given_up(id));
+        }
         self.events.publish(Topic::Create, &event);
-        claim.settle(container.clone());
         let guest = self.guest().await?;
         let memory = MemoryWatch::start(guest.clone(), self.events.clone(), container.id(), container.bundle());
         container.init().follow(guest, self.events.clone(), Tasks::pid(), Some(memory));
@@ -307,10 +310,14 @@ impl Tasks {
         let mut known: Vec<(u32, u32)> = first.map(|guest| (Tasks::pid(), guest)).into_iter().collect();
         known.extend(self.lock().values().filter_map(|slot| match slot {
             Slot::Ready(container) => Some((container.keeper?, container.guest_pid?)),
-            Slot::Busy => None,
+            Slot::Busy | Slot::GivenUp => None,
         }));
         Pids(known)
     }
+}
+
+fn given_up(id: &str) -> TaskError {
+    TaskError::Failed(format!("container {id} was given up while it was being created"))
 }
 
 /// What of a request can be refused without looking further.
@@ -358,4 +365,42 @@ fn created_event(request: &CreateTaskRequest) -> TaskCreate {
         }
     }
     event
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::super::Policy;
+    use super::*;
+    use crate::containerd::events::Events;
+    use crate::containerd::hooks::HostNamespaces;
+
+    #[test]
+    fn who_gives_up_on_a_container_that_is_being_made_can_have_the_sandbox_end() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            // A guest that boots for ever.
+            let (_booted, guest) = tokio::sync::watch::channel(None);
+            let host = HostNamespaces::current().unwrap();
+            let tasks = Tasks::new("test", guest, None, host, Events::start("test", ""), Policy::default());
+            let making = |id: &'static str| {
+                let tasks = Arc::clone(&tasks);
+                tokio::spawn(async move {
+                    tasks.create_from(id, TaskCreate::default(), async |_, _| unreachable!("it has no ground")).await
+                })
+            };
+            let _made = [making("one"), making("other")];
+            tokio::task::yield_now().await;
+            let is_over = async || tokio::time::timeout(Duration::from_millis(10), tasks.over()).await.is_ok();
+            assert!(matches!(tasks.delete("one", "").await, Err(TaskError::NotFound(_))));
+            tasks.shut_down(false);
+            assert!(!is_over().await, "another is still wanted");
+            assert!(matches!(tasks.claim("one"), Err(TaskError::AlreadyExists(_))));
+            assert!(matches!(tasks.delete("other", "").await, Err(TaskError::NotFound(_))));
+            tasks.shut_down(false);
+            assert!(is_over().await);
+        });
+    }
 }
