@@ -26,6 +26,7 @@ pub mod logging;
 pub mod metrics;
 pub mod network;
 pub mod oci;
+mod overlay;
 pub mod registry;
 pub mod root_image;
 pub mod run;

@@ -113,6 +113,56 @@ fn an_image_of_a_registry_runs_by_tag_and_by_digest() {
 
 #[test]
 #[ignore = "boots a guest: make test"]
+fn what_images_have_in_common_is_unpacked_once() {
+    let tatami = Tatami::new();
+    let registry = Registry::start(&tatami.scratch().join("registry"), false);
+    let base = base(&tatami, "base");
+    // Over the base's files: one is changed, one is gone, a folder is another one.
+    let change = |version: &str| {
+        let root = tatami.scratch().join(format!("change-{version}"));
+        fs::create_dir_all(root.join("tmp")).unwrap();
+        fs::write(root.join("version"), version).unwrap();
+        fs::write(root.join(".wh.etc"), "").unwrap();
+        fs::write(root.join("tmp").join(version), "").unwrap();
+        tar(&root)
+    };
+    let name = |tag: &str| format!("{}/app:{tag}", registry.host());
+    for version in ["one", "two"] {
+        registry.push_image(("app", version), architecture(), &config(), &[base.clone(), change(version)]);
+    }
+    let layers = || {
+        let entries = fs::read_dir(root_of(&tatami).join("layers")).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.extension().is_none()).count()
+    };
+    let script = "cat /version; echo /tmp/* /e*; echo x >/tmp/x; sleep 1000";
+    for version in ["one", "two"] {
+        let options = ["run", "-d", "--name", version, "--boot-timeout", "120", &name(version), "sh", "-c", script];
+        tatami.tatami(&options).expect_status(0);
+        let log = Running::start(tatami.command(&["logs", "-f", version]));
+        log.wait_for(&format!("{version}/tmp/{version} /e*\n"));
+        log.signal(Signal::SIGKILL);
+    }
+    assert_eq!(layers(), 3);
+
+    // One that goes on elsewhere has them as well.
+    let saved = tatami.scratch().join("saved");
+    tatami.tatami(&["save", "two", saved.to_str().unwrap()]).expect_status(0);
+    tatami.tatami(&["rm", "-f", "two"]).expect_status(0);
+    tatami.tatami(&["restore", "--name", "again", saved.to_str().unwrap()]).expect_status(0);
+    tatami.tatami(&["rmi", &name("two")]).expect_error(1, &["in use"]);
+    let seen = tatami.tatami(&["exec", "again", "sh", "-c", "cat /version /bin/sh | sha256sum; echo /tmp/*"]);
+    assert!(seen.expect_status(0).out().ends_with("-\n/tmp/two /tmp/x\n"));
+    tatami.tatami(&["rm", "-f", "again"]).expect_status(0);
+    tatami.tatami(&["rmi", &name("two")]).expect_status(0);
+    assert_eq!(layers(), 2);
+    assert_eq!(tatami.tatami(&["exec", "one", "cat", "/version"]).expect_status(0).out(), "one");
+    tatami.tatami(&["rm", "-f", "one"]).expect_status(0);
+    tatami.tatami(&["rmi", &name("one")]).expect_status(0);
+    assert_eq!(layers(), 0);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
 fn a_registry_that_wants_a_password_is_told_one() {
     let tatami = Tatami::new();
     let registry = Registry::start(&tatami.scratch().join("registry"), true);

@@ -56,6 +56,9 @@ pub enum ImageError {
         /// Digest or path.
         name: String,
     },
+    /// No layer can be unpacked over others here.
+    #[error("cannot mount overlayfs in the image store: {0}")]
+    NoOverlay(#[source] io::Error),
     /// A digest of an unknown algorithm or form.
     #[error("{digest:?} is not a sha256 or sha512 digest")]
     BadDigest {

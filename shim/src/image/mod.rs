@@ -1,7 +1,7 @@
 //! Container images in files: an OCI image layout folder, an OCI archive or a docker archive.
 //!
 //! [`Image::open`] reads and verifies the small documents; [`Image::unpack_into`] verifies and unpacks the layers, once
-//! for every image, into a store. The result is shared by every container of the image and must not be written to. Knows
+//! for every image, into a store; what images have in common is there once. The result is shared by every container of the image and must not be written to. Knows
 //! nothing of registries, of containers, or of how the unpacked tree is mounted.
 
 mod budget;
@@ -13,8 +13,10 @@ pub mod fuzzing;
 mod layer;
 #[cfg(test)]
 mod layer_tests;
+mod layers;
 mod layout;
 mod platform;
+mod progress;
 mod source;
 mod store;
 pub(crate) mod tar_stream;
@@ -32,8 +34,9 @@ pub use error::ImageError;
 pub use layer::LayerError;
 pub(crate) use layout::is_image;
 pub(crate) use platform::host_architecture;
+pub use progress::Progress;
 pub(crate) use source::layer_suffix;
-pub use store::{Progress, Unpacked, forget, hold};
+pub use store::{Unpacked, forget, hold, layers_of};
 pub use tar_stream::TarError;
 pub use tree::{Tree, TreeError};
 

@@ -1,61 +1,31 @@
 //! The store of unpacked images: each one is unpacked once, beside the store's other images, and then shared.
 //!
-//! `<store>/images/<digest>/rootfs`, where the digest is the image's id. A tree is built under another name and renamed
-//! when it is complete and on disk, so what has the right name is whole. A lock file for each image makes callers of the
-//! same image wait for one another; a kernel lock ends with its holder, so a killed caller blocks nobody.
+//! `<store>/images/<digest>/layers/<number>`, where the digest is the image's id, are links to its [`layers`](super::layers), of which 0
+//! is the uppermost. A folder is built under another name and renamed when it is complete and on disk, so what has the right name
+//! is whole. A lock file for each image makes callers of the same image wait for one another; a kernel lock ends with its
+//! holder, so a killed caller blocks nobody.
 
 use super::budget::{Budget, BudgetReader};
 use super::digest::{Digest, DigestReader};
 use super::layer::{self, LayerError};
+use super::layers::{self, Group, Held, Layers};
+use super::progress::{Progress, Report};
 use super::source::{Blob, Compression};
 use super::tree::Tree;
 use super::{Image, ImageError, Layer};
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-/// Nothing is reported before this long.
-const QUIET: Duration = Duration::from_secs(2);
-/// At most one report in this long.
-const INTERVAL: Duration = Duration::from_secs(5);
-
-/// How far unpacking is. Reported only when it takes longer than two seconds; `Display` makes a line of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
-    /// Another process unpacks the same image.
-    Waiting,
-    /// Layers are being unpacked.
-    Unpacking {
-        /// The layer being unpacked, from 1.
-        layer: usize,
-        /// How many there are.
-        layers: usize,
-        /// Bytes of the image's layer files read so far.
-        done: u64,
-        /// Bytes of all its layer files.
-        total: u64,
-    },
-}
-
-impl std::fmt::Display for Progress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Progress::Waiting => write!(f, "waiting for another process that unpacks this image"),
-            Progress::Unpacking { layer, layers, done, total } => {
-                let mb = |bytes: &u64| *bytes as f64 / 1e6;
-                write!(f, "unpacking layer {layer} of {layers}: {:.1} of {:.1} MB", mb(done), mb(total))
-            }
-        }
-    }
-}
+/// The links to an image's layers in its folder.
+const LAYERS: &str = "layers";
 
 /// An unpacked image. While it lives, or for as long as the process does that was told to [`Unpacked::keep`] it, nobody removes it.
 #[derive(Debug)]
 pub struct Unpacked {
-    /// The image's root folder.
-    pub rootfs: PathBuf,
+    folder: PathBuf,
     in_use: File,
 }
 
@@ -64,12 +34,11 @@ impl Unpacked {
     pub fn keep(self) -> PathBuf {
         // The descriptor is what holds the lock.
         std::mem::forget(self.in_use);
-        self.rootfs
+        self.folder
     }
 
     /// What was unpacked to the folder `finished`, if it was; its lock is the folder's own, and goes with it.
     fn find(finished: &Path) -> Result<Option<Unpacked>, ImageError> {
-        let rootfs = finished.join("rootfs");
         let in_use = match File::open(finished) {
             Ok(folder) => folder,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -79,21 +48,37 @@ impl Unpacked {
         // It may have been removed, and unpacked anew, before the lock was ours.
         let named = fs::metadata(finished).ok().map(|named| named.ino());
         let is_named = named == in_use.metadata().ok().map(|ours| ours.ino());
-        Ok((is_named && rootfs.is_dir()).then_some(Unpacked { rootfs, in_use }))
+        Ok((is_named && finished.join(LAYERS).is_dir()).then(|| Unpacked { folder: finished.to_owned(), in_use }))
     }
 }
 
-/// Keeps what was unpacked to `rootfs` in its place until this process ends; false where there is nothing.
+#[cfg(test)]
+impl Unpacked {
+    /// Its files as a container sees them.
+    pub(crate) fn view(&self) -> layers::View {
+        layers::View::of(&layers_of(&self.folder).unwrap())
+    }
+}
+
+/// The folders that the image in `folder` is unpacked to, the uppermost first: each goes over those behind it.
+///
+/// # Errors
+/// What the operating system said; that no image is there, for one.
+pub fn layers_of(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let links = folder.join(LAYERS);
+    let count = fs::read_dir(&links)?.count();
+    Ok((0..count).map(|number| links.join(number.to_string())).collect())
+}
+
+/// Keeps the image in `folder` in its place until this process ends; false where there is none.
 ///
 /// # Errors
 /// [`ImageError::Store`].
-pub fn hold(rootfs: &Path) -> Result<bool, ImageError> {
-    let Some(finished) = rootfs.parent() else { return Ok(false) };
-    let found = Unpacked::find(finished)?;
-    Ok(found.map(Unpacked::keep).is_some())
+pub fn hold(folder: &Path) -> Result<bool, ImageError> {
+    Ok(Unpacked::find(folder)?.map(Unpacked::keep).is_some())
 }
 
-/// Removes what the image `digest` was unpacked to below `store`; false when somebody uses it.
+/// Removes what the image `digest` was unpacked to below `store`, but for what others are made of as well; false when somebody uses it.
 ///
 /// # Errors
 /// [`ImageError::Store`].
@@ -103,7 +88,7 @@ pub fn forget(store: &Path, digest: &Digest) -> Result<bool, ImageError> {
     if !path.exists() {
         return Ok(true);
     }
-    let _lock = lock(&path, &mut |_| {})?;
+    let _lock = lock(&path, &mut || {})?;
     let (finished, partial) = (images.join(digest.hex()), partial_path(&images, digest));
     remove(&partial)?;
     if let Ok(folder) = File::open(&finished) {
@@ -116,7 +101,26 @@ pub fn forget(store: &Path, digest: &Digest) -> Result<bool, ImageError> {
         fs::rename(&finished, &partial).map_err(at(&finished))?;
     }
     remove(&partial)?;
+    sweep(store)?;
     Ok(true)
+}
+
+/// Removes the layers that no image is made of.
+fn sweep(store: &Path) -> Result<(), ImageError> {
+    let images = images_of(store)?;
+    Layers::of(store)?.sweep(&|| used(&images))
+}
+
+/// The names of all layers that images in the folder `images` are made of.
+fn used(images: &Path) -> Result<HashSet<String>, ImageError> {
+    let mut used = HashSet::new();
+    for image in fs::read_dir(images).map_err(at(images))?.flatten() {
+        // One that is being removed names none any more.
+        let links = fs::read_dir(image.path().join(LAYERS)).into_iter().flatten().flatten();
+        let targets = links.filter_map(|link| fs::read_link(link.path()).ok());
+        used.extend(targets.filter_map(|target| Some(Layers::named_by(&target)?.to_str()?.to_owned())));
+    }
+    Ok(used)
 }
 
 fn images_of(store: &Path) -> Result<PathBuf, ImageError> {
@@ -135,10 +139,9 @@ fn partial_path(images: &Path, digest: &Digest) -> PathBuf {
 }
 
 impl Image {
-    /// Unpacks the image below `store` unless that was done before, and returns its root folder, which nobody removes as long
-    /// as the answer lives. The folder is shared:
-    /// mount it read-only or as the lower layer of an overlay. Needs root, since files get the owners they have in the
-    /// image.
+    /// Unpacks the image below `store` unless that was done before. Nobody removes it as long as the answer lives. Its folder is for
+    /// [`layers_of`], and those are shared: mount them read-only or as the lower layers of an overlay. Needs root, since files get the
+    /// owners they have in the image.
     ///
     /// # Errors
     /// A layer that is missing, corrupt, malicious or larger than the free disk space; nothing of it stays.
@@ -149,47 +152,63 @@ impl Image {
             if let Some(unpacked) = Unpacked::find(&finished)? {
                 return Ok(unpacked);
             }
-            let _lock = lock(&lock_path(&images, &self.digest), progress)?;
+            let _lock = lock(&lock_path(&images, &self.digest), &mut || progress(Progress::Waiting))?;
             if !finished.exists() {
-                self.unpack_as(&images, &finished, progress)?;
+                self.unpack_as(store, &finished, progress).inspect_err(|_| {
+                    // The first error is the one to tell; the next caller removes what stays now.
+                    let _ = remove(&partial_path(&images, &self.digest));
+                    let _ = sweep(store);
+                })?;
             }
         }
     }
 
-    /// Unpacks to another name, and gives it the right one.
-    fn unpack_as(&self, images: &Path, finished: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), ImageError> {
-        let partial = partial_path(images, &self.digest);
-        remove(&partial)?;
-        let unpacked = self.unpack_to(&partial, progress).and_then(|()| {
-            // The rename must not reach the disk before what it names.
-            File::open(images).and_then(|fd| Ok(rustix::fs::syncfs(fd)?)).map_err(at(images))?;
-            fs::rename(&partial, finished).map_err(at(finished))
-        });
-        if let Err(error) = unpacked {
-            // The first error is the one to tell; the next caller removes what stays now.
-            let _ = remove(&partial);
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    fn unpack_to(&self, partial: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), ImageError> {
-        DirBuilder::new().mode(0o700).create(partial).map_err(at(partial))?;
-        let rootfs = partial.join("rootfs");
-        DirBuilder::new().mode(0o755).create(&rootfs).map_err(at(&rootfs))?;
-        let tree = Tree::open(&rootfs).map_err(|error| at(&rootfs)(io::Error::other(error)))?;
-        let budget = Budget::of(tree.root()).map_err(at(&rootfs))?;
+    /// Unpacks the layers, and makes the folder with links to them.
+    fn unpack_as(&self, store: &Path, finished: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), ImageError> {
         // All of them are looked at before the first is unpacked, and none stays open meanwhile: there may be many.
         let sizes = self.layers.iter().map(|layer| Ok(self.layer_blob(layer)?.len()));
-        let total = sizes.sum::<Result<u64, ImageError>>()?;
-        let mut report = Report { progress, start: Instant::now(), last: None, done: 0, total, layer: 0 };
-        let layers = self.layers.len();
-        for (number, layer) in self.layers.iter().enumerate() {
-            report.layer = number + 1;
-            let blob = self.layer_blob(layer)?;
-            apply(&tree, layer, Counted { inner: blob, report: &mut report, layers }, &budget)?;
+        let sizes: Vec<u64> = sizes.collect::<Result<_, ImageError>>()?;
+        let mut report = Report::new(progress, sizes.len(), sizes.iter().sum());
+        let layers = Layers::of(store)?;
+        let held = match self.unpack_groups(layers::groups(&self.layers, false), &layers, &sizes, &mut report) {
+            Err(ImageError::NoOverlay(error)) => {
+                // Who unpacks here may have no container here.
+                log::info!("layers are unpacked together, since this store can hold none over others: {error}");
+                self.unpack_groups(layers::groups(&self.layers, true), &layers, &sizes, &mut report)?
+            }
+            held => held?,
+        };
+        let partial = partial_path(&images_of(store)?, &self.digest);
+        remove(&partial)?;
+        let links = partial.join(LAYERS);
+        DirBuilder::new().recursive(true).mode(0o700).create(&links).map_err(at(&links))?;
+        for (number, layer) in held.iter().rev().enumerate() {
+            let link = links.join(number.to_string());
+            std::os::unix::fs::symlink(Layers::link_to(layer), &link).map_err(at(&link))?;
         }
-        Ok(())
+        publish(&partial, finished)
+    }
+
+    fn unpack_groups(
+        &self,
+        groups: Vec<Group<'_>>,
+        layers: &Layers,
+        sizes: &[u64],
+        report: &mut Report<'_>,
+    ) -> Result<Vec<Held>, ImageError> {
+        let (mut held, mut count) = (Vec::new(), 0);
+        for group in groups {
+            let layer = layers.obtain(&group.name, &held, report, |tree, budget, report| {
+                group.layers.iter().try_for_each(|layer| {
+                    let blob = self.layer_blob(layer)?;
+                    apply(tree, layer, report.count(blob), budget)
+                })
+            })?;
+            held.push(layer);
+            count += group.layers.len();
+            report.reached(count, sizes[..count].iter().sum());
+        }
+        Ok(held)
     }
 
     /// Opens a layer's file and checks its size.
@@ -249,61 +268,37 @@ fn failed(name: &str, source: LayerError) -> ImageError {
     ImageError::Layer { name: name.to_owned(), source }
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
     let path = path.to_path_buf();
     move |source| ImageError::Store { path, source }
 }
 
-fn remove(folder: &Path) -> Result<(), ImageError> {
+pub(super) fn remove(folder: &Path) -> Result<(), ImageError> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(folder)(error)),
         _ => Ok(()),
     }
 }
 
-/// Takes the lock, waiting for whoever has it. The file stays: removing it would let two callers hold two locks.
-fn lock(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, ImageError> {
+/// Gives the folder `partial`, which is complete, the name that says so.
+pub(super) fn publish(partial: &Path, finished: &Path) -> Result<(), ImageError> {
+    // The rename must not reach the disk before what it names.
+    File::open(partial).and_then(|folder| Ok(rustix::fs::syncfs(folder)?)).map_err(at(partial))?;
+    fs::rename(partial, finished).map_err(at(finished))
+}
+
+/// Takes the lock, and says if that means to wait for whoever has it. The file stays: removing it would let two callers hold two
+/// locks.
+pub(super) fn lock(path: &Path, waiting: &mut dyn FnMut()) -> Result<File, ImageError> {
     let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(at(path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            progress(Progress::Waiting);
+            waiting();
             file.lock().map_err(at(path))?;
             Ok(file)
         }
         Err(TryLockError::Error(error)) => Err(at(path)(error)),
-    }
-}
-
-struct Report<'a> {
-    progress: &'a mut dyn FnMut(Progress),
-    start: Instant,
-    last: Option<Instant>,
-    layer: usize,
-    done: u64,
-    total: u64,
-}
-
-/// Counts the bytes of layer files read, and reports when it is time.
-struct Counted<'a, 'b, R> {
-    inner: R,
-    report: &'a mut Report<'b>,
-    layers: usize,
-}
-
-impl<R: Read> Read for Counted<'_, '_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        let report = &mut *self.report;
-        report.done += count as u64;
-        let due = report.last.map_or(report.start + QUIET, |last| last + INTERVAL);
-        let now = Instant::now();
-        if now >= due {
-            report.last = Some(now);
-            let (layer, layers, done, total) = (report.layer, self.layers, report.done, report.total);
-            (report.progress)(Progress::Unpacking { layer, layers, done, total });
-        }
-        Ok(count)
     }
 }
 
@@ -328,19 +323,5 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("more than the free disk space"), "{text}");
         assert!(fs::metadata(dir.path().join("bomb")).unwrap().len() <= 4 << 20);
-    }
-
-    #[test]
-    fn progress_is_quiet_at_first_and_then_rare() {
-        let mut lines = Vec::new();
-        let mut progress = |progress: Progress| lines.push(progress.to_string());
-        let start = Instant::now();
-        let mut report = Report { progress: &mut progress, start, last: None, layer: 2, done: 0, total: 3_000_000 };
-        let content = vec![0; 750_000];
-        io::copy(&mut Counted { inner: &content[..], report: &mut report, layers: 3 }, &mut io::sink()).unwrap();
-        assert_eq!((report.done, report.last), (750_000, None));
-        report.start -= QUIET;
-        io::copy(&mut Counted { inner: &content[..], report: &mut report, layers: 3 }, &mut io::sink()).unwrap();
-        assert_eq!(lines, ["unpacking layer 2 of 3: 0.8 of 3.0 MB"]);
     }
 }

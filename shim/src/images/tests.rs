@@ -283,13 +283,13 @@ fn what_is_in_use_is_not_removed() {
     let named = desk.pull("app").unwrap();
     let stored = open(&content, &named).unwrap();
     let unpacked = stored.image.unpack_into(root, &mut |_| {}).unwrap();
-    let rootfs = unpacked.rootfs.clone();
-    assert_eq!(fs::read_to_string(rootfs.join("hello")).unwrap(), "upper");
+    let folder = root.join("images").join(stored.image.digest().hex());
+    assert_eq!(fs::read_to_string(unpacked.view().join("hello")).unwrap(), "upper");
     let error = remove::remove_one(&content, root, &named.name, false).unwrap_err();
-    assert!(matches!(error, ImagesError::InUse(_)) && rootfs.is_dir(), "{error}");
+    assert!(matches!(error, ImagesError::InUse(_)) && folder.is_dir(), "{error}");
     drop(unpacked);
     remove::remove_one(&content, root, &named.id, false).unwrap();
-    assert!(!rootfs.exists() && content.names().unwrap().is_empty());
+    assert!(!folder.exists() && content.names().unwrap().is_empty());
 }
 
 fn archive(content: &Content, images: &[Named], path: &Path) {
@@ -332,7 +332,7 @@ fn what_docker_saved_is_loaded_with_a_manifest_of_our_own() {
     assert_eq!(loaded.iter().map(Named::familiar).collect::<Vec<_>>(), ["mine:1", "mine:2"]);
     let stored = open(&content, &content.find("mine:2").unwrap()).unwrap();
     let unpacked = stored.image.unpack_into(desk.root.path(), &mut |_| {}).unwrap();
-    assert_eq!(fs::read_to_string(unpacked.rootfs.join("hello")).unwrap(), "docker's");
+    assert_eq!(fs::read_to_string(unpacked.view().join("hello")).unwrap(), "docker's");
 }
 
 #[test]

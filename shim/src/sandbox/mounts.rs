@@ -4,15 +4,13 @@
 //! later arrive in the VMM's namespace, which is its slave. The guest can write only in what is mounted here for it, never
 //! in the folder itself, so it cannot put a symbolic link where the server is about to mount (CVE-2020-2026). Every mount
 //! made here is nodev, nosuid and noexec on the host: the guest interprets these bits for itself, and a VMM that a guest
-//! took over cannot open a device node that it made. Knows nothing of images or specifications.
+//! took over cannot open a device node that it made. Knows nothing of specifications.
 
 #![allow(unsafe_code, reason = "mount_setattr has no safe wrapper")]
 
-use std::ffi::CString;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +30,8 @@ use super::guest::Guest;
 use super::overlay_marks;
 use super::remove::remove_tree;
 use super::shown::{self, Shown};
+use crate::image;
+use crate::overlay::{Overlay, copy_mode};
 
 /// Where the agent mounts the shared folder in the guest.
 pub const GUEST_SHARED: &str = "/run/tatami/shared";
@@ -71,13 +71,13 @@ pub enum MountError {
 /// What a container's root is made of.
 #[derive(Clone, Debug)]
 pub enum Root {
-    /// An unpacked image, never written to; what the container writes goes into the sandbox's folder on disk.
+    /// The folder of an unpacked image, never written to; what the container writes goes into the sandbox's folder on disk.
     Image(PathBuf),
     /// An image, and over it, uppermost first, what a container wrote whose sandbox was saved; none of it is written to.
     Saved {
         /// What it wrote.
         layers: Vec<PathBuf>,
-        /// The unpacked image.
+        /// The unpacked image's folder.
         image: PathBuf,
     },
     /// A folder, used as it is: what the container writes stays there.
@@ -216,11 +216,8 @@ impl SharedFolder {
         self.folder(&root_name)?;
         let host_root = self.path.join(&root_name);
         match root {
-            Root::Image(lower) => self.overlay(container, &[lower.as_path()], &host_root)?,
-            Root::Saved { layers, image } => {
-                let lower: Vec<&Path> = layers.iter().chain([image]).map(PathBuf::as_path).collect();
-                self.overlay(container, &lower, &host_root)?;
-            }
+            Root::Image(image) => self.overlay_image(container, &[], image, &host_root)?,
+            Root::Saved { layers, image } => self.overlay_image(container, layers, image, &host_root)?,
             Root::Plain(path) => {
                 let (_, tree) = self.look(path, Depth::ThisMount)?;
                 attach(&tree, path, &host_root, false)?;
@@ -413,6 +410,13 @@ impl SharedFolder {
         }
     }
 
+    /// Mounts the layers of an unpacked image, over them the folders `above`, the uppermost first, and over all of them one that is written to.
+    fn overlay_image(&self, container: &str, above: &[PathBuf], image: &Path, target: &Path) -> Result<(), MountError> {
+        let layers = image::layers_of(image).map_err(refused("find the layers of", image))?;
+        let lower: Vec<&Path> = above.iter().chain(&layers).map(PathBuf::as_path).collect();
+        self.overlay(container, &lower, target)
+    }
+
     /// Mounts folders one over the other, the first of `lower` uppermost, and over all of them one that is written to.
     fn overlay(&self, container: &str, lower: &[&Path], target: &Path) -> Result<(), MountError> {
         let own = self.data.join(container);
@@ -422,20 +426,11 @@ impl SharedFolder {
         }
         // The upper folder becomes the container's `/`, and must look as the image's does.
         copy_mode(lower[0], &upper).map_err(refused("set the mode of", &upper))?;
-        let mut data = Vec::new();
-        let below = lower.iter().enumerate().map(|(at, path)| (if at == 0 { "lowerdir=" } else { ":" }, *path));
-        for (key, path) in below.chain([(",upperdir=", upper.as_path()), (",workdir=", &work)]) {
-            data.extend(key.as_bytes());
-            data.extend(escape(path));
-        }
-        if lower.len() > 1 {
-            // The folders may lie on different file systems: a file's number must nevertheless be the same after its first change.
-            data.extend(b",xino=auto");
-        }
-        let data = CString::new(data).map_err(refused("mount an overlay of", lower[0]))?;
+        // The folders may lie on different file systems: a file's number must nevertheless be the same after its first change.
+        let options = if lower.len() > 1 { ",xino=auto" } else { "" };
+        let overlay = Overlay { lower, upper: &upper, work: &work, options };
         let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-        rustix::mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))
-            .map_err(refused("mount an overlay of", lower[0]))
+        overlay.mount(target, flags).map_err(refused("mount an overlay of", lower[0]))
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {
@@ -513,25 +508,6 @@ fn set_attributes(mount: &OwnedFd, set: u64, propagation: u64, recursive: bool) 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// As overlayfs reads paths among its options: a backslash takes the meaning from what follows.
-fn escape(path: &Path) -> Vec<u8> {
-    path.as_os_str()
-        .as_bytes()
-        .iter()
-        .flat_map(|&byte| match byte {
-            b'\\' | b',' | b':' => vec![b'\\', byte],
-            _ => vec![byte],
-        })
-        .collect()
-}
-
-fn copy_mode(from: &Path, to: &Path) -> io::Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    let from = std::fs::metadata(from)?;
-    std::os::unix::fs::chown(to, Some(from.uid()), Some(from.gid()))?;
-    std::fs::set_permissions(to, from.permissions())
-}
-
 fn refused<'p, E: Into<io::Error>>(action: &'static str, path: &'p Path) -> impl FnOnce(E) -> MountError + 'p {
     move |source| MountError::Refused { action, path: path.to_owned(), source: source.into() }
 }
@@ -539,12 +515,6 @@ fn refused<'p, E: Into<io::Error>>(action: &'static str, path: &'p Path) -> impl
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_reach_overlayfs_whole() {
-        assert_eq!(escape(Path::new("/a:b,c\\d/e")), br"/a\:b\,c\\d/e");
-        assert_eq!(escape(Path::new("/plain/path")), b"/plain/path");
-    }
 
     #[test]
     fn a_missing_host_path_is_named() {

@@ -33,7 +33,7 @@ use crate::guest_files::GuestFile;
 use crate::image::{self, ImageError};
 
 /// Raised whenever the meaning of `sandbox.json` changes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
 const LAYERS: &str = "layers";
@@ -598,7 +598,7 @@ mod tests {
         let text = serde_json::to_vec(&saver.description).unwrap();
         fs::write(folder.join(DESCRIPTION), &text[..text.len() / 2]).unwrap();
         assert!(told().contains("damaged") && told().contains("again"), "{}", told());
-        let other = String::from_utf8(text.clone()).unwrap().replace("\"format\":2", "\"format\":7");
+        let other = String::from_utf8(text.clone()).unwrap().replace("\"format\":3", "\"format\":7");
         fs::write(folder.join(DESCRIPTION), other).unwrap();
         assert!(told().contains("another version") && told().contains("format 7"), "{}", told());
         fs::write(folder.join(DESCRIPTION), &text).unwrap();
