@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use super::{Containerd, Cri, Home, IMAGE, api};
 use crate::compare::Stage;
 use http::HeaderValue;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tungstenite::Message;
 use tungstenite::client::IntoClientRequest;
 
@@ -210,6 +211,37 @@ impl Kubelet {
             .collect()
     }
 
+    /// Asks for a pod whose VMM stands still from its first moments on, and gives it up after `limit`; what containerd says then. Whatever it
+    /// lists of that is removed.
+    ///
+    /// # Panics
+    /// When there is no VMM to be stopped.
+    pub fn give_up_on(&self, config: api::PodSandboxConfig, limit: Duration) -> String {
+        fs::create_dir_all(&config.log_directory).expect("a folder");
+        let (cri, handler) = (Cri::new(&self.containerd().socket()), self.handler.to_owned());
+        let asked = thread::spawn(move || {
+            let mut request =
+                tonic::Request::new(api::RunPodSandboxRequest { config: Some(config), runtime_handler: handler });
+            request.set_timeout(limit);
+            cri.call(async |mut client| client.run_pod_sandbox(request).await).map(|pod| pod.pod_sandbox_id)
+        });
+        let vmm = loop {
+            match self.find("tatami-vmm") {
+                Some(vmm) => break vmm,
+                None if asked.is_finished() => panic!("no VMM: {:?}", asked.join()),
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        kill(Pid::from_raw(vmm), Signal::SIGSTOP).expect("it is there");
+        let said = told(asked.join().expect("the client does not panic").map(drop));
+        let listed =
+            self.cri.call(async |mut client| client.list_pod_sandbox(api::ListPodSandboxRequest::default()).await);
+        for pod in listed.map(|list| list.items).unwrap_or_default() {
+            self.remove(&pod.id);
+        }
+        said
+    }
+
     /// Ends the daemon with `signal` and starts it again.
     ///
     /// # Panics
@@ -242,6 +274,10 @@ impl Kubelet {
     }
 
     fn process(&self, words: &str) -> i32 {
+        self.find(words).unwrap_or_else(|| panic!("no {words}: {:?}", self.containerd().home().processes()))
+    }
+
+    fn find(&self, words: &str) -> Option<i32> {
         let processes = self.containerd().home().processes();
         // The VMM's and the cleaner's command lines are the server's; their names are their own.
         let named = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -254,7 +290,7 @@ impl Kubelet {
             }
             _ => process.command.contains(words) && !process.command.contains("exec "),
         });
-        found.unwrap_or_else(|| panic!("no {words}: {processes:?}")).pid
+        Some(found?.pid)
     }
 
     /// The same with nothing added.

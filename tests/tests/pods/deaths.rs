@@ -18,6 +18,8 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("what a pod runs in is killed", ground)
         .without_reference("it is the pause container with runc, whose shim then stays for good"),
     Case::new(SERVER, server).without_reference("runc leaves the container's processes running, then"),
+    Case::new("a client gives up on a pod that is being made", given_up)
+        .without_reference("runc has nothing that could take so long"),
     Case::new("twenty pods at once", twenty).long(),
 ];
 
@@ -70,6 +72,12 @@ fn server(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("the container has ended", kubelet.end_of(&id).starts_with("exited"), true);
     notes.want("removal", kubelet.remove(&pod.id), "ok");
     notes.want("nothing left", kubelet.containerd().remains().join("\n"), "");
+}
+
+fn given_up(kubelet: &mut Kubelet, notes: &mut Notes) {
+    let said = kubelet.give_up_on(kubelet.described("pod"), Duration::from_secs(10));
+    notes.want("the client's time is up", said.contains("Deadline") || said.contains("Cancelled"), true);
+    notes.want("nothing left", kubelet.containerd().remains_within(SOON).join("\n"), "");
 }
 
 fn twenty(kubelet: &mut Kubelet, notes: &mut Notes) {
