@@ -148,20 +148,22 @@ impl Layers {
     /// [`ImageError::Store`].
     pub(super) fn sweep(&self, used: &dyn Fn() -> Result<HashSet<String>, ImageError>) -> Result<(), ImageError> {
         for entry in fs::read_dir(&self.0).map_err(at(&self.0))?.flatten() {
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if name.contains('.') {
+            let Ok(file) = entry.file_name().into_string() else { continue };
+            let (name, suffix) = file.split_once('.').unwrap_or((&file, ""));
+            if suffix == "lock" {
                 continue;
             }
-            let Ok(Some(_lock)) = try_lock(&self.lock_path(&name)) else { continue };
-            let folder = self.0.join(&name);
+            // Whoever unpacks it has its lock.
+            let Some(_lock) = try_lock(&self.lock_path(name)) else { continue };
+            let (folder, partial) = (self.0.join(name), self.partial_path(name));
+            // What a killed one has left.
+            remove(&partial)?;
             let Ok(open) = File::open(&folder) else { continue };
             // In this order: who takes it into an image holds it until the image names it.
-            if open.try_lock().is_err() || used()?.contains(&name) {
+            if open.try_lock().is_err() || used()?.contains(name) {
                 continue;
             }
             // Without the right name at once: half of it must not be taken for the whole.
-            let partial = self.partial_path(&name);
-            remove(&partial)?;
             fs::rename(&folder, &partial).map_err(at(&folder))?;
             remove(&partial)?;
         }
@@ -177,10 +179,10 @@ impl Layers {
     }
 }
 
-/// The lock, if nobody has it; none of a layer that nobody has ever unpacked.
-fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    let file = File::options().write(true).open(path)?;
-    Ok(file.try_lock().is_ok().then_some(file))
+/// The lock, if nobody has it.
+fn try_lock(path: &Path) -> Option<File> {
+    let file = File::options().write(true).open(path).ok()?;
+    file.try_lock().is_ok().then_some(file)
 }
 
 /// Makes the folder `partial` of a layer.
@@ -324,10 +326,11 @@ mod tests {
         let mut report = Report::new(&mut report_nothing, 0, 0);
         let mut obtain = |name: &str| layers.obtain(name, &[], &mut report, |_, _, _| Ok(())).unwrap();
         let held = obtain("held");
-        drop((obtain("named"), obtain("neither")));
+        drop((obtain("named"), obtain("neither"), obtain("killed")));
+        fs::rename(layers.0.join("killed"), layers.0.join("killed.partial")).unwrap();
         let left = || {
             let mut names: Vec<_> = fs::read_dir(&layers.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-            names.retain(|name| !name.to_str().unwrap().contains('.'));
+            names.retain(|name| !name.to_str().unwrap().ends_with(".lock"));
             names.sort();
             names
         };

@@ -89,19 +89,24 @@ pub fn forget(store: &Path, digest: &Digest) -> Result<bool, ImageError> {
         return Ok(true);
     }
     let _lock = lock(&path, &mut || {})?;
-    let (finished, partial) = (images.join(digest.hex()), partial_path(&images, digest));
-    remove(&partial)?;
-    if let Ok(folder) = File::open(&finished) {
+    let discarded = discard(&images.join(digest.hex()), &partial_path(&images, digest))?;
+    sweep(store)?;
+    Ok(discarded)
+}
+
+/// Removes the folder `finished`, unless somebody uses it, and what is left of one that was not; the image's lock is the caller's.
+fn discard(finished: &Path, partial: &Path) -> Result<bool, ImageError> {
+    remove(partial)?;
+    if let Ok(folder) = File::open(finished) {
         match folder.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(false),
-            Err(TryLockError::Error(error)) => return Err(at(&finished)(error)),
+            Err(TryLockError::Error(error)) => return Err(at(finished)(error)),
         }
         // Without the right name at once: half of it must not be taken for the whole.
-        fs::rename(&finished, &partial).map_err(at(&finished))?;
+        fs::rename(finished, partial).map_err(at(finished))?;
     }
-    remove(&partial)?;
-    sweep(store)?;
+    remove(partial)?;
     Ok(true)
 }
 
@@ -153,18 +158,30 @@ impl Image {
                 return Ok(unpacked);
             }
             let _lock = lock(&lock_path(&images, &self.digest), &mut || progress(Progress::Waiting))?;
-            if !finished.exists() {
-                self.unpack_as(store, &finished, progress).inspect_err(|_| {
-                    // The first error is the one to tell; the next caller removes what stays now.
-                    let _ = remove(&partial_path(&images, &self.digest));
-                    let _ = sweep(store);
-                })?;
+            if Unpacked::find(&finished)?.is_some() {
+                continue;
             }
+            let partial = partial_path(&images, &self.digest);
+            // What is there all the same is another version's.
+            if !discard(&finished, &partial)? {
+                return Err(at(&finished)(io::Error::other("another version of tatami has unpacked it, and uses it")));
+            }
+            self.unpack_as(store, &partial, &finished, progress).inspect_err(|_| {
+                // The first error is the one to tell; the next caller removes what stays now.
+                let _ = remove(&partial);
+                let _ = sweep(store);
+            })?;
         }
     }
 
-    /// Unpacks the layers, and makes the folder with links to them.
-    fn unpack_as(&self, store: &Path, finished: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), ImageError> {
+    /// Unpacks the layers, and makes the folder with links to them: as `partial`, until it is `finished`.
+    fn unpack_as(
+        &self,
+        store: &Path,
+        partial: &Path,
+        finished: &Path,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), ImageError> {
         // All of them are looked at before the first is unpacked, and none stays open meanwhile: there may be many.
         let sizes = self.layers.iter().map(|layer| Ok(self.layer_blob(layer)?.len()));
         let sizes: Vec<u64> = sizes.collect::<Result<_, ImageError>>()?;
@@ -178,15 +195,13 @@ impl Image {
             }
             held => held?,
         };
-        let partial = partial_path(&images_of(store)?, &self.digest);
-        remove(&partial)?;
         let links = partial.join(LAYERS);
         DirBuilder::new().recursive(true).mode(0o700).create(&links).map_err(at(&links))?;
         for (number, layer) in held.iter().rev().enumerate() {
             let link = links.join(number.to_string());
             std::os::unix::fs::symlink(Layers::link_to(layer), &link).map_err(at(&link))?;
         }
-        publish(&partial, finished)
+        publish(partial, finished)
     }
 
     fn unpack_groups(

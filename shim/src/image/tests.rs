@@ -356,6 +356,21 @@ fn what_a_killed_unpacker_left_is_replaced() {
 }
 
 #[test]
+fn what_another_version_has_unpacked_is_replaced_unless_it_is_in_use() {
+    let desk = Desk::new();
+    let folder = desk.folder(&hello_layout());
+    let there = desk.store().join("images").join(Image::open(&folder).unwrap().digest().hex());
+    fs::create_dir_all(there.join("rootfs/junk")).unwrap();
+    let used = fs::File::open(&there).unwrap();
+    used.lock_shared().unwrap();
+    let Err(error) = desk.unpack(&folder) else { panic!("it was taken from who uses it") };
+    assert!(error.to_string().contains("another version") && there.join("rootfs/junk").exists(), "{error}");
+    drop(used);
+    assert_says_hello(&desk.unpack(&folder).unwrap());
+    assert!(!there.join("rootfs").exists());
+}
+
+#[test]
 fn concurrent_callers_wait_for_the_one_that_unpacks() {
     let desk = Desk::new();
     let folder = desk.folder(&hello_layout());
