@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
+use rustix::ioctl::opcode;
 use tatami_devices::virtio::Threads;
 
 use super::*;
@@ -23,6 +24,13 @@ const EVERYBODY: [Who; 9] = [
     Who::Thread(Role::Vhost),
     Who::Thread(Role::Memory),
 ];
+
+const VHOST: u8 = 0xaf;
+
+/// The number of a request of vhost's that hands over eight bytes.
+fn vhost(number: u8) -> u64 {
+    opcode::write::<u64>(VHOST, number) as u64
+}
 
 #[test]
 fn a_program_begins_with_the_architecture() {
@@ -147,12 +155,14 @@ fn roles_may_not_do_each_others_work() {
     forbidden(Who::Thread(Role::Vcpu), libc::SYS_ioctl, [0, 0x4020_ae46, 0, 0, 0]);
     // VHOST_SET_MEM_TABLE and VHOST_NET_SET_BACKEND are for those who move frames, and VHOST_SET_LOG_BASE for nobody.
     for who in EVERYBODY.into_iter().filter(|who| ![Who::Spawner, Who::Thread(Role::Frames)].contains(who)) {
-        forbidden(who, libc::SYS_ioctl, [0, 0x4008_af03, 0, 0, 0]);
-        forbidden(who, libc::SYS_ioctl, [0, 0x4008_af30, 0, 0, 0]);
+        forbidden(who, libc::SYS_ioctl, [0, vhost(0x03), 0, 0, 0]);
+        forbidden(who, libc::SYS_ioctl, [0, vhost(0x30), 0, 0, 0]);
     }
-    forbidden(Who::Thread(Role::Frames), libc::SYS_ioctl, [0, 0x4008_af04, 0, 0, 0]);
+    forbidden(Who::Thread(Role::Frames), libc::SYS_ioctl, [0, vhost(0x04), 0, 0, 0]);
     // The request's own failure is another matter: no descriptor.
-    for request in [0xaf01, 0x4008_af00, 0x4008_af03, 0x4008_af10, 0x4028_af11, 0x4008_af30] {
+    let owner = opcode::none(VHOST, 0x01) as u64;
+    let areas = opcode::write::<[u64; 5]>(VHOST, 0x11) as u64;
+    for request in [owner, vhost(0x00), vhost(0x03), vhost(0x10), areas, vhost(0x30)] {
         let (said, status) = confined(Who::Thread(Role::Frames), || {
             call(libc::SYS_ioctl, [u64::MAX, request, 0, 0, 0]);
         });

@@ -12,6 +12,7 @@ mod handover;
 mod offload;
 mod pair;
 mod receive;
+mod requests;
 mod slot;
 mod spec;
 mod stream;

@@ -2,26 +2,18 @@
 //!
 //! It is told where guest RAM is and where in it the driver's rings lie, which the transport has found good, and waits for kicks where
 //! the driver's arrive. Opens nothing, knows no threads: when it is at work is said in `handover.rs`.
-#![allow(
-    unsafe_code,
-    reason = "the crate has ioctls for any descriptor of vhost's but this one, which it would open itself"
-)]
-
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use vhost::net::VhostNet;
-use vhost::vhost_kern::VhostKernBackend;
-use vhost::vhost_kern::vhost_binding::{VHOST_NET_SET_BACKEND, vhost_vring_file};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::vhost_kern::vhost_binding::{vhost_memory_region, vhost_vring_addr};
 use virtio_queue::QueueT;
-use vm_memory::{Address, GuestMemory as _, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemory as _, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::requests::VhostNet;
 use super::spec::FEATURE_MERGE;
 use crate::virtio::spec::TRANSPORT_FEATURES;
 use crate::virtio::{GuestMemory, Interrupt, Ring};
@@ -35,11 +27,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Which feature bits that a guest is offered an open `/dev/vhost-net` does not know: with any, it is of no use.
 ///
 /// # Errors
-/// When it is no such device, or of an architecture on which its requests have other numbers.
+/// When it is no such device.
 pub fn vhost_lacks(device: BorrowedFd<'_>) -> io::Result<u64> {
-    let nowhere = GuestMemory::default();
-    let kernel = Kernel { device: device.as_raw_fd(), memory: &nowhere };
-    Ok(FEATURES & !kernel.get_features().map_err(failed("say what it knows"))?)
+    Ok(FEATURES & !VhostNet(device).features().map_err(failed("say what it knows"))?)
 }
 
 /// An open `/dev/vhost-net`, and what is heard of it.
@@ -84,27 +74,27 @@ impl Vhost {
             let _ = event.read();
         }
         let memory = rings[0].memory();
-        let kernel = Kernel { device: self.device.as_raw_fd(), memory };
+        let kernel = VhostNet(self.device.as_fd());
         if !self.owned {
             kernel.set_owner().map_err(failed("work for this process"))?;
             self.owned = true;
         }
         kernel.set_features(features & FEATURES).map_err(failed("take the driver's features"))?;
-        kernel.set_mem_table(&regions(memory)).map_err(failed("take the guest's memory"))?;
-        for (index, (ring, call)) in rings.into_iter().zip(&self.calls).enumerate() {
+        kernel.set_memory(&regions(memory)).map_err(failed("take the guest's memory"))?;
+        for (index, (ring, call)) in (0..).zip(rings.into_iter().zip(&self.calls)) {
             let queue = ring.queue();
             let call = interrupt.queue_event(ring.index()).unwrap_or(call);
             let set_up = kernel
-                .set_vring_num(index, queue.size())
-                .and_then(|()| kernel.set_vring_base(index, queue.next_avail()))
-                .and_then(|()| kernel.set_vring_addr(index, &areas(ring)))
-                .and_then(|()| kernel.set_vring_call(index, call))
-                .and_then(|()| kernel.set_vring_err(index, &self.fault))
-                .and_then(|()| kernel.set_vring_kick(index, ring.kick()));
+                .set_size(index, queue.size())
+                .and_then(|()| kernel.set_base(index, queue.next_avail()))
+                .and_then(|()| kernel.set_areas(&areas(index, ring)?))
+                .and_then(|()| kernel.set_call(index, call))
+                .and_then(|()| kernel.set_fault(index, &self.fault))
+                .and_then(|()| kernel.set_kick(index, ring.kick()));
             set_up.map_err(failed("take a queue"))?;
         }
-        for index in 0..rings.len() {
-            kernel.set_backend(index, Some(tap)).map_err(failed("take the tap"))?;
+        for (index, _) in (0..).zip(&rings) {
+            kernel.set_tap(index, Some(tap)).map_err(failed("take the tap"))?;
         }
         Ok(())
     }
@@ -120,9 +110,8 @@ impl Vhost {
         if !self.owned {
             return Ok(());
         }
-        for (index, ring) in rings.into_iter().enumerate() {
-            let kernel = Kernel { device: self.device.as_raw_fd(), memory: ring.memory() };
-            kernel.set_backend(index, None).map_err(failed("let go of the tap"))?;
+        for (index, ring) in (0..).zip(rings) {
+            VhostNet(self.device.as_fd()).set_tap(index, None).map_err(failed("let go of the tap"))?;
             ring.go_on().map_err(io::Error::other)?;
         }
         Ok(())
@@ -146,73 +135,40 @@ impl Vhost {
 }
 
 /// Guest RAM, all of it and nothing else, by the addresses of both sides.
-fn regions(memory: &GuestMemory) -> Vec<VhostUserMemoryRegionInfo> {
-    let region = |region: &vm_memory::GuestRegionMmap| VhostUserMemoryRegionInfo {
+fn regions(memory: &GuestMemory) -> Vec<vhost_memory_region> {
+    let region = |region: &vm_memory::GuestRegionMmap| vhost_memory_region {
         guest_phys_addr: region.start_addr().raw_value(),
         memory_size: region.len(),
         userspace_addr: region.as_ptr() as u64,
-        mmap_offset: 0,
-        mmap_handle: -1,
+        flags_padding: 0,
     };
     memory.iter().map(region).collect()
 }
 
-fn areas(ring: &Ring) -> VringConfigData {
+/// Where the parts of a queue are, which the transport has held to be within RAM, by this process's addresses.
+fn areas(index: u32, ring: &Ring) -> io::Result<vhost_vring_addr> {
     let queue = ring.queue();
-    VringConfigData {
-        queue_max_size: queue.max_size(),
-        queue_size: queue.size(),
+    let here = |address: u64| match ring.memory().get_host_address(GuestAddress(address)) {
+        Ok(place) => Ok(place as u64),
+        Err(error) => Err(io::Error::other(error)),
+    };
+    Ok(vhost_vring_addr {
+        index,
         flags: 0,
-        desc_table_addr: queue.desc_table(),
-        used_ring_addr: queue.used_ring(),
-        avail_ring_addr: queue.avail_ring(),
-        log_addr: None,
-    }
+        desc_user_addr: here(queue.desc_table())?,
+        used_user_addr: here(queue.used_ring())?,
+        avail_user_addr: here(queue.avail_ring())?,
+        log_guest_addr: 0,
+    })
 }
 
-fn failed(what: &'static str) -> impl Fn(vhost::Error) -> io::Error {
+fn failed(what: &'static str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::other(format!("vhost-net does not {what}: {error}"))
-}
-
-/// The device as the crate speaks to it.
-struct Kernel<'a> {
-    device: RawFd,
-    memory: &'a GuestMemory,
-}
-
-impl AsRawFd for Kernel<'_> {
-    fn as_raw_fd(&self) -> RawFd {
-        self.device
-    }
-}
-
-impl<'a> VhostKernBackend for Kernel<'a> {
-    type AS = &'a GuestMemory;
-
-    fn mem(&self) -> &Self::AS {
-        &self.memory
-    }
-
-    /// The transport has held queues to more than this; the crate's own check refuses an area that ends where RAM does.
-    fn is_valid(&self, _: &VringConfigData) -> bool {
-        true
-    }
-}
-
-impl VhostNet for Kernel<'_> {
-    fn set_backend(&self, index: usize, tap: Option<&File>) -> vhost::Result<()> {
-        let file = vhost_vring_file { index: index as u32, fd: tap.map_or(-1, File::as_raw_fd) };
-        // SAFETY: the kernel reads one vhost_vring_file, which lives across the call.
-        let result = unsafe { ioctl_with_ref(self, VHOST_NET_SET_BACKEND(), &file) };
-        if result < 0 { Err(vhost::Error::IoctlError(io::Error::last_os_error())) } else { Ok(()) }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
-    use vm_memory::GuestAddress;
 
     #[test]
     fn it_is_told_of_all_ram_and_of_nothing_else() {
