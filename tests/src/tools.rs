@@ -22,6 +22,8 @@ pub fn pack(built: &Path, folder: &Path) -> String {
     libraries.sort_unstable();
     libraries.dedup();
     let names: Vec<String> = libraries.iter().map(|path| copy(Path::new(path))).collect();
-    let loader = names.iter().find(|name| name.starts_with("ld-")).expect("a loader");
+    // POWER has its own name for it.
+    let is_loader = |name: &&String| name.starts_with("ld-") || name.starts_with("ld64");
+    let loader = names.iter().find(is_loader).expect("a loader");
     format!("/tools/{loader} --library-path /tools /tools/{}", copy(built))
 }

@@ -1,5 +1,6 @@
 //! `tatami run --net` as its user sees it, in real guests: taps in network namespaces of their own, and passt.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -140,10 +141,12 @@ fn vhosts(tatami: &Tatami) -> usize {
     let name = |folder: &PathBuf| fs::read_to_string(folder.join("comm")).unwrap_or_default().trim().to_owned();
     let threads: Vec<_> =
         tatami.processes().iter().flat_map(|process| folders(&format!("/proc/{}/task", process.pid))).collect();
-    let own = threads.iter().filter(|thread| name(thread).starts_with("vhost-")).count();
+    let own = threads.iter().filter(|thread| name(thread).starts_with("vhost-")).cloned();
     let names: Vec<_> =
         threads.iter().filter_map(|thread| Some(format!("vhost-{}", thread.file_name()?.display()))).collect();
-    own + folders("/proc").filter(|process| names.contains(&name(process))).count()
+    // The kernel's may be among what this installation has started, too: they are in its cgroups.
+    let all = own.chain(folders("/proc").filter(|process| names.contains(&name(process))));
+    all.filter_map(|thread| Some(thread.file_name()?.to_owned())).collect::<BTreeSet<_>>().len()
 }
 
 /// Waits for what another process does. Panics after two minutes.
