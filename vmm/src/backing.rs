@@ -183,38 +183,41 @@ mod tests {
 
     #[test]
     fn whole_pages_go_and_their_neighbours_stay() {
+        let page = rustix::param::page_size() as u64;
         for kind in BOTH {
             let memory = filled(kind);
+            let left = |pages: &[u64]| -> Vec<bool> { pages.iter().map(|at| word(&memory, at * page) != 0).collect() };
             let backing = RamBacking::new(kind, false);
-            backing.release(&memory, GuestAddress(0x3000), 0x2000).unwrap();
-            assert_eq!([0x2000, 0x3000, 0x4000, 0x5000].map(|at| word(&memory, at)), [0x2001, 0, 0, 0x5001]);
-            backing.release(&memory, GuestAddress(0x5800), 0x1000).unwrap();
-            assert_eq!([0x5000, 0x6000].map(|at| word(&memory, at)), [0x5001, 0x6001], "no page is in it as a whole");
-            backing.release(&memory, GuestAddress(0x6ff0), 0x1020).unwrap();
-            assert_eq!([0x6000, 0x7000, 0x8000].map(|at| word(&memory, at)), [0x6001, 0, 0x8001]);
-            backing.release(&memory, GuestAddress(4 << 30), 0x1000).unwrap();
-            assert_eq!([4 << 30, (4 << 30) + 0x1000].map(|at| word(&memory, at)), [0, (4 << 30) + 0x1001]);
-            memory.write_obj(7_u64, GuestAddress(0x3000)).unwrap();
-            assert_eq!(word(&memory, 0x3000), 7, "and may be used again");
+            backing.release(&memory, GuestAddress(3 * page), 2 * page).unwrap();
+            assert_eq!(left(&[2, 3, 4, 5]), [true, false, false, true]);
+            backing.release(&memory, GuestAddress(5 * page + page / 2), page).unwrap();
+            assert_eq!(left(&[5, 6]), [true, true], "no page is in it as a whole");
+            backing.release(&memory, GuestAddress(7 * page - 16), page + 32).unwrap();
+            assert_eq!(left(&[6, 7, 8]), [true, false, true]);
+            backing.release(&memory, GuestAddress(4 << 30), page).unwrap();
+            assert_eq!([4 << 30, (4 << 30) + page].map(|at| word(&memory, at)), [0, (4 << 30) + page + 1]);
+            memory.write_obj(7_u64, GuestAddress(3 * page)).unwrap();
+            assert_eq!(word(&memory, 3 * page), 7, "and may be used again");
         }
     }
 
     #[test]
     fn a_restored_machines_pages_do_not_come_back_as_they_were_saved() {
+        let page = rustix::param::page_size() as u64;
         let file = tempfile::tempfile().unwrap();
         file.set_len(6 << 20).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &[0xee; 0x10000], 0).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xee; 16 * page as usize], 0).unwrap();
         for kind in BOTH {
-            let memory =
-                memory::create_from(Ram { kind, ..RAM }, &file, &[Extent { start: 0, size: 0x10000 }]).unwrap();
-            memory.write_obj(1_u64, GuestAddress(0x2000)).unwrap();
+            let stretch = Extent { start: 0, size: 16 * page };
+            let memory = memory::create_from(Ram { kind, ..RAM }, &file, &[stretch]).unwrap();
+            memory.write_obj(1_u64, GuestAddress(2 * page)).unwrap();
             let backing = RamBacking::new(kind, true);
             // Changed and unchanged pages of the file, and memory beyond it.
-            backing.release(&memory, GuestAddress(0x2000), 0x20000).unwrap();
-            assert_eq!([0x2000, 0x3000, 0xf000, 0x10000].map(|at| word(&memory, at)), [0; 4]);
-            assert_eq!(word(&memory, 0x1000), u64::from_ne_bytes([0xee; 8]));
+            backing.release(&memory, GuestAddress(2 * page), 32 * page).unwrap();
+            assert_eq!([2, 3, 15, 16].map(|at| word(&memory, at * page)), [0; 4]);
+            assert_eq!(word(&memory, page), u64::from_ne_bytes([0xee; 8]));
             fill(&memory);
-            assert_eq!(word(&memory, 0x3000), 0x3001);
+            assert_eq!(word(&memory, 3 * page), 3 * page + 1);
         }
     }
 

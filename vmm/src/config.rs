@@ -403,8 +403,9 @@ mod tests {
             change(&mut config);
             config.validate().unwrap_err()
         };
-        assert_eq!(error(|c| c.vcpus = 0), ConfigError::Vcpus { wanted: 0, limit: 254 });
-        assert_eq!(error(|c| c.max_vcpus = 255), ConfigError::Vcpus { wanted: 255, limit: 254 });
+        let limit = Host::MAX_VCPUS;
+        assert_eq!(error(|c| c.vcpus = 0), ConfigError::Vcpus { wanted: 0, limit });
+        assert_eq!(error(|c| c.max_vcpus = 255), ConfigError::Vcpus { wanted: 255, limit });
         assert_eq!(error(|c| c.vcpus = 2), ConfigError::MaxVcpus { vcpus: 2, max: 1 });
         assert_eq!(error(|c| c.memory_mib = 8), ConfigError::TooLittleMemory { wanted: 8, least: 32 });
         assert_eq!(

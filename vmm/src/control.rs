@@ -403,7 +403,10 @@ mod tests {
         let number = libc::SYS_execve;
         let text = received.to_string();
         assert!(text.starts_with("the VMM's thread vcpu0\\0\\n made a system call that it may not: "), "{text}");
-        assert!(text.ends_with(&format!("{number} (execve), arguments 0x1, 0xffffffffffffffff, 0x0")), "{text}");
+        // Not every architecture has a list of names at hand.
+        let name = crate::kvm::call_name(sent.call).unwrap_or("unknown here");
+        assert!(["execve", "unknown here"].contains(&name), "{name}");
+        assert!(text.ends_with(&format!("{number} ({name}), arguments 0x1, 0xffffffffffffffff, 0x0")), "{text}");
     }
 
     #[test]

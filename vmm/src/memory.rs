@@ -329,14 +329,15 @@ mod tests {
     fn what_a_file_holds_is_there_whatever_the_kind() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(3 << 20).unwrap();
-        file.write_all_at(b"low", 0x3000).unwrap();
-        file.write_all_at(b"high", (2 << 20) + 0x5000).unwrap();
-        let stretches = [Extent { start: 0x3000, size: 0x1000 }, Extent { start: (2 << 20) - 0x1000, size: 0x8000 }];
+        let page = rustix::param::page_size() as u64;
+        file.write_all_at(b"low", 3 * page).unwrap();
+        file.write_all_at(b"high", (2 << 20) + 5 * page).unwrap();
+        let stretches = [Extent { start: 3 * page, size: page }, Extent { start: (2 << 20) - page, size: 8 * page }];
         for kind in [MemoryKind::Anonymous, MemoryKind::Shared] {
             let memory = create_from(Ram { kind, ..RAM }, &file, &stretches).unwrap();
-            assert_eq!(&memory.read_obj::<[u8; 4]>(GuestAddress(0x3000)).unwrap(), b"low\0");
-            assert_eq!(&memory.read_obj::<[u8; 4]>(GuestAddress((4 << 30) + 0x5000)).unwrap(), b"high");
-            memory.write_obj(0u8, GuestAddress(0x3000)).unwrap();
+            assert_eq!(&memory.read_obj::<[u8; 4]>(GuestAddress(3 * page)).unwrap(), b"low\0");
+            assert_eq!(&memory.read_obj::<[u8; 4]>(GuestAddress((4 << 30) + 5 * page)).unwrap(), b"high");
+            memory.write_obj(0u8, GuestAddress(3 * page)).unwrap();
         }
     }
 

@@ -51,7 +51,7 @@ impl Machine for Ppc64le {
 
     const NAME: &'static str = "ppc64le";
     const KERNEL: KernelFormat = KernelFormat::Elf(KernelPlan::ELF);
-    const MAX_VCPUS: u8 = u8::MAX;
+    const MAX_VCPUS: u8 = 254;
     const MIN_MEMORY: u64 = 64 << 20;
     const SERIAL: Option<(FixedSlot, u32)> = None;
     const TERMINAL: Option<FixedSlot> = Some(FixedSlot { space: Space::Terminal, address: 0, size: 1 });
