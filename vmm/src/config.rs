@@ -407,7 +407,10 @@ mod tests {
         assert_eq!(error(|c| c.vcpus = 0), ConfigError::Vcpus { wanted: 0, limit });
         assert_eq!(error(|c| c.max_vcpus = 255), ConfigError::Vcpus { wanted: 255, limit });
         assert_eq!(error(|c| c.vcpus = 2), ConfigError::MaxVcpus { vcpus: 2, max: 1 });
-        assert_eq!(error(|c| c.memory_mib = 8), ConfigError::TooLittleMemory { wanted: 8, least: 32 });
+        assert_eq!(
+            error(|c| c.memory_mib = 8),
+            ConfigError::TooLittleMemory { wanted: 8, least: Host::MIN_MEMORY >> 20 }
+        );
         assert_eq!(
             error(|c| (c.memory_kind, c.memory_mib) = (MemoryKind::HugePages, 127)),
             ConfigError::HugePages(127)
