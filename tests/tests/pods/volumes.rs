@@ -401,7 +401,8 @@ fn uncached(kubelet: &mut Kubelet, notes: &mut Notes) {
 fn refused(kubelet: &Kubelet, pod: &Pod, config: api::ContainerConfig, from: &str) -> String {
     match kubelet.start_described(pod, config) {
         Ok(_) => "it starts".to_owned(),
-        Err(words) => words.find(from).map_or(words.clone(), |at| words[at..].to_owned()),
+        // containerd 1.7 says behind it that it knows no kind of it.
+        Err(words) => words[words.find(from).unwrap_or(0)..].trim_end_matches(": unknown").to_owned(),
     }
 }
 
