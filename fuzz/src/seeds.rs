@@ -104,13 +104,13 @@ pub fn headers() -> Vec<Vec<u8>> {
     let tap = json!({ "name": "tap0", "addresses": ["192.0.2.2/24"], "gateways": ["192.0.2.1"],
         "hardware_address": [2, 0, 0, 0, 0, 1], "mtu": 1500, "vhost": "auto" });
     let whole = json!({
-        "format": 2, "record": record, "vm": vm, "boot_limit": { "secs": 30, "nanos": 0 }, "place": "1", "image": "/",
+        "format": 3, "record": record, "vm": vm, "boot_limit": { "secs": 30, "nanos": 0 }, "place": "1", "image": "/",
         "layers": 2, "volumes": [{ "source": "/etc/hosts", "read_only": true, "recursive": false }], "watched": 0,
         "own_volume": ["/run/resolv.conf", "nameserver 192.0.2.1"], "network": { "net": { "tap": tap }, "published": [] },
         "root_disk": null, "open": ["etc/passwd"], "processor": { "vendor": "", "model": "", "features": [] },
     });
     let mut older = whole.clone();
-    older["format"] = 1.into();
+    older["format"] = 2.into();
     let text = |value: &serde_json::Value| value.to_string().into_bytes();
     let read = crate::headers::read(&crate::scratch::Scratch::new().inside, &text(&whole));
     use tatami_shim::sandbox::saving::RestoreError;
