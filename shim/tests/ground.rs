@@ -41,15 +41,25 @@ fn mount_options(path: &Path) -> String {
 #[ignore = "needs root and mounts: run through tests/host"]
 fn an_images_container_writes_beside_the_image() {
     on_ground(|ground, dir| {
-        let image = dir.join("image, with: odd\\name");
-        fs::create_dir_all(image.join("etc")).unwrap();
-        fs::write(image.join("etc/passwd"), "root").unwrap();
+        // As images are unpacked: links to layers, of which 0 is the uppermost.
+        let (image, store) = (dir.join("image"), dir.join("layers, with: odd\\names"));
+        fs::create_dir_all(image.join("layers")).unwrap();
+        for (number, file) in ["upper", "lower"].into_iter().enumerate() {
+            fs::create_dir_all(store.join(file).join("etc")).unwrap();
+            fs::write(store.join(file).join("etc/passwd"), file).unwrap();
+            fs::write(store.join(file).join("etc").join(file), "").unwrap();
+            symlink(store.join(file), image.join("layers").join(number.to_string())).unwrap();
+        }
         let layout = ground.shared().lay_out("c1", &Root::Image(image.clone()), &[]).unwrap();
+        assert_eq!(fs::read_to_string(layout.host_root.join("etc/passwd")).unwrap(), "upper");
+        assert!(["upper", "lower"].iter().all(|file| layout.host_root.join("etc").join(file).exists()));
         assert_eq!(layout.guest_root, Path::new("/run/tatami/shared/c1/rootfs"));
         fs::write(layout.host_root.join("etc/passwd"), "changed").unwrap();
         fs::write(layout.host_root.join("new"), "").unwrap();
-        assert_eq!(fs::read_to_string(image.join("etc/passwd")).unwrap(), "root");
-        assert!(!image.join("new").exists());
+        for file in ["upper", "lower"] {
+            assert_eq!(fs::read_to_string(store.join(file).join("etc/passwd")).unwrap(), file);
+            assert!(!store.join(file).join("new").exists());
+        }
         let options = mount_options(&layout.host_root);
         for option in ["nodev", "nosuid", "noexec"] {
             assert!(options.contains(option), "{options}");
