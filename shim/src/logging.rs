@@ -6,7 +6,7 @@
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::journal;
 
@@ -25,7 +25,7 @@ impl<T: Fn(&Record<'_>) + Send + Sync> Log for Logger<T> {
         if !self.enabled(record.metadata()) {
             return;
         }
-        if is_told(record.level()) {
+        if is_told(record.level().to_level_filter()) {
             (self.0)(record);
         }
         journal::note(record);
@@ -60,7 +60,7 @@ pub(crate) fn start_for(usual: LevelFilter, tell: impl Fn(&Record<'_>) + Send + 
 
 /// Tells more than before, unless somebody has said how much is to be told.
 pub(crate) fn tell_more(level: LevelFilter) {
-    if !is_told_up_to(level) && wanted().is_none() {
+    if !is_told(level) && wanted().is_none() {
         tell_up_to(level);
     }
 }
@@ -80,10 +80,6 @@ fn tell_up_to(level: LevelFilter) {
     at_least(level);
 }
 
-fn is_told(level: Level) -> bool {
-    level as usize <= TOLD.load(Ordering::Relaxed)
-}
-
-fn is_told_up_to(level: LevelFilter) -> bool {
+fn is_told(level: LevelFilter) -> bool {
     level as usize <= TOLD.load(Ordering::Relaxed)
 }

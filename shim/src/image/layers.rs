@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, unshare};
@@ -20,7 +20,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags};
 use super::budget::Budget;
 use super::digest::Digest;
 use super::progress::Report;
-use super::store::{at, lock, publish, remove};
+use super::store::{at, lock, lock_folder, publish, remove};
 use super::tree::Tree;
 use super::{ImageError, Layer};
 use crate::overlay::{Overlay, copy_mode};
@@ -29,6 +29,9 @@ use crate::overlay::{Overlay, copy_mode};
 const MOST: usize = 100;
 /// The layer's files in its folder.
 const FILES: &str = "fs";
+/// Overlayfs's own folder while a layer is made, and where it is mounted.
+const WORK: &str = "work";
+const AT: &str = "at";
 
 /// Layers of an image that are unpacked together.
 pub(super) struct Group<'a> {
@@ -80,16 +83,8 @@ pub(super) struct Held {
 
 impl Held {
     fn find(folder: &Path, name: &str) -> Result<Option<Held>, ImageError> {
-        let open = match File::open(folder) {
-            Ok(open) => open,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(at(folder)(error)),
-        };
-        open.lock_shared().map_err(at(folder))?;
-        // It may have been removed, and unpacked anew, before the lock was ours.
-        let named = fs::metadata(folder).ok().map(|named| named.ino());
-        let is_named = named == open.metadata().ok().map(|ours| ours.ino());
-        Ok(is_named.then(|| Held { name: name.to_owned(), files: folder.join(FILES), _folder: open }))
+        let held = lock_folder(folder)?;
+        Ok(held.map(|held| Held { name: name.to_owned(), files: folder.join(FILES), _folder: held }))
     }
 }
 
@@ -215,10 +210,6 @@ fn make(
     }
     Ok(())
 }
-
-/// Overlayfs's own folder while a layer is made, and where it is mounted.
-const WORK: &str = "work";
-const AT: &str = "at";
 
 /// A mount of the folders `lower`, the uppermost first, with the layer in `partial` over them, to write to; it is in no namespace.
 fn mount(lower: &[&Path], partial: &Path) -> io::Result<OwnedFd> {

@@ -39,16 +39,8 @@ impl Unpacked {
 
     /// What was unpacked to the folder `finished`, if it was; its lock is the folder's own, and goes with it.
     fn find(finished: &Path) -> Result<Option<Unpacked>, ImageError> {
-        let in_use = match File::open(finished) {
-            Ok(folder) => folder,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(at(finished)(error)),
-        };
-        in_use.lock_shared().map_err(at(finished))?;
-        // It may have been removed, and unpacked anew, before the lock was ours.
-        let named = fs::metadata(finished).ok().map(|named| named.ino());
-        let is_named = named == in_use.metadata().ok().map(|ours| ours.ino());
-        Ok((is_named && finished.join(LAYERS).is_dir()).then(|| Unpacked { folder: finished.to_owned(), in_use }))
+        let held = lock_folder(finished)?.filter(|_| finished.join(LAYERS).is_dir());
+        Ok(held.map(|in_use| Unpacked { folder: finished.to_owned(), in_use }))
     }
 }
 
@@ -293,6 +285,20 @@ pub(super) fn remove(folder: &Path) -> Result<(), ImageError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(folder)(error)),
         _ => Ok(()),
     }
+}
+
+/// The folder with a lock on it that others may have as well, and nobody who would remove it; none if it is not there.
+pub(super) fn lock_folder(folder: &Path) -> Result<Option<File>, ImageError> {
+    let open = match File::open(folder) {
+        Ok(open) => open,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(folder)(error)),
+    };
+    open.lock_shared().map_err(at(folder))?;
+    // It may have been removed, and unpacked anew, before the lock was ours.
+    let named = fs::metadata(folder).ok().map(|named| named.ino());
+    let is_named = named == open.metadata().ok().map(|ours| ours.ino());
+    Ok(is_named.then_some(open))
 }
 
 /// Gives the folder `partial`, which is complete, the name that says so.

@@ -2,6 +2,7 @@
 //!
 //! It is told where guest RAM is and where in it the driver's rings lie, which the transport has found good, and waits for kicks where
 //! the driver's arrive. Opens nothing, knows no threads: when it is at work is said in `handover.rs`.
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
