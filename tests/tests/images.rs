@@ -1,6 +1,7 @@
 //! Images by name, from Debian's docker-registry on loopback: pulled, run in a guest, removed; and what a registry can do wrong.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tatami_tests::registry::{AUTHORIZATION, Gate, Registry, certificates};
-use tatami_tests::{PATIENCE, Running, Tatami};
+use tatami_tests::{PATIENCE, Running, Tatami, Terminal};
 
 /// As images name it.
 fn architecture() -> &'static str {
@@ -109,6 +110,32 @@ fn an_image_of_a_registry_runs_by_tag_and_by_digest() {
     assert_eq!((stored(&root, "blobs/sha256").len(), stored(&root, "names").len()), (0, 0));
     tatami.tatami(&["load", "--name", "mine", saved.to_str().unwrap()]).expect_status(0);
     assert_eq!(run(&[], "mine").expect_status(0).out(), "1");
+}
+
+#[test]
+#[ignore = "looks at a host with KVM: make test"]
+fn a_load_that_takes_long_tells_how_far_it_is() {
+    let tatami = Tatami::new();
+    let fifo = tatami.scratch().join("image");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let load = tatami.command(&["load"]);
+    // What comes through the fifo comes on its standard input.
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "exec \"$@\" <\"$0\""]).arg(&fifo).arg(load.get_program()).args(load.get_args());
+    command.envs(load.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let terminal = Terminal::start(command, 24, 80);
+    let mut image = fs::File::options().write(true).open(&fifo).unwrap();
+    let whole = fs::read(tatami_tests::image()).unwrap();
+    let (first, rest) = whole.split_at(whole.len() / 2);
+    image.write_all(first).unwrap();
+    terminal.wait_for(&format!("reading standard input: {:.1} MB", first.len() as f64 / 1e6));
+    image.write_all(rest).unwrap();
+    drop(image);
+    terminal.wait_for("localhost/tatami-sample:latest sha256:");
+    assert_eq!(terminal.finish(), 0);
+    // Where nobody looks on, what is quick is not told.
+    let quiet = tatami.tatami(&["load", "--quiet", tatami_tests::image().to_str().unwrap()]).expect_status(0);
+    assert!(quiet.out().starts_with("sha256:") && quiet.out().lines().count() == 1, "{}", quiet.out());
 }
 
 #[test]

@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use clap::Args;
 use serde_json::json;
 
 use super::ImagesError;
+use super::progress::{Progress, Show};
 use crate::content::{Begun, Content, ContentError, Named, parse};
 use crate::image::{Digest, Image, ImageError, LayerError};
 
@@ -31,38 +33,91 @@ pub struct LoadArguments {
     /// Give the image this name, and not the one in the file
     #[arg(long, value_name = "REFERENCE")]
     name: Option<String>,
+    /// Print the images' ids only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// What is told of while an image is taken in.
+#[derive(Default)]
+struct Work {
+    done: AtomicU64,
+    /// As soon as it is known.
+    total: AtomicU64,
+    waiting: AtomicBool,
+}
+
+impl Work {
+    fn add(&self, count: usize) {
+        self.done.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    fn progress(&self) -> Progress {
+        let done = self.done.load(Ordering::Relaxed);
+        match self.total.load(Ordering::Relaxed) {
+            _ if self.waiting.load(Ordering::Relaxed) => Progress::Waiting,
+            0 => Progress::Counting { done },
+            total => Progress::Moving { done, total },
+        }
+    }
 }
 
 pub(super) fn load(content: &Content, arguments: &LoadArguments) -> Result<u8, ImagesError> {
     let files: Vec<&Path> = arguments.files.iter().chain(&arguments.input).map(PathBuf::as_path).collect();
+    let mut show = if arguments.quiet { Show::quiet() } else { Show::new(true) };
     let loaded = match files.as_slice() {
-        [] => load_stream(content, arguments.name.as_deref())?,
+        [] => load_stream(content, arguments.name.as_deref(), &mut show)?,
         files => {
             let mut loaded = Vec::new();
             for file in files {
-                loaded.extend(load_file(content, file, arguments.name.as_deref())?);
+                loaded.extend(load_file(content, file, arguments.name.as_deref(), &mut show)?);
             }
             loaded
         }
     };
     content.sweep()?;
-    let text: String = loaded.iter().map(|named| format!("{} {}\n", named.familiar(), named.id)).collect();
+    let line = |named: &Named| match arguments.quiet {
+        true => format!("{}\n", named.id),
+        false => format!("{} {}\n", named.familiar(), named.id),
+    };
+    let text: String = loaded.iter().map(line).collect();
     io::stdout().write_all(text.as_bytes()).map_err(ImagesError::Output)?;
     Ok(0)
 }
 
 /// What comes on standard input is read in any order, so it has to be a file first.
-fn load_stream(content: &Content, name: Option<&str>) -> Result<Vec<Named>, ImagesError> {
+fn load_stream(content: &Content, name: Option<&str>, show: &mut Show) -> Result<Vec<Named>, ImagesError> {
     let failed = |source| ImagesError::File { path: "standard input".into(), source };
     let folder = content.folder().join("ingest");
     let _in_use = content.in_use()?;
     let mut spool = tempfile::NamedTempFile::new_in(&folder).map_err(failed)?;
-    io::copy(&mut io::stdin().lock(), &mut spool).and_then(|_| spool.flush()).map_err(failed)?;
-    load_file(content, spool.path(), name)
+    let work = Work::default();
+    show.during(
+        "reading standard input",
+        || work.progress(),
+        || {
+            copy(&mut io::stdin().lock(), Path::new("standard input"), &work, |bytes| {
+                spool.write_all(bytes).map_err(failed)
+            })
+        },
+    )?;
+    spool.flush().map_err(failed)?;
+    load_file(content, spool.path(), name, show)
 }
 
 /// Takes the image of a file in, by its own names or `name`.
-pub(super) fn load_file(content: &Content, path: &Path, name: Option<&str>) -> Result<Vec<Named>, ImagesError> {
+pub(super) fn load_file(
+    content: &Content,
+    path: &Path,
+    name: Option<&str>,
+    show: &mut Show,
+) -> Result<Vec<Named>, ImagesError> {
+    let work = Work::default();
+    let what = format!("loading {}", name.map_or_else(|| path.display().to_string(), str::to_owned));
+    show.during(&what, || work.progress(), || take_in(content, path, name, &work))
+}
+
+fn take_in(content: &Content, path: &Path, name: Option<&str>, work: &Work) -> Result<Vec<Named>, ImagesError> {
     let image = Image::open(path)?;
     let own = &image.documents().names;
     let names: Vec<&str> = match name {
@@ -76,19 +131,26 @@ pub(super) fn load_file(content: &Content, path: &Path, name: Option<&str>) -> R
     let _in_use = content.in_use()?;
     let documents = image.documents();
     content.add(image.digest(), &documents.config)?;
+    // One whose digest the file does not say is read once more.
+    let mut total = 0;
+    for layer in image.layer_files() {
+        let layer = layer?;
+        total += if layer.stated.is_some() { layer.size } else { 2 * layer.size };
+    }
+    work.total.store(total, Ordering::Relaxed);
     let mut layers = Vec::new();
     let mut size = documents.config.len() as u64;
     for layer in image.layer_files() {
         let layer = layer?;
         let digest = match layer.stated {
             Some((digest, _)) => digest,
-            None => digest_of(layer.content, path)?,
+            None => digest_of(layer.content, path, work)?,
         };
         size += layer.size;
         layers.push((digest, layer.size));
     }
     for (layer, (digest, size)) in image.layer_files().zip(&layers) {
-        store(content, digest, *size, layer?.content, path)?;
+        store(content, (digest, *size), layer?.content, path, work)?;
     }
     let (media_type, manifest) = match &documents.manifest {
         Some((media_type, manifest)) => (media_type.clone(), manifest.clone()),
@@ -111,33 +173,48 @@ pub(super) fn load_file(content: &Content, path: &Path, name: Option<&str>) -> R
     Ok(named)
 }
 
-fn digest_of(mut layer: impl Read, path: &Path) -> Result<Digest, ImagesError> {
+fn digest_of(mut layer: impl Read, path: &Path, work: &Work) -> Result<Digest, ImagesError> {
     let mut hasher = crate::image::Hasher::like(&Digest::of(b""));
-    copy(&mut layer, path, |bytes| {
+    copy(&mut layer, path, work, |bytes| {
         hasher.feed(bytes);
         Ok(())
     })?;
     Ok(hasher.finish())
 }
 
-fn store(content: &Content, digest: &Digest, size: u64, mut layer: impl Read, path: &Path) -> Result<(), ImagesError> {
-    let Begun::Ingest(mut ingest) = content.begin(digest, size, &mut || {})? else { return Ok(()) };
+fn store(
+    content: &Content,
+    (digest, size): (&Digest, u64),
+    mut layer: impl Read,
+    path: &Path,
+    work: &Work,
+) -> Result<(), ImagesError> {
+    let begun = content.begin(digest, size, &mut || work.waiting.store(true, Ordering::Relaxed));
+    work.waiting.store(false, Ordering::Relaxed);
+    let Begun::Ingest(mut ingest) = begun? else {
+        work.done.fetch_add(size, Ordering::Relaxed);
+        return Ok(());
+    };
     // What somebody else has left is no faster to get from here.
     ingest.restart()?;
-    copy(&mut layer, path, |bytes| ingest.write(bytes))?;
+    copy(&mut layer, path, work, |bytes| Ok(ingest.write(bytes)?))?;
     Ok(ingest.finish()?)
 }
 
 fn copy(
     from: &mut impl Read,
     path: &Path,
-    mut write: impl FnMut(&[u8]) -> Result<(), ContentError>,
+    work: &Work,
+    mut write: impl FnMut(&[u8]) -> Result<(), ImagesError>,
 ) -> Result<(), ImagesError> {
     let mut buffer = vec![0; 128 * 1024];
     loop {
         match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(count) => write(&buffer[..count])?,
+            Ok(count) => {
+                write(&buffer[..count])?;
+                work.add(count);
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(source) => return Err(ImagesError::File { path: path.to_path_buf(), source }),
         }

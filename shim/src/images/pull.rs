@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::Args;
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
@@ -23,8 +23,6 @@ use crate::registry::{Client, Limits, Manifest, Options, RegistryError};
 const AT_ONCE: usize = 3;
 /// How often a broken connection is made anew, as long as each brings something.
 const ATTEMPTS: usize = 5;
-/// How often a pull tells how far it is.
-const TELL: Duration = Duration::from_millis(250);
 
 /// `tatami pull`.
 #[derive(Args)]
@@ -90,9 +88,7 @@ pub(super) fn pull(content: &Content, text: &str, options: &Options, show: &mut 
     let parsed: ImageManifest =
         serde_json::from_slice(&manifest.bytes).map_err(|error| pull.unusable(format!("its manifest: {error}")))?;
     let blobs = pull.blobs(&parsed)?;
-    let fetched = pull.fetch(&blobs, show);
-    show.end();
-    fetched?;
+    pull.fetch(&blobs, show)?;
     let failed = |error| pull.failed(error);
     content.add(&manifest.digest, &manifest.bytes).map_err(failed)?;
     let size = manifest.bytes.len() as u64;
@@ -239,26 +235,16 @@ impl Pull<'_> {
             stop: AtomicBool::new(false),
             error: Mutex::default(),
         };
-        let (ended, ends) = std::sync::mpsc::channel();
-        std::thread::scope(|scope| {
-            for _ in 0..AT_ONCE.min(blobs.len()) {
-                let (ended, work) = (ended.clone(), &work);
-                scope.spawn(move || {
-                    self.fetch_one_after_the_other(work);
-                    // Nobody listens any more only where the pull's own thread has panicked.
-                    let _ = ended.send(());
-                });
-            }
-            drop(ended);
-            loop {
-                match ends.recv_timeout(TELL) {
-                    Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
-                    Ok(()) | Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+        let progress = || match work.waiting.load(Ordering::Relaxed) {
+            0 => Progress::Moving { done: work.done.load(Ordering::Relaxed), total },
+            _ => Progress::Waiting,
+        };
+        show.during(&format!("pulling {}", self.name), progress, || {
+            std::thread::scope(|scope| {
+                for _ in 0..AT_ONCE.min(blobs.len()) {
+                    scope.spawn(|| self.fetch_one_after_the_other(&work));
                 }
-                let done = work.done.load(Ordering::Relaxed);
-                let is_waiting = work.waiting.load(Ordering::Relaxed) > 0;
-                show.tell(self.name, if is_waiting { Progress::Waiting } else { Progress::Fetching { done, total } });
-            }
+            });
         });
         match work.error.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),

@@ -304,7 +304,7 @@ fn what_is_saved_can_be_loaded_as_the_same() {
     let path = desk.root.path().join("saved.tar");
     archive(&desk.content(), std::slice::from_ref(&named), &path);
     let other = Content::open(&desk.root.path().join("other")).unwrap();
-    let loaded = load::load_file(&other, &path, None).unwrap();
+    let loaded = load::load_file(&other, &path, None, &mut Show::quiet()).unwrap();
     assert_eq!((loaded[0].name.as_str(), &loaded[0].manifest), (named.name.as_str(), &named.manifest));
     assert_eq!((&loaded[0].id, loaded[0].size), (&named.id, named.size));
     assert!(open(&other, &loaded[0]).unwrap().image.layer_files().all(|layer| layer.is_ok()));
@@ -328,7 +328,7 @@ fn what_docker_saved_is_loaded_with_a_manifest_of_our_own() {
     let path = desk.root.path().join("docker.tar");
     fs::write(&path, tar.finish()).unwrap();
     let content = desk.content();
-    let loaded = load::load_file(&content, &path, None).unwrap();
+    let loaded = load::load_file(&content, &path, None, &mut Show::quiet()).unwrap();
     assert_eq!(loaded.iter().map(Named::familiar).collect::<Vec<_>>(), ["mine:1", "mine:2"]);
     let stored = open(&content, &content.find("mine:2").unwrap()).unwrap();
     let unpacked = stored.image.unpack_into(desk.root.path(), &mut |_| {}).unwrap();
@@ -340,11 +340,11 @@ fn a_layout_without_a_name_is_given_one() {
     let desk = Desk::new(Shelf::default());
     let path = desk.root.path().join("layout");
     Layout::with_image(&[LayerBlob::gzip(Tar::new().file("hello", b"hello"))]).write_folder(&path);
-    let error = load::load_file(&desk.content(), &path, None).unwrap_err().to_string();
+    let error = load::load_file(&desk.content(), &path, None, &mut Show::quiet()).unwrap_err().to_string();
     assert!(error.contains("--name"), "{error}");
-    let loaded = load::load_file(&desk.content(), &path, Some("mine")).unwrap();
+    let loaded = load::load_file(&desk.content(), &path, Some("mine"), &mut Show::quiet()).unwrap();
     assert_eq!(loaded[0].name, "docker.io/library/mine:latest");
-    let error = load::load_file(&desk.content(), &path, Some("MINE")).unwrap_err().to_string();
+    let error = load::load_file(&desk.content(), &path, Some("MINE"), &mut Show::quiet()).unwrap_err().to_string();
     assert!(error.contains("\"MINE\""), "{error}");
 }
 
