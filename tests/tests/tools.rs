@@ -107,7 +107,9 @@ fn what_a_container_makes_of_its_names_stays_in_the_copy() {
     tatami.tatami(&["resume", "web"]).expect_status(0);
     tatami.tatami(&["kill", "web"]).expect_status(0);
     assert_eq!(tatami.tatami(&["wait", "web"]).out(), "137\n");
-    cp(&tatami, &["web:/a", text(&inside)]).expect_error(1, &["web", "does not run"]);
+    let gone = ["web: it has ended", "gone with its machine", "`tatami logs web`", "`run -v`"];
+    cp(&tatami, &["web:/a", text(&inside)]).expect_error(1, &[&["cannot copy from"], &gone[..]].concat());
+    cp(&tatami, &[text(&inside), "web:/a"]).expect_error(1, &[&["cannot copy to"], &gone[..]].concat());
     tatami.tatami(&["rm", "web"]).expect_status(0);
 }
 

@@ -47,6 +47,8 @@ A folder is copied with all that is in it; `PATH/.` means what is in it and not 
 destination, the copy goes into it; otherwise it is what the destination is called. A file takes the place of one that is there; a folder
 takes in what comes. `-` for LOCAL is a tar archive on standard output or input; one on standard input is unpacked in the folder PATH.
 
+The container must run: what it has written outside of its volumes goes with its machine when it ends.
+
 A path in the container begins at its root, and sees what its processes see: volumes and tmpfs as well. Permissions and times are kept,
 owners with --archive; otherwise the copy is whoever's makes it: root's in the container. What comes out of a container runs as another
 user (set-user-ID) only with --archive. Devices are not copied, nor extended attributes. A local file with a colon in its name is
@@ -209,6 +211,13 @@ struct Joined {
 impl Joined {
     async fn start(places: &Places, word: &str, what: &str, order: &Order) -> Result<Joined, Error> {
         let entry = registry::find(places, word)?;
+        if entry.ended().is_some() {
+            let name = entry.name();
+            return Err(Error::State(format!(
+                "cannot {what} {name}: it has ended, and its own files have gone with its machine: `tatami logs {name}` shows \
+                 its output, and what is written to a volume (`run -v`) stays"
+            )));
+        }
         let client = running(&entry, what).await?;
         if client.is_paused().await.unwrap_or(false) {
             return Err(Error::State(format!("{0} is paused: `tatami resume {0}` has it go on", entry.name())));
