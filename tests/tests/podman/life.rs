@@ -13,6 +13,9 @@ use crate::stage::Cli;
 /// Why top shows less.
 const TOP: &str = "Podman joins the process namespace of a container's first process: here of the process that stands for the \
     container on the host, and that is alone there";
+/// Why the limit is another.
+const LIMIT: &str = "Podman reads the limit of the container's cgroup on the host: there the machine is in it, which may have more than \
+    the container, whose limit the guest's kernel keeps";
 /// Why the kernel is another.
 const KERNEL: &str = "a guest has a kernel of its own";
 
@@ -25,7 +28,9 @@ pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("podman: input", input).long(),
     Case::new("podman: a terminal", terminal).long(),
     Case::new("podman: cp", cp).long(),
-    Case::new("podman: top, stats", top_and_stats).differs(&[("processes of top", TOP)]).long(),
+    Case::new("podman: top, stats", top_and_stats)
+        .differs(&[("processes of top", TOP), ("memory limit", LIMIT)])
+        .long(),
     Case::new("podman: restart", restart).long(),
     Case::new("podman: a command that is not there", no_command).long(),
     Case::new("podman: several at once", several).long(),
