@@ -57,7 +57,7 @@ pub(crate) fn shared_memory() -> GuestMemory {
         Some(FileOffset::new(file.into(), start))
     };
     let low = (GuestAddress(0), LOW_BYTES, file(LOW_BYTES, 0));
-    let high = (GuestAddress(HIGH), HIGH_BYTES, file(HIGH_BYTES, 0x2000));
+    let high = (GuestAddress(HIGH), HIGH_BYTES, file(HIGH_BYTES, 0x2_0000));
     GuestMemory::from_ranges_with_files([low, high]).expect("memory for the test guest")
 }
 

@@ -21,7 +21,8 @@ mod with_uring;
 #[path = "tests/cases.rs"]
 mod without_uring;
 
-const SECTORS: u64 = 128;
+/// Enough for a whole page of a host whose pages have 64 KiB.
+const SECTORS: u64 = 256;
 const HEADER_AT: u64 = 0x1000;
 const DATA_AT: u64 = 0x10_0000;
 const STATUS_AT: u64 = 0x2000;
