@@ -32,6 +32,8 @@ pub(super) fn write(inputs: &BootInputs<'_, Variant>, firmware: Region) -> Vec<u
                 node.quads("reg", &[region.start, region.size]);
             });
         }
+        // All memory that may come later is a device's (virtio-mem). Without a size, Linux takes up to 1 GiB for a piece.
+        root.node("ibm,dynamic-reconfiguration-memory", |node| node.quads("ibm,lmb-size", &[layout::MEMORY_BLOCK]));
         root.node("cpus", |cpus| {
             cpus.cells("#address-cells", &[1]);
             cpus.cells("#size-cells", &[0]);
@@ -247,6 +249,7 @@ mod tests {
         has("/rtas/linux,rtas-base = <0x3ff00000>");
         has("/rtas/start-cpu = <0x2001>");
         has("/memory@0/reg = <0x00 0x00 0x00 0x40000000>");
+        has("/ibm,dynamic-reconfiguration-memory/ibm,lmb-size = <0x00 0x8000000>");
         has("/cpus/cpu@1/ibm,ppc-interrupt-server#s = <0x01>");
         has("/cpus/cpu@1/timebase-frequency = <0x1e848000>");
         has("/cpus/cpu@0/ibm,processor-radix-AP-encodings = <0x0c 0xa0000010 0x20000015 0x4000001e>");

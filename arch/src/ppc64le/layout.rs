@@ -44,7 +44,7 @@ pub const FIRST_DEVICE_IRQ: u32 = 0x1001;
 /// What Linux counts memory by (its sections): a smaller rest at the end it neither maps nor uses.
 pub const MEMORY_SECTION: u64 = 16 << 20;
 
-/// The piece in which Linux adds memory (`ibm,lmb-size` where there is one, else its section size).
-pub const MEMORY_BLOCK: u64 = 256 << 20;
+/// The piece in which Linux adds memory, as it is told (`ibm,lmb-size`).
+pub const MEMORY_BLOCK: u64 = 128 << 20;
 
 const _: () = assert!(RTAS_SIZE < FIRMWARE_SIZE && LOW_END < 1 << 32);

@@ -148,8 +148,8 @@ mod tests {
     #[test]
     fn spare_ram_begins_and_ends_with_whole_pieces() {
         let spare = |ram, wanted| Ppc64le::spare_ram(&Ppc64le::ram(ram), wanted);
-        assert_eq!(spare(300 << 20, 1), Region { start: 512 << 20, size: 256 << 20 });
-        assert_eq!(spare(1 << 30, 257 << 20), Region { start: 1 << 30, size: 512 << 20 });
+        assert_eq!(spare(300 << 20, 1), Region { start: 384 << 20, size: 128 << 20 });
+        assert_eq!(spare(1 << 30, 257 << 20), Region { start: 1 << 30, size: 384 << 20 });
     }
 
     #[test]
