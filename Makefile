@@ -75,7 +75,7 @@ run: build guest image ## build everything, then run the sample image in a micro
 		$(if $(FOREIGN),--boot-timeout 300 --kernel $(GUEST)/vmlinux --initrd $(GUEST)/initrd.img) $(IMAGE)
 
 # The last two side by side, in emulated hosts of their own where they need one: each has a single CPU.
-test: test-unit test-host build guest image ## every test there is (FULL=1: the long ones of test-clients too)
+test: test-unit test-host build guest image root-disk ## every test there is (FULL=1: the long ones of test-clients too)
 	@tests/side-by-side kvm "$(MAKE) --no-print-directory test-kvm" \
 		clients "TATAMI_TESTHOST_NAME=clients $(MAKE) --no-print-directory test-clients"
 	@$(MAKE) --no-print-directory test-others test-vtx
@@ -108,7 +108,7 @@ test-kvm: build guest image root-disk $(if $(FOREIGN),,distribution) ## the test
 
 # The hosts of other architectures have one release of containerd, as they are made of unpacked packages, and neither Docker nor Podman.
 CLIENTS := containerd pods $(if $(FOREIGN),,docker podman)
-test-clients: build guest image ## containerd, Docker and CRI, with runc and with Tatami, compared (FULL=1: all cases on all releases)
+test-clients: build guest image root-disk ## containerd, Docker and CRI, with runc and with Tatami, compared (FULL=1: all cases on all releases)
 	$(if $(FOREIGN),@echo "$(ARCH): neither Docker nor Podman and one release of containerd: its host has no more")
 	TATAMI_CLIENTS=$(if $(FULL),full,$(TATAMI_CLIENTS)) $(if $(FOREIGN),TATAMI_CLIENTS_RELEASE=older) $(RUNNER) \
 		$(CARGO) test --locked $(TARGET) --no-fail-fast -p tatami-tests --features clients $(CLIENTS:%=--test %)

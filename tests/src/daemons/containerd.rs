@@ -49,7 +49,7 @@ impl Containerd {
 
     /// Starts one in `home` that serves CRI, with runc and with ours as the runtimes `runc` and `kata`, and for ours with containerd's
     /// Sandbox API too, as `kata-sandbox`, with macvtaps, as `kata-macvtap`, with networks that are slow, as `kata-slow`, and with much
-    /// that is not as usual, as `kata-set`. Its pods' networks are all that lie in the folder `cni` of the home, and their plug-ins
+    /// that is not as usual, as `kata-set`; `kata-verity` has what a story writes into `kata-verity/config.d`. Its pods' networks are all that lie in the folder `cni` of the home, and their plug-ins
     /// what lies in `cni-plugins`.
     ///
     /// # Panics
@@ -66,7 +66,9 @@ impl Containerd {
             format!("[{table}.containerd.runtimes.{name}]\nruntime_type = \"io.containerd.{kind}.v2\"\n{more}\n")
         };
         let configured = |name: &str, text: &str| {
-            let file = home.path(&format!("{name}.toml"));
+            // Each has a folder of its own, for drop-ins.
+            fs::create_dir(home.path(name)).expect("a folder");
+            let file = home.path(name).join("configuration.toml");
             fs::write(&file, text).expect("a file");
             let options = format!(
                 "pod_annotations = [\"io.katacontainers.*\"]\n[{table}.containerd.runtimes.{name}.options]\n\
@@ -99,9 +101,10 @@ impl Containerd {
                      block_device_cache_direct = true\nblock_device_cache_noflush = true\n[agent.kata]\ncontainer_pipe_size = 4096\n[runtime]\n\
                      sandbox_cgroup_only = true\nenable_vcpus_pinning = true\n\
                      sandbox_bind_mounts = [\"{}\"]\n",
-                    home.path("kata-set.toml").display()
+                    home.path("kata-set/configuration.toml").display()
                 ),
             ),
+            configured("kata-verity", ""),
             runtime("kata-sandbox", "kata", if home.release() == Release::Newer { "sandboxer = \"shim\"" } else { "" }),
         ];
         let images = [crate::image(), crate::pause_image()];

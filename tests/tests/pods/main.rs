@@ -8,6 +8,7 @@ mod life;
 mod networks;
 mod plugins;
 mod resources;
+mod roots;
 mod volumes;
 
 use std::cell::RefCell;
@@ -24,7 +25,7 @@ const BOTH: &[&str] = &["two containers of a pod"];
 
 fn main() -> ExitCode {
     let cases: Vec<&Case<Kubelet>> =
-        [life::CASES, deaths::CASES, networks::CASES, plugins::CASES, resources::CASES, volumes::CASES]
+        [life::CASES, deaths::CASES, networks::CASES, plugins::CASES, resources::CASES, roots::CASES, volumes::CASES]
             .into_iter()
             .flatten()
             .collect();

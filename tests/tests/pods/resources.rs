@@ -117,7 +117,7 @@ fn configured(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("memory can come", seen("ls virtio_mem | grep ^virtio | wc -l"), "0");
     notes.want("what comes through small pipes", seen("head -c 300000 /dev/zero | tr '\\0' x").len(), 300_000);
     let shown =
-        std::path::Path::new("/proc").join(kubelet.ground().to_string()).join("root/sandbox-mounts/kata-set.toml");
+        std::path::Path::new("/proc").join(kubelet.ground().to_string()).join("root/sandbox-mounts/configuration.toml");
     let text = std::fs::read_to_string(&shown).unwrap_or_else(|error| error.to_string());
     notes.want("the guest is shown a file", text.contains("sandbox_bind_mounts"), true);
     let written = std::fs::write(&shown, "").map_err(|error| error.kind());
