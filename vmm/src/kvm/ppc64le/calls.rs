@@ -10,9 +10,14 @@ use crate::seccomp::{Call, Test, when};
 /// differ in nothing but the number by which the kernel knows it (`AUDIT_ARCH_PPC64LE` in `linux/audit.h`).
 pub(crate) const FILTERED: (TargetArch, Option<u32>) = (TargetArch::aarch64, Some(0xc000_0015));
 
-/// What waits for descriptors here, in place of `epoll_pwait` and `ppoll`, and what moves in a file, in place of `lseek`.
-pub(crate) const OLD_CALLS: &[Call] =
-    &[when(libc::SYS_epoll_wait, &[]), when(libc::SYS_poll, &[]), when(libc::SYS__llseek, &[])];
+/// What waits for descriptors here, in place of `epoll_pwait` and `ppoll`, what moves in a file, in place of `lseek`, and what tells of a
+/// file system, in place of `fstatfs`.
+pub(crate) const OLD_CALLS: &[Call] = &[
+    when(libc::SYS_epoll_wait, &[]),
+    when(libc::SYS_poll, &[]),
+    when(libc::SYS__llseek, &[]),
+    when(libc::SYS_fstatfs64, &[]),
+];
 
 /// What sends and receives here, in place of `sendto` and `recvfrom` without an address.
 pub(crate) const OLD_TRANSFERS: &[Call] = &[when(libc::SYS_recv, &[]), when(libc::SYS_send, &[])];
