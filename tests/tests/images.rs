@@ -136,6 +136,8 @@ fn a_load_that_takes_long_tells_how_far_it_is() {
     // Where nobody looks on, what is quick is not told.
     let quiet = tatami.tatami(&["load", "--quiet", tatami_tests::image().to_str().unwrap()]).expect_status(0);
     assert!(quiet.out().starts_with("sha256:") && quiet.out().lines().count() == 1, "{}", quiet.out());
+    // It is called what its user knows it by.
+    tatami.tatami(&["load"]).expect_error(1, &["standard input is not an image"]);
 }
 
 #[test]

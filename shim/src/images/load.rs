@@ -87,22 +87,16 @@ pub(super) fn load(content: &Content, arguments: &LoadArguments) -> Result<u8, I
 
 /// What comes on standard input is read in any order, so it has to be a file first.
 fn load_stream(content: &Content, name: Option<&str>, show: &mut Show) -> Result<Vec<Named>, ImagesError> {
-    let failed = |source| ImagesError::File { path: "standard input".into(), source };
+    let shown = Path::new("standard input");
+    let failed = |source| ImagesError::File { path: shown.to_path_buf(), source };
     let folder = content.folder().join("ingest");
     let _in_use = content.in_use()?;
     let mut spool = tempfile::NamedTempFile::new_in(&folder).map_err(failed)?;
     let work = Work::default();
-    show.during(
-        "reading standard input",
-        || work.progress(),
-        || {
-            copy(&mut io::stdin().lock(), Path::new("standard input"), &work, |bytes| {
-                spool.write_all(bytes).map_err(failed)
-            })
-        },
-    )?;
+    let mut read = || copy(&mut io::stdin().lock(), shown, &work, |bytes| spool.write_all(bytes).map_err(failed));
+    show.during("reading standard input", || work.progress(), &mut read)?;
     spool.flush().map_err(failed)?;
-    load_file(content, spool.path(), name, show)
+    load_shown(content, spool.path(), shown, name, show)
 }
 
 /// Takes the image of a file in, by its own names or `name`.
@@ -112,13 +106,36 @@ pub(super) fn load_file(
     name: Option<&str>,
     show: &mut Show,
 ) -> Result<Vec<Named>, ImagesError> {
-    let work = Work::default();
-    let what = format!("loading {}", name.map_or_else(|| path.display().to_string(), str::to_owned));
-    show.during(&what, || work.progress(), || take_in(content, path, name, &work))
+    load_shown(content, path, path, name, show)
 }
 
-fn take_in(content: &Content, path: &Path, name: Option<&str>, work: &Work) -> Result<Vec<Named>, ImagesError> {
-    let image = Image::open(path)?;
+/// The same of one that people know as `shown`.
+fn load_shown(
+    content: &Content,
+    path: &Path,
+    shown: &Path,
+    name: Option<&str>,
+    show: &mut Show,
+) -> Result<Vec<Named>, ImagesError> {
+    let work = Work::default();
+    let load = || {
+        let image = Image::open(path).map_err(|error| match error {
+            ImageError::Read { source, .. } => ImageError::Read { path: shown.to_path_buf(), source },
+            ImageError::NotAnImage { why, .. } => ImageError::NotAnImage { path: shown.to_path_buf(), why },
+            error => error,
+        })?;
+        take_in(content, &image, shown, name, &work)
+    };
+    show.during(&format!("loading {}", shown.display()), || work.progress(), load)
+}
+
+fn take_in(
+    content: &Content,
+    image: &Image,
+    path: &Path,
+    name: Option<&str>,
+    work: &Work,
+) -> Result<Vec<Named>, ImagesError> {
     let own = &image.documents().names;
     let names: Vec<&str> = match name {
         Some(name) => vec![name],
@@ -154,7 +171,7 @@ fn take_in(content: &Content, path: &Path, name: Option<&str>, work: &Work) -> R
     }
     let (media_type, manifest) = match &documents.manifest {
         Some((media_type, manifest)) => (media_type.clone(), manifest.clone()),
-        None => manifest_of(content, &image, &layers)?,
+        None => manifest_of(content, image, &layers)?,
     };
     let digest = Digest::of(&manifest);
     content.add(&digest, &manifest)?;
