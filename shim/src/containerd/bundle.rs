@@ -19,9 +19,11 @@ const OWN_MEMORY_MIB: u32 = 256;
 /// sandbox id.
 const POD_ANNOTATIONS: [(&str, &str); 3] = [
     ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
-    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
+    (CRIO_TYPE, "io.kubernetes.cri-o.SandboxID"),
     ("io.kubernetes.docker.type", "io.kubernetes.sandbox.id"),
 ];
+
+const CRIO_TYPE: &str = "io.kubernetes.cri-o.ContainerType";
 
 /// Slots for disks in a pod's machine: so many containers with disks of their own, raw and direct volumes it can have at once. Each costs
 /// the guest some 100 KiB, used or not.
@@ -139,6 +141,25 @@ pub(super) fn machine(spec: Option<&Spec>, sandbox: bool, set: &Configuration) -
 pub(super) fn is_pod(spec: &Spec) -> bool {
     let annotations = spec.annotations().as_ref();
     POD_ANNOTATIONS.iter().any(|(kind, _)| annotations.is_some_and(|annotations| annotations.contains_key(*kind)))
+}
+
+/// Whether CRI-O describes a pod's first container: it has made the pod's namespaces before, and keeps them by files.
+pub(super) fn is_first_by_crio(spec: &Spec) -> bool {
+    crio_type(spec) == Some("sandbox")
+}
+
+/// Whether CRI-O describes a container of a pod that is there.
+pub(crate) fn is_further_by_crio(spec: &Spec) -> bool {
+    crio_type(spec) == Some("container")
+}
+
+/// Whether CRI-O describes a container. What it mounts for one is seen by nobody whose mount namespace is older.
+pub(super) fn is_by_crio(spec: &Spec) -> bool {
+    crio_type(spec).is_some()
+}
+
+fn crio_type(spec: &Spec) -> Option<&str> {
+    spec.annotations().as_ref()?.get(CRIO_TYPE).map(String::as_str)
 }
 
 /// The host's memory: a guest with more would be a promise that cannot be kept.

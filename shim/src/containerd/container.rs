@@ -30,6 +30,8 @@ pub(crate) struct Container {
     pub(super) keeper: Option<u32>,
     /// Its first process's id in the guest, if it is known.
     pub(super) guest_pid: Option<u32>,
+    /// The host's files of namespaces in whose place it has ones of its own, which others may be in as well.
+    pub(super) kept_namespaces: Vec<PathBuf>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Exec>>,
     disk: Mutex<Option<Disk>>,
@@ -59,6 +61,7 @@ impl Container {
             resolv_conf: None,
             keeper: None,
             guest_pid: None,
+            kept_namespaces: Vec::new(),
             init,
             execs: Mutex::default(),
             disk: Mutex::default(),

@@ -7,7 +7,7 @@ use oci_spec::runtime::Spec;
 use super::arguments::Invocation;
 use super::bootstrap::Form;
 use super::network::Namespace;
-use super::translate::{Pids, Plan};
+use super::translate::{Known, Plan};
 use super::{bundle, direct_volumes, disk_rootfs};
 use crate::configuration::Configuration;
 use crate::sandbox::fs_mount::FsMount;
@@ -33,7 +33,7 @@ pub fn config(json: &[u8]) {
         let machine = bundle::machine(Some(&spec), sandbox, &Configuration::default());
         machine.validate().expect("a machine that can be");
     }
-    if let Ok(plan) = Plan::new(spec, Pids::default()) {
+    if let Ok(plan) = Plan::new(spec, &Known::default()) {
         plan.console_size();
     }
 }

@@ -35,10 +35,14 @@ const COPY_UP: &str = "tmpcopyup";
 /// Folders that a guest has itself: a bind mount from there shows the guest's.
 const GUEST_FOLDERS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
-/// What namespaces of other containers of the sandbox are called: the processes on the host that stand for containers, each with the
-/// process in the guest whose namespaces those are.
+/// What namespaces of other containers of the sandbox are called, each with the process in the guest whose namespaces those are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pids(pub(super) Vec<(u32, u32)>);
+pub(super) struct Known {
+    /// The processes on the host that stand for containers.
+    pub(super) pids: Vec<(u32, u32)>,
+    /// The files by which an engine keeps a pod's namespaces.
+    pub(super) files: Vec<(PathBuf, u32)>,
+}
 
 /// Hooks that run on the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +65,8 @@ pub(super) struct Plan {
     pub(super) devices: Vec<DeviceImage>,
     /// The mount that each volume is for.
     places: Vec<usize>,
+    /// The files that keep namespaces on the host in whose place the container has new ones.
+    pub(super) kept: Vec<PathBuf>,
     /// What runs here.
     pub(super) hooks: HostHooks,
 }
@@ -70,17 +76,17 @@ impl Plan {
     ///
     /// # Errors
     /// [`TaskError::InvalidArgument`] names what a sandbox cannot do.
-    pub(super) fn new(mut spec: Spec, pids: Pids) -> Result<Plan, TaskError> {
-        let is_pod = bundle::is_pod(&spec);
+    pub(super) fn new(mut spec: Spec, known: &Known) -> Result<Plan, TaskError> {
+        let (is_pod, has_kept) = (bundle::is_pod(&spec), bundle::is_first_by_crio(&spec));
         let process = spec.process_mut().as_mut().ok_or_else(|| refused("the specification has no process"))?;
         translate_process(process);
         let linux = spec.linux_mut().get_or_insert_with(Linux::default);
-        translate_linux(linux, &pids)?;
+        let kept = translate_linux(linux, known, has_kept)?;
         let mut devices = block_devices::named(linux)?;
         let hooks = take_hooks(&mut spec)?;
         let guest_volumes = if is_pod { block_devices::share(&mut devices) } else { Vec::new() };
         let volumes = Vec::new();
-        let mut plan = Plan { spec, volumes, guest_volumes, devices, places: Vec::new(), hooks };
+        let mut plan = Plan { spec, volumes, guest_volumes, devices, places: Vec::new(), kept, hooks };
         let mut mounts = plan.spec.mounts().clone().unwrap_or_default();
         for (number, mount) in mounts.iter_mut().enumerate() {
             match translate_mount(mount)? {
@@ -137,7 +143,8 @@ pub(super) fn translate_process(process: &mut Process) {
     process.set_selinux_label(None);
 }
 
-fn translate_linux(linux: &mut Linux, pids: &Pids) -> Result<(), TaskError> {
+/// With the files of namespaces in whose place there are to be new ones, if the container may have such.
+fn translate_linux(linux: &mut Linux, known: &Known, may_have_kept: bool) -> Result<Vec<PathBuf>, TaskError> {
     // The guest has a hierarchy of its own.
     linux.set_cgroups_path(None);
     linux.set_mount_label(None);
@@ -153,35 +160,46 @@ fn translate_linux(linux: &mut Linux, pids: &Pids) -> Result<(), TaskError> {
     if linux.intel_rdt().is_some() {
         return Err(refused("linux.intelRdt: a guest has no share of the host's cache to allot"));
     }
-    let mut namespaces = Vec::new();
+    let (mut namespaces, mut kept) = (Vec::new(), Vec::new());
     for mut namespace in linux.namespaces().clone().unwrap_or_default() {
         // The guest's network is the sandbox's, which the server has joined.
         if namespace.typ() == LinuxNamespaceType::Network {
             continue;
         }
         if let Some(path) = namespace.path().clone() {
-            namespace.set_path(Some(guest_namespace(&namespace, &path, pids)?));
+            let inside = guest_namespace(&namespace, &path, known);
+            if inside.is_none() {
+                if !(may_have_kept && can_be_kept(&namespace, &path)) {
+                    return Err(refused(&format!(
+                        "the {} namespace {} is not one of this sandbox: a guest cannot join it",
+                        namespace.typ(),
+                        path.display()
+                    )));
+                }
+                kept.push(path);
+            }
+            namespace.set_path(inside);
         }
         namespaces.push(namespace);
     }
     linux.set_namespaces(Some(namespaces));
-    Ok(())
+    Ok(kept)
 }
 
 /// Where the guest has the namespace that is at `path` on the host: only the sandbox's own can be joined.
-fn guest_namespace(namespace: &LinuxNamespace, path: &Path, Pids(pids): &Pids) -> Result<PathBuf, TaskError> {
-    let found = pids.iter().find_map(|(host, guest)| {
+fn guest_namespace(namespace: &LinuxNamespace, path: &Path, known: &Known) -> Option<PathBuf> {
+    let of = |guest: &u32| Path::new("/proc").join(guest.to_string()).join("ns");
+    let by_process = known.pids.iter().find_map(|(host, guest)| {
         let name = path.strip_prefix(format!("/proc/{host}/ns")).ok()?;
-        Some(Path::new("/proc").join(guest.to_string()).join("ns").join(name))
+        Some(of(guest).join(name))
     });
-    match found {
-        Some(path) => Ok(path),
-        None => Err(refused(&format!(
-            "the {} namespace {} is not one of this sandbox: a guest cannot join it",
-            namespace.typ(),
-            path.display()
-        ))),
-    }
+    let by_file = || known.files.iter().find(|(file, _)| file == path);
+    by_process.or_else(|| by_file().map(|(_, guest)| of(guest).join(namespace.typ().to_string())))
+}
+
+/// Whether `path` may be a pod's own namespace, for which a new one of the guest can stand: nothing in it but what the specification says.
+fn can_be_kept(namespace: &LinuxNamespace, path: &Path) -> bool {
+    matches!(namespace.typ(), LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts) && !path.starts_with("/proc")
 }
 
 /// Takes the hooks that run on the host out of `spec`; those of the container's own files stay.
@@ -293,7 +311,8 @@ mod tests {
         let spec = format!(
             r#"{{"ociVersion":"1.1.0","process":{{"cwd":"/","args":["a"],"user":{{"uid":0,"gid":0}}}}{rest}}}"#
         );
-        Plan::new(serde_json::from_str(&spec).unwrap(), Pids(vec![(77, 9)]))
+        let known = Known { pids: vec![(77, 9)], files: vec![("/run/ipcns/a".into(), 8)] };
+        Plan::new(serde_json::from_str(&spec).unwrap(), &known)
     }
 
     fn layout() -> Layout {
@@ -354,6 +373,30 @@ mod tests {
     }
 
     #[test]
+    fn namespaces_that_crio_keeps_by_files_are_new_for_a_pods_first_container_and_joined_by_the_others() {
+        let of = |kind: &str, list: &str| {
+            plan(&format!(
+                r#","annotations":{{"io.kubernetes.cri-o.ContainerType":"{kind}"}},"linux":{{"namespaces":[{list}]}}"#
+            ))
+        };
+        let paths = |plan: &Plan| -> Vec<Option<PathBuf>> {
+            let namespaces = plan.spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+            namespaces.iter().map(|namespace| namespace.path().clone()).collect()
+        };
+        let new = r#"{"type":"ipc","path":"/run/ipcns/b"},{"type":"uts","path":"/run/utsns/b"}"#;
+        let first = of("sandbox", new).unwrap();
+        assert_eq!(paths(&first), [None, None]);
+        assert_eq!(first.kept, [Path::new("/run/ipcns/b"), Path::new("/run/utsns/b")]);
+        let further = of("container", r#"{"type":"ipc","path":"/run/ipcns/a"}"#).unwrap();
+        assert_eq!(paths(&further), [Some("/proc/8/ns/ipc".into())]);
+        assert!(further.kept.is_empty());
+        assert!(of("container", new).is_err());
+        for other in [r#"{"type":"ipc","path":"/proc/1/ns/ipc"}"#, r#"{"type":"pid","path":"/run/pidns/b"}"#] {
+            assert!(of("sandbox", other).is_err(), "{other}");
+        }
+    }
+
+    #[test]
     fn hooks_run_where_their_programs_are() {
         let hooks = |kind: &str| plan(&format!(r#","hooks":{{"{kind}":[{{"path":"/bin/hook"}}]}}"#));
         assert_eq!(hooks("prestart").unwrap().hooks.create.len(), 1);
@@ -376,7 +419,7 @@ mod tests {
             assert!(matches!(plan(rest), Err(TaskError::InvalidArgument(_))), "{rest}");
         }
         let none: Spec = serde_json::from_str(r#"{"ociVersion":"1.1.0"}"#).unwrap();
-        assert!(matches!(Plan::new(none, Pids::default()), Err(TaskError::InvalidArgument(_))));
+        assert!(matches!(Plan::new(none, &Known::default()), Err(TaskError::InvalidArgument(_))));
     }
 
     #[test]

@@ -182,7 +182,13 @@ fn find_sandbox(order: &Order, store: &Store) -> Result<Option<Sandbox>, Error> 
         Some(first) => Ok(Some(of(first))),
         // Podman names pods without a container of their own, too: those share nothing.
         None if annotation(&order.spec, MANAGER) == Some(PODMAN) => Ok(None),
-        None => Err(Error::Refused(format!("the sandbox {pod} of container {} is not there", order.id))),
+        None => {
+            let advice = match bundle::is_further_by_crio(&order.spec) {
+                true => ": CRI-O makes it with drop_infra_ctr = false, or for a runtime in whose name is `kata`",
+                false => "",
+            };
+            Err(Error::Refused(format!("the sandbox {pod} of container {} is not there{advice}", order.id)))
+        }
     }
 }
 

@@ -251,7 +251,7 @@ impl SharedFolder {
     }
 
     /// From now on what is laid out is looked for in the mount namespace `host`: not all that is mounted there later arrives here. What
-    /// Podman mounts for a container does not.
+    /// Podman and CRI-O mount for a container does not.
     pub fn look_in(&self, host: OwnedFd) {
         // One is as good as another.
         let _ = self.host.set(host);

@@ -27,7 +27,7 @@ use super::super::pump::Io;
 use super::super::rootfs;
 use super::super::share::{self, Share};
 use super::super::stdio::{Opened, StdioPaths};
-use super::super::translate::{Pids, Plan};
+use super::super::translate::{Known, Plan};
 use super::{PoisonError, Slot, Tasks, oci_failure, release};
 use crate::sandbox::Machine;
 use crate::sandbox::disks::DeviceImage;
@@ -237,7 +237,8 @@ impl Tasks {
             linux.set_seccomp(None);
         }
         let (share, processors) = (Share::of(&spec), share::processors_of(&spec));
-        let mut plan = Plan::new(spec, self.known_pids())?;
+        let mounts_stay_outside = keeper.is_some() || bundle::is_by_crio(&spec);
+        let mut plan = Plan::new(spec, &self.known_namespaces())?;
         let stdio = StdioPaths {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -245,7 +246,7 @@ impl Tasks {
             terminal: request.terminal,
         };
         let opened = stdio.open(&request.id, &self.namespace).await?;
-        if keeper.is_some() {
+        if mounts_stay_outside {
             shared.look_in(self.host.mounts().map_err(TaskError::failed("the host's mounts"))?);
         }
         let layout: Layout =
@@ -255,6 +256,7 @@ impl Tasks {
             Container::new(&request.id, bundle_path, place.to_owned(), plan.version().to_owned(), init.clone());
         container.hooks = std::mem::take(&mut plan.hooks);
         container.volumes = layout.guest_volumes.len();
+        container.kept_namespaces = std::mem::take(&mut plan.kept);
         container.host_ps = host_ps;
         container.resolv_conf = resolv_conf;
         container.keeper = keeper;
@@ -305,14 +307,17 @@ impl Tasks {
         Ok((container, pid))
     }
 
-    fn known_pids(&self) -> Pids {
+    fn known_namespaces(&self) -> Known {
         let first = *self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known: Vec<(u32, u32)> = first.map(|guest| (Tasks::pid(), guest)).into_iter().collect();
-        known.extend(self.lock().values().filter_map(|slot| match slot {
-            Slot::Ready(container) => Some((container.keeper?, container.guest_pid?)),
-            Slot::Busy | Slot::GivenUp => None,
-        }));
-        Pids(known)
+        let mut known =
+            Known { pids: first.map(|guest| (Tasks::pid(), guest)).into_iter().collect(), files: Vec::new() };
+        for slot in self.lock().values() {
+            let Slot::Ready(container) = slot else { continue };
+            let Some(guest) = container.guest_pid else { continue };
+            known.pids.extend(container.keeper.map(|keeper| (keeper, guest)));
+            known.files.extend(container.kept_namespaces.iter().map(|file| (file.clone(), guest)));
+        }
+        known
     }
 }
 
