@@ -66,7 +66,8 @@ pub(crate) struct Events {
     namespace: String,
     /// Beside it is who listens on this host.
     state: Arc<Path>,
-    queue: Arc<Queue>,
+    /// None where there is no containerd that would take them.
+    queue: Option<Arc<Queue>>,
 }
 
 #[derive(Default)]
@@ -80,12 +81,12 @@ impl Events {
     /// inside a runtime.
     pub(crate) fn start(namespace: &str, address: &str) -> Events {
         let state = Places::from_environment().state.into();
-        let events = Events { namespace: namespace.to_owned(), state, queue: Arc::default() };
         let path = address.strip_prefix("unix://").unwrap_or(address).to_owned();
-        if !path.is_empty() {
-            tokio::spawn(forward(path, events.queue.clone()));
+        let queue = (!path.is_empty()).then(Arc::default);
+        if let Some(queue) = &queue {
+            tokio::spawn(forward(path, Arc::clone(queue)));
         }
-        events
+        Events { namespace: namespace.to_owned(), state, queue }
     }
 
     /// Hands in an event that happens now.
@@ -105,6 +106,7 @@ impl Events {
             }
             announce(&self.state, &happening);
         }
+        let Some(queue) = &self.queue else { return };
         let event = Any { type_url: type_name.to_owned(), value, ..Default::default() };
         let envelope = Envelope {
             timestamp: Some(SystemTime::now().into()).into(),
@@ -113,14 +115,14 @@ impl Events {
             event: Some(event).into(),
             ..Default::default()
         };
-        let mut waiting = self.queue.lock();
+        let mut waiting = queue.lock();
         if waiting.len() == CAPACITY {
             let lost = waiting.pop_front();
             log::warn!("containerd is away: the event {} is given up", lost.unwrap_or_default().topic);
         }
         waiting.push_back(envelope);
         drop(waiting);
-        self.queue.changed.notify_waiters();
+        queue.changed.notify_waiters();
     }
 
     /// The event for those who listen on this host. All messages call what they are about by the same names.
@@ -149,17 +151,18 @@ impl Events {
 
     /// Returns when all events are delivered, or `limit` has passed.
     pub(super) async fn delivered(&self, limit: Duration) {
+        let Some(queue) = &self.queue else { return };
         let all = async {
             loop {
-                let changed = self.queue.changed.notified();
-                if self.queue.lock().is_empty() {
+                let changed = queue.changed.notified();
+                if queue.lock().is_empty() {
                     return;
                 }
                 changed.await;
             }
         };
         if tokio::time::timeout(limit, all).await.is_err() {
-            log::warn!("{} events are given up: containerd is away", self.queue.lock().len());
+            log::warn!("{} events are given up: containerd is away", queue.lock().len());
         }
     }
 }
@@ -298,9 +301,19 @@ mod tests {
                 events.publish(Topic::Oom, &oom(id));
             }
             events.delivered(Duration::from_millis(1)).await;
-            let waiting = events.queue.lock();
+            let waiting = events.queue.as_ref().unwrap().lock();
             assert_eq!(waiting.len(), CAPACITY);
             assert_eq!(waiting.front().unwrap().event.value, oom(3).write_to_bytes().unwrap());
+        });
+    }
+
+    #[test]
+    fn without_a_containerd_nobody_is_waited_for() {
+        block_on(async {
+            let events = Events::start("default", "");
+            events.publish(Topic::Oom, &oom(1));
+            assert!(events.queue.is_none());
+            tokio::time::timeout(Duration::from_secs(60), events.delivered(Duration::MAX)).await.unwrap();
         });
     }
 }
