@@ -302,6 +302,38 @@ fn a_container_that_names_anothers_namespaces_is_in_its_machine() {
 
 #[test]
 #[ignore = "boots a guest: make test"]
+fn containers_of_a_pod_by_crio_share_the_namespaces_that_it_keeps_by_files() {
+    let runtime = Runtime::new();
+    // Nothing is there: the guest has its own.
+    let kept = |kind: &str| json!({ "type": kind, "path": runtime.folder.join(kind) });
+    let describe = |kind: &str, pod: &str, network: Value| {
+        runtime.change(|config| {
+            let (this, whose) = ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID");
+            config["annotations"] = json!({ this: kind, whose: pod });
+            config["linux"]["namespaces"] =
+                json!([{ "type": "mount" }, { "type": "pid" }, network, kept("ipc"), kept("uts")]);
+        });
+    };
+    describe("sandbox", "c1", json!({ "type": "network" }));
+    assert_eq!(runtime.create("c1", &[]), 0, "{}", runtime.out());
+    runtime.call(&["start", "c1"]).expect_status(0);
+    let seen = |id: &str| {
+        let namespaces = ["exec", id, "sh", "-c", "readlink /proc/self/ns/ipc; readlink /proc/self/ns/uts"];
+        runtime.call(&namespaces).expect_status(0).out()
+    };
+    let network = json!({ "type": "network", "path": format!("/proc/{}/ns/net", runtime.state("c1")["pid"]) });
+    describe("container", "c1", network);
+    assert_eq!(runtime.create("c2", &[]), 0, "{}", runtime.out());
+    runtime.call(&["start", "c2"]).expect_status(0);
+    assert_eq!(seen("c2"), seen("c1"));
+    runtime.call(&["delete", "--force", "c2"]).expect_status(0);
+    runtime.call(&["delete", "--force", "c1"]).expect_status(0);
+    describe("container", "c1", json!({ "type": "network" }));
+    runtime.call(&["create", "--bundle", &runtime.bundle(), "c2"]).expect_error(1, &["c1", "drop_infra_ctr"]);
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
 fn hooks_run_in_their_order() {
     let runtime = Runtime::new();
     let told = runtime.folder.join("told").display().to_string();
