@@ -48,8 +48,8 @@ struct Work {
 }
 
 impl Work {
-    fn add(&self, count: usize) {
-        self.done.fetch_add(count as u64, Ordering::Relaxed);
+    fn add(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn progress(&self) -> Progress {
@@ -209,7 +209,7 @@ fn store(
     let begun = content.begin(digest, size, &mut || work.waiting.store(true, Ordering::Relaxed));
     work.waiting.store(false, Ordering::Relaxed);
     let Begun::Ingest(mut ingest) = begun? else {
-        work.done.fetch_add(size, Ordering::Relaxed);
+        work.add(size);
         return Ok(());
     };
     // What somebody else has left is no faster to get from here.
@@ -230,7 +230,7 @@ fn copy(
             Ok(0) => return Ok(()),
             Ok(count) => {
                 write(&buffer[..count])?;
-                work.add(count);
+                work.add(count as u64);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(source) => return Err(ImagesError::File { path: path.to_path_buf(), source }),

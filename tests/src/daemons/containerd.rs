@@ -49,8 +49,8 @@ impl Containerd {
 
     /// Starts one in `home` that serves CRI, with runc and with ours as the runtimes `runc` and `kata`, and for ours with containerd's
     /// Sandbox API too, as `kata-sandbox`, with macvtaps, as `kata-macvtap`, with networks that are slow, as `kata-slow`, and with much
-    /// that is not as usual, as `kata-set`; `kata-verity` has what a story writes into `kata-verity/config.d`. Its pods' networks are all that lie in the folder `cni` of the home, and their plug-ins
-    /// what lies in `cni-plugins`.
+    /// that is not as usual, as `kata-set`; `kata-verity` has what a story writes into `kata-verity/config.d`. Its pods' networks are all
+    /// that lie in the folder `cni` of the home, and their plug-ins what lies in `cni-plugins`.
     ///
     /// # Panics
     /// When it does not come up.
