@@ -8,9 +8,9 @@ use tatami_tests::{Running, Tatami};
 
 const FOLDER: &str = "/sys/kernel/mm/ksm";
 const SANDBOXES: u64 = 10;
-/// Pages that each but one saves at least. Going on from one template, they have the most in common anyway; these are of what they
+/// Bytes that each but one saves at least. Going on from one template, they have the most in common anyway; these are of what they
 /// have changed since.
-const SAVED: u64 = 500;
+const SAVED: u64 = 500 * 4096;
 
 fn knob(name: &str) -> String {
     fs::read_to_string(format!("{FOLDER}/{name}")).expect("a kernel with CONFIG_KSM").trim().to_owned()
@@ -18,6 +18,11 @@ fn knob(name: &str) -> String {
 
 fn number(name: &str) -> u64 {
     knob(name).parse().expect("a number")
+}
+
+/// In bytes: a host's pages may be large.
+fn saved() -> u64 {
+    number("pages_sharing") * rustix::param::page_size() as u64
 }
 
 fn set(name: &str, value: &str) {
@@ -65,15 +70,11 @@ fn equal_sandboxes_have_pages_in_common_and_the_host_has_its_settings_back() {
     ksm.wait_for("fast: ");
     assert!(fastest > before[0], "{fastest} pages at a time");
     let began = Instant::now();
-    while number("pages_sharing") < SAVED * (SANDBOXES - 1) {
-        assert!(began.elapsed() < Duration::from_secs(240), "{} pages are saved", number("pages_sharing"));
+    while saved() < SAVED * (SANDBOXES - 1) {
+        assert!(began.elapsed() < Duration::from_secs(240), "{} bytes are saved", saved());
         std::thread::sleep(Duration::from_millis(500));
     }
-    println!(
-        "{} pages are saved {:?} after the last of {SANDBOXES} has begun",
-        number("pages_sharing"),
-        began.elapsed()
-    );
+    println!("{} bytes are saved {:?} after the last of {SANDBOXES} has begun", saved(), began.elapsed());
     // None has noticed.
     for name in &names {
         let told = tatami.tatami(&["exec", name, "echo", name]).expect_status(0);
