@@ -21,6 +21,7 @@ use crate::nodes::Numbers;
 use crate::process::Process;
 use crate::reaper::Exit;
 use crate::sysctl;
+use crate::tmpfs::Tmpfses;
 use crate::wire::{Action, Request};
 
 /// Where bundles are: specification and process files of each container.
@@ -87,14 +88,18 @@ impl Container {
         }
         let hooks = late_hooks(&spec);
         let bundle = Path::new(BUNDLES).join(id);
-        write_bundle(&bundle, &spec).map_err(Error::internal(format!("write {}", bundle.display())))?;
         let init = Process::new(stdio);
-        let describe = |terminal| request(id, Action::Create { bundle, terminal });
-        let made = match cgroup.create(&plan) {
-            Ok(()) => init.launch(launcher, owner, describe).await,
-            Err(error) => Err(error),
+        let made = async {
+            // Here only until the container has them.
+            let _filled = Tmpfses::mount(&mut spec, &bundle)?.fill().await?;
+            write_bundle(&bundle, &spec).map_err(Error::internal(format!("write {}", bundle.display())))?;
+            cgroup.create(&plan)?;
+            let describe = |terminal| request(id, Action::Create { bundle: bundle.clone(), terminal });
+            let launched = init.launch(launcher, owner, describe).await?;
+            cgroup.limit_pids(&plan)?;
+            Ok(launched)
         };
-        let launched = match made.and_then(|launched| cgroup.limit_pids(&plan).map(|()| launched)) {
+        let launched = match made.await {
             Ok(launched) => launched,
             Err(error) => {
                 remove(id, &cgroup).await.unwrap_or_else(|rest| log::warn!("remove what is left of {id}: {rest}"));

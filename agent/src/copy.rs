@@ -6,8 +6,9 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::thread;
 
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tatami_files::{CopyError, Destination, Options, Order, pack, unpack};
@@ -50,6 +51,28 @@ fn copy(order: &Order, notes: &mut dyn FnMut(String)) -> Result<(), CopyError> {
             unpack(&mut stream, &destination, Options { owners: *owners, set_id: true }, notes)
         }
     }
+}
+
+/// Copies what is at `source`, links followed, to `destination` in the agent's own sight.
+///
+/// # Errors
+/// [`CopyError`], for the first that cannot be read or made.
+pub(crate) fn within(source: &Path, destination: &Destination, options: Options) -> Result<(), CopyError> {
+    let (from, to) = io::pipe().map_err(CopyError::Stream)?;
+    let mut from = BufReader::with_capacity(CHUNK, File::from(OwnedFd::from(from)));
+    let mut to = BufWriter::with_capacity(CHUNK, File::from(OwnedFd::from(to)));
+    let note = |line: String| log::info!("{line}");
+    thread::scope(|scope| {
+        let packing = scope.spawn(move || pack(source, true, &mut to, &mut { note }));
+        let unpacked = unpack(&mut from, destination, options, &mut { note });
+        // Who packs for nobody is told by this.
+        drop(from);
+        match packing.join() {
+            Ok(Ok(()) | Err(CopyError::Early)) => unpacked,
+            Ok(error) => error,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// A standard stream as it is: what the standard library puts in front of it would be in every guest, for this alone.

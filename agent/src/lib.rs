@@ -11,7 +11,7 @@
 //! | `processors`, `memory` | what of the machine comes and goes |
 //! | `network`, `netlink`, `depot` | the guest's network interfaces, which all containers share, and those that wait to be plugged |
 //! | `forward`, `names`, `console` | streams that are no container's: connections to ports, questions to a resolver on the host, a shell in the guest itself |
-//! | `storage`, `served`, `nodes` | the file systems that are mounted for a container, and the devices it has |
+//! | `storage`, `served`, `nodes`, `tmpfs` | the file systems that are mounted for a container, and the devices it has |
 //! | `volumes` | what of the host's files it sees, and who hears of changes to them |
 //! | `stdio`, `pump`, `reaper`, `syscalls` | what processes are made of |
 //! | `hold` | the process that holds a pod's namespaces |
@@ -67,6 +67,7 @@ mod stdio;
 mod storage;
 mod syscalls;
 mod sysctl;
+mod tmpfs;
 mod transport;
 mod volumes;
 mod wire;

@@ -119,9 +119,7 @@ impl Storages {
             let plan = match &storage.kind {
                 Some(Kind::Block(block)) => self.plan_block(block)?,
                 Some(Kind::Overlay(overlay)) => self.plan_overlay(overlay)?,
-                Some(Kind::Tmpfs(TmpfsStorage { options, .. })) => {
-                    Plan { kind: "tmpfs", source: PathBuf::from("tmpfs"), read_only: false, data: join(options)? }
-                }
+                Some(Kind::Tmpfs(TmpfsStorage { options, .. })) => Plan::tmpfs(options)?,
                 _ => return Err(Error::InvalidArgument(format!("storage {}: of no kind known here", storage.name))),
             };
             fs::create_dir_all(&target).map_err(Error::internal(format!("create {}", target.display())))?;
@@ -232,7 +230,7 @@ impl Drop for Storages {
 }
 
 /// The arguments of one mount.
-struct Plan {
+pub(crate) struct Plan {
     kind: &'static str,
     source: PathBuf,
     read_only: bool,
@@ -240,7 +238,19 @@ struct Plan {
 }
 
 impl Plan {
-    fn mount(self, target: &Path) -> Result<(), Error> {
+    /// A tmpfs with its own `options`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for one that is none.
+    pub(crate) fn tmpfs(options: &[String]) -> Result<Plan, Error> {
+        Ok(Plan { kind: "tmpfs", source: PathBuf::from("tmpfs"), read_only: false, data: join(options)? })
+    }
+
+    /// Carries it out.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the kernel's word.
+    pub(crate) fn mount(self, target: &Path) -> Result<(), Error> {
         let Plan { kind, source, read_only, data } = self;
         let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
         let options = CString::new(data.as_str()).map_err(|_| malformed(&data))?;

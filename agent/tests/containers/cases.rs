@@ -1,7 +1,11 @@
 //! What the server may rely on, one case a function.
 
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::PathBuf;
 use std::time::Instant;
 
+use serde_json::json;
 use tatami_protocol::agent::{ResizeRequest, Stdio};
 use tatami_protocol::stream::{self, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,6 +37,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("many_at_once_lose_nothing", many_at_once_lose_nothing),
     ("the_container_is_confined", the_container_is_confined),
     ("a_seccomp_profile_is_applied", a_seccomp_profile_is_applied),
+    ("a_tmpfs_is_like_what_it_covers", a_tmpfs_is_like_what_it_covers),
+    ("a_tmpfs_that_is_too_small_for_the_image's_files_is_refused", a_tmpfs_that_is_too_small),
     ("nothing_is_left", nothing_is_left),
 ];
 
@@ -381,6 +387,55 @@ fn a_seccomp_profile_is_applied(rig: &Rig) {
     };
     assert_eq!(container_with_profile("SCMP_ACT_ALLOW"), 0);
     assert_ne!(container_with_profile("SCMP_ACT_ERRNO"), 0);
+}
+
+/// A folder of the image that is not like others: with a group, permissions, a file in a folder, and a link to it.
+fn skeleton(rig: &Rig) -> PathBuf {
+    let folder = rig.root.join("skeleton");
+    fs::create_dir_all(folder.join("deep")).unwrap();
+    fs::write(folder.join("deep/note"), "from the image\n").unwrap();
+    let _ = symlink("deep/note", folder.join("link"));
+    chown(folder.join("deep/note"), Some(1000), Some(1001)).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o751)).unwrap();
+    // As /var/run is one in many images; seen from the host, it leads elsewhere.
+    let _ = symlink("/skeleton", rig.root.join("way"));
+    folder
+}
+
+fn a_tmpfs_is_like_what_it_covers(rig: &Rig) {
+    let folder = skeleton(rig);
+    let show = "stat -c '%a %u:%g %n' /skeleton /skeleton/deep/note; cat /skeleton/link; echo mine > /skeleton/link; \
+                ls -a /skeleton; grep -c ' /skeleton tmpfs .*nosuid.*,size=512k' /proc/mounts";
+    for destination in ["/skeleton", "/way"] {
+        let mut container = rig.container(&["sh", "-c", show]);
+        let options = ["tmpcopyup", "nosuid", "rprivate", "size=512k"];
+        let mount = json!({ "destination": destination, "type": "tmpfs", "source": "tmpfs", "options": options });
+        container.spec["mounts"].as_array_mut().unwrap().push(mount);
+        let shown = "751 0:0 /skeleton\n644 1000:1001 /skeleton/deep/note\nfrom the image\n.\n..\ndeep\nlink\n1\n";
+        assert_eq!(container.run(), ended(0, shown, ""), "{destination}");
+    }
+    assert_eq!(fs::read_to_string(folder.join("link")).unwrap(), "from the image\n");
+    let mut container = rig.container(&["sh", "-c", "stat -c '%a %n' /skeleton /new; ls -A /skeleton"]);
+    for destination in ["/skeleton", "/new"] {
+        let mount = json!({ "destination": destination, "type": "tmpfs", "source": "tmpfs", "options": [] });
+        container.spec["mounts"].as_array_mut().unwrap().push(mount);
+    }
+    assert_eq!(container.run(), ended(0, "751 /skeleton\n1777 /new\n", ""));
+    assert!(rig.left_over().is_empty(), "{:?}", rig.left_over());
+}
+
+fn a_tmpfs_that_is_too_small(rig: &Rig) {
+    let folder = skeleton(rig);
+    fs::write(folder.join("large"), vec![b'x'; 100_000]).unwrap();
+    let mut container = rig.container(&["true"]);
+    let options = ["size=64k", "tmpcopyup"];
+    let mount = json!({ "destination": "/skeleton", "type": "tmpfs", "source": "tmpfs", "options": options });
+    container.spec["mounts"].as_array_mut().unwrap().push(mount);
+    let (kind, message) = code(container.create(Stdio::default()));
+    fs::remove_file(folder.join("large")).unwrap();
+    assert_eq!(kind, Code::INVALID_ARGUMENT);
+    assert!(message.starts_with("tmpcopyup: cannot write ") && message.contains("No space left"), "{message}");
+    assert!(rig.left_over().is_empty(), "{:?}", rig.left_over());
 }
 
 fn nothing_is_left(rig: &Rig) {

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const CAPABILITIES: &[&str] = &["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"];
 const APPLETS: &[&str] = &[
     "cat", "chmod", "dd", "echo", "env", "false", "grep", "head", "id", "ls", "mkdir", "mknod", "ps", "pwd", "rm",
-    "seq", "sh", "sleep", "stty", "tail", "test", "touch", "tr", "true", "yes",
+    "seq", "sh", "sleep", "stat", "stty", "tail", "test", "touch", "tr", "true", "yes",
 ];
 
 /// The agent's part: serves on sockets in `folder`; ends by a shutdown request.

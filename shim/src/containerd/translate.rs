@@ -30,8 +30,6 @@ const GUEST_FILE_SYSTEMS: [&str; 14] = [
     "tracefs",
     "bpf",
 ];
-/// With what Podman asks that a tmpfs begins with what the image has in its place.
-const COPY_UP: &str = "tmpcopyup";
 /// Folders that a guest has itself: a bind mount from there shows the guest's.
 const GUEST_FOLDERS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
@@ -241,11 +239,6 @@ fn translate_mount(mount: &mut Mount) -> Result<Needs, TaskError> {
             // The specification allows it; mount(2) wants a word.
             mount.set_source(Some(PathBuf::from(&kind)));
         }
-        if kind == "tmpfs" && has(COPY_UP) {
-            // An engine's word, and not the kernel's.
-            log::info!("{COPY_UP}: {} begins empty, whatever the image has there", mount.destination().display());
-            mount.set_options(Some(options.into_iter().filter(|option| option != COPY_UP).collect()));
-        }
         return match GUEST_FILE_SYSTEMS.contains(&kind.as_str()) {
             true => Ok(Needs::Nothing),
             false => Err(refused(&format!(
@@ -339,17 +332,6 @@ mod tests {
         assert_eq!((root.path().as_path(), root.readonly()), (Path::new("/shared/1/rootfs"), Some(true)));
         let sources: Vec<_> = spec.mounts().iter().flatten().filter_map(|mount| mount.source().clone()).collect();
         assert_eq!(sources, [Path::new("proc"), Path::new("/shared/1/volumes/0"), Path::new("/sys/fs/cgroup")]);
-    }
-
-    #[test]
-    fn a_tmpfs_has_only_options_that_the_kernel_knows() {
-        let plan = plan(
-            r#","root":{"path":"rootfs"},"mounts":[
-            {"destination":"/tmp","type":"tmpfs","source":"tmpfs","options":["size=8m","rprivate","tmpcopyup"]}]"#,
-        );
-        let spec: Spec = serde_json::from_slice(&plan.unwrap().finish(&layout()).unwrap()).unwrap();
-        let mounts = spec.mounts().clone().unwrap();
-        assert_eq!(mounts[0].options().as_deref().unwrap(), ["size=8m", "rprivate"]);
     }
 
     #[test]

@@ -26,6 +26,13 @@ fn volumes(cli: &mut Cli, notes: &mut Notes) {
     let finished = cli.run("a", &options, &["sh", "-c", script]);
     notes.want("status", finished.status, 0);
     notes.want("output", finished.out(), "of the host\nof the host\nrefused\n8192\n16384\n");
+    // It begins with what the image has in its place.
+    let covered = ["--rm", "--tmpfs", "/bin:exec", "--tmpfs", "/etc:notmpcopyup"];
+    let script = "stat -c '%a %u:%g %n' /bin /bin/busybox /etc; readlink /bin/sh; touch /bin/new && echo writable; \
+        grep -cE ' /(bin|etc) tmpfs ' /proc/mounts";
+    let finished = cli.run("over", &covered, &["sh", "-c", script]);
+    notes.want("over the image's files", finished.status, 0);
+    notes.see("over the image's files", finished.out());
     notes.want("written back", fs::read_to_string(folder.join("back")).unwrap_or_default(), "back\n");
     let finished = cli.run("b", &["--rm", "-v", "named:/data"], &["sh", "-c", "echo kept >/data/file"]);
     notes.want("a named volume", finished.status, 0);
