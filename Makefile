@@ -21,6 +21,8 @@ CARGO  ?= cargo
 CARGO_TARGET := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')
 CROSS  := $(if $(FOREIGN),$(CARGO_TARGET)_LINKER=$(GNU)-linux-gnu-gcc LIBSECCOMP_LIB_PATH=/usr/lib/$(GNU)-linux-gnu LIBCAPNG_LIB_PATH=/usr/lib/$(GNU)-linux-gnu)
 STATIC := $(CARGO_TARGET)_RUSTFLAGS="-C target-feature=+crt-static" $(CROSS)
+# Nor is there an index to unwind its stack by, which nobody does: a panic ends it.
+GUEST_STATIC := $(CARGO_TARGET)_RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,--no-eh-frame-hdr" $(CROSS)
 # What needs KVM runs where one is: here, or in the emulated test host (of the architecture that it is for); so do test binaries.
 KVM    := $(if $(FOREIGN),TATAMI_TESTHOST_ARCH=$(ARCH)) tests/with-kvm
 RUNNER := $(if $(FOREIGN),TATAMI_TESTHOST_ARCH=$(ARCH)) $(CROSS) $(CARGO_TARGET)_RUNNER="$(CURDIR)/tests/with-kvm"
@@ -40,7 +42,7 @@ deps: ## install what the build needs (Debian, root); says what is missing other
 
 build: deps ## build the host binary and the agent, both static
 	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami
-	$(STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-agent
+	$(GUEST_STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-agent
 	$(if $(FOREIGN),,@install -CD -m 755 target/$(TRIPLE)/release/tatami $(BIN)/tatami)
 	@install -CD -m 755 target/$(TRIPLE)/guest/tatami-agent $(BIN)/tatami-agent
 
@@ -126,7 +128,7 @@ PEERS  := target/bench/peers
 bench: build guest image ## boot and devices against QEMU's microvm (FIRECRACKER=, CLOUD_HYPERVISOR= name further peers), `tatami run`, containerd and pods next to runc, fifty at once; of other architectures, boot
 	$(CROSS) $(CARGO) build --release --locked $(TARGET) -p tatami-tests --features clients --bin bench
 	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami-vmm --example boot
-	$(STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-tests --bin bench-init
+	$(GUEST_STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-tests --bin bench-init
 	$(if $(FOREIGN),,@install -D -m 755 target/$(TRIPLE)/release/examples/boot $(BIN)/examples/boot)
 	@install -D -m 755 target/$(TRIPLE)/guest/bench-init $(BIN)/bench-init
 	rootfs/build-initrd --arch $(ARCH) --agent target/$(TRIPLE)/guest/bench-init --output $(GUEST)/bench.img

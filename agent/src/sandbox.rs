@@ -155,6 +155,15 @@ impl Sandbox {
         unmounted
     }
 
+    /// Has it become larger.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or why it does not.
+    pub(crate) async fn grow_volume(&self, folder: &str, length: u64) -> Result<(), Error> {
+        let growth = self.mounted_volumes().get(folder).ok_or_else(|| no_volume(folder))?.growth()?;
+        growth.carry_out(length).await
+    }
+
     /// Takes the volumes of a container that is gone out of the agent's mount namespace.
     fn hide_volumes(&self, id: &str) {
         let mut volumes = self.volumes();

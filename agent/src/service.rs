@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tatami_protocol::agent::{
     Changes, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateExecRequest, Empty, Figures,
-    HelloRequest, HelloResponse, MemoryRequest, MemoryResponse, NetworkRequest, OomRequest, OomResponse, ProcessList,
-    ProcessRequest, ProcessorsRequest, ProcessorsResponse, ResizeRequest, ShutdownRequest, SignalRequest,
+    GrowthRequest, HelloRequest, HelloResponse, MemoryRequest, MemoryResponse, NetworkRequest, OomRequest, OomResponse,
+    ProcessList, ProcessRequest, ProcessorsRequest, ProcessorsResponse, ResizeRequest, ShutdownRequest, SignalRequest,
     StartProcessResponse, Stats, UpdateRequest, Volume, VolumeRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::Agent;
@@ -112,6 +112,11 @@ impl Agent for Service {
 
     async fn unmount_volume(&self, _: &TtrpcContext, request: VolumeRequest) -> ttrpc::Result<Empty> {
         self.sandbox.unmount_volume(&request.folder).await.map_err(status)?;
+        Ok(Empty::default())
+    }
+
+    async fn grow_volume(&self, _: &TtrpcContext, request: GrowthRequest) -> ttrpc::Result<Empty> {
+        self.sandbox.grow_volume(&request.folder, request.length).await.map_err(status)?;
         Ok(Empty::default())
     }
 

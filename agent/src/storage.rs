@@ -6,6 +6,7 @@
 
 mod device;
 mod group;
+mod growth;
 
 use std::ffi::CString;
 use std::fs;
@@ -23,6 +24,7 @@ use crate::mounts::SHARED;
 use crate::nodes::Number;
 use crate::sandbox::check_id;
 use device::Device;
+pub(crate) use growth::Growth;
 
 /// Where they are mounted, by the container's or volume's folder and the storage's name.
 const STORAGES: &str = "/run/tatami/storages";
@@ -74,6 +76,15 @@ impl Storages {
     /// Where that is which was mounted last, if anything was.
     pub(crate) fn last(&self) -> Option<&Path> {
         self.mounted.last().map(PathBuf::as_path)
+    }
+
+    /// What it takes to have all of it grow: a volume's.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for what is on no disk.
+    pub(crate) fn growth(&self) -> Result<Growth, Error> {
+        let device = self.device()?.growing().map_err(Error::internal("look at the disk"))?;
+        Ok(Growth { device, mounted: self.last().map(Path::to_owned) })
     }
 
     /// Unmounts all. Then nothing uses the disk any more.

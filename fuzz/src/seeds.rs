@@ -156,6 +156,7 @@ pub fn messages() -> Vec<Vec<u8>> {
     let json = [
         r#"{"number":1,"what":{"AttachDisk":[0,[{"start":0,"length":4096,"read_only":false}]]}}"#,
         r#"{"number":2,"what":{"DetachDisk":0}}"#,
+        r#"{"number":3,"what":{"GrowDisk":[0,4096]}}"#,
         r#"{"number":3,"what":{"PlugNic":0}}"#,
         r#"{"number":4,"what":{"PullNic":0}}"#,
         r#"{"number":5,"what":"Save"}"#,

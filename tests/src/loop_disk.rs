@@ -28,6 +28,15 @@ impl LoopDisk {
         &self.path
     }
 
+    /// Has it grow to `bytes`, with its file.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn grow(&self, bytes: u64) {
+        File::options().write(true).open(&self.file).and_then(|file| file.set_len(bytes)).expect("a larger file");
+        said(Command::new("losetup").args(["--set-capacity", &self.path]));
+    }
+
     /// Its first bytes, as the host reads them.
     ///
     /// # Panics

@@ -206,6 +206,15 @@ impl VmmProcess {
         self.order(What::AttachDisk(slot, parts.iter().map(described).collect()), &images)
     }
 
+    /// Asks for the disk in a slot to end with `length` bytes of its last image, which has at least as many, and are no fewer than before.
+    /// Answered like [`VmmProcess::attach_disk`], when the guest has been told.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn grow_disk(&mut self, slot: u8, length: u64) -> Result<u64, ControlError> {
+        self.order(What::GrowDisk(slot, length), &[])
+    }
+
     /// Asks for a slot to be emptied, of which the guest must make no use any more. Answered like [`VmmProcess::attach_disk`].
     ///
     /// # Errors

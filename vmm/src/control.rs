@@ -79,6 +79,8 @@ pub(crate) struct Order {
 pub(crate) enum What {
     /// Put a disk of these parts into an empty slot; their images come as descriptors.
     AttachDisk(u8, Vec<Part>),
+    /// Have the disk in a slot end with so many bytes of its last image.
+    GrowDisk(u8, u64),
     /// Empty a slot.
     DetachDisk(u8),
     /// Plug into a network slot what comes as descriptors, one for each pair of queues and perhaps one of vhost-net for each.

@@ -21,6 +21,9 @@ pub(crate) enum OrderError {
     /// Emptied it must be first, or the guest would see one disk turn into another.
     #[error("there is a disk in slot {0} already")]
     Filled(u8),
+    /// There is nothing to grow.
+    #[error("there is no disk in slot {0}")]
+    Empty(u8),
     /// Descriptions and images do not match.
     #[error("{described} parts of a disk are described, {sent} images were sent")]
     Images {
@@ -95,6 +98,15 @@ impl DiskSlots {
         Ok(slot.insert(parts.into_iter().zip(images).map(whole).collect())?)
     }
 
+    /// Has the disk in a slot end with so many bytes of its last image.
+    ///
+    /// # Errors
+    /// When that cannot be; the disk is then as before.
+    pub(crate) fn grow(&self, number: u8, length: u64) -> Result<(), OrderError> {
+        let slot = self.slot(number)?;
+        if slot.is_filled() { Ok(slot.grow(length)?) } else { Err(OrderError::Empty(number)) }
+    }
+
     /// Empties a slot.
     ///
     /// # Errors
@@ -135,6 +147,21 @@ mod tests {
             slots.detach(1).unwrap();
             slots.detach(1).unwrap();
         }
+    }
+
+    #[test]
+    fn a_disk_grows_and_does_not_shrink() {
+        let slots = DiskSlots::new(1);
+        let error = |length| slots.grow(0, length).unwrap_err().to_string();
+        assert_eq!(error(512), "there is no disk in slot 0");
+        slots.attach(0, vec![part(512)], vec![image(2048)]).unwrap();
+        slots.grow(0, 1024).unwrap();
+        slots.grow(0, 1024).unwrap();
+        assert_eq!(error(512), "image 0 has 1024 bytes on the disk already, which can become more, but not 512");
+        assert_eq!(error(1025), "image 0: 1025 is not a multiple of 512 bytes, as a disk's places and sizes are");
+        assert_eq!(error(4096), "image 0 has 2048 bytes, fewer than the 4096 that the disk shall have of it");
+        assert_eq!(error(u64::MAX - 511), "image 0 does not lie behind the one before it");
+        slots.grow(0, 2048).unwrap();
     }
 
     #[test]

@@ -62,6 +62,7 @@ impl Adjustable {
     pub(crate) fn carry_out(&self, what: What, descriptors: Vec<OwnedFd>) -> Result<(), String> {
         match what {
             What::AttachDisk(slot, parts) => told(self.disks.attach(slot, parts, descriptors)),
+            What::GrowDisk(slot, length) => told(self.disks.grow(slot, length)),
             What::DetachDisk(slot) => told(self.disks.detach(slot)),
             What::PlugNic(slot) => told(self.nics.plug(slot, descriptors)),
             What::PullNic(slot) => told(self.nics.pull(slot)),

@@ -29,6 +29,7 @@ const SECTOR: u64 = 512;
 const BLKPG: Opcode = opcode::none(0x12, 105);
 const ADD_PARTITION: c_int = 1;
 const DELETE_PARTITION: c_int = 2;
+const RESIZE_PARTITION: c_int = 3;
 /// linux/fs.h
 const BLKROSET: Opcode = opcode::none(0x12, 93);
 
@@ -68,18 +69,7 @@ impl Device {
         let name = name_of(&disk.serial)?;
         let last = disk.parts.last().ok_or_else(|| invalid(disk, "has no parts"))?;
         let end = last.start.checked_add(last.length).ok_or_else(|| invalid(disk, "does not end"))?;
-        let size = Path::new(DISKS).join(&name).join("size");
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            let found = fs::read_to_string(&size).map_err(Error::internal(format!("read {}", size.display())))?;
-            if found.trim().parse() == Ok(end / SECTOR) {
-                break;
-            }
-            if tokio::time::Instant::now() > deadline {
-                return Err(invalid(disk, &format!("has {} sectors, not {}", found.trim(), end / SECTOR)));
-            }
-            tokio::time::sleep(RETRY).await;
-        }
+        await_size(&name, end).await?;
         let path = Path::new("/dev").join(&name);
         let file = File::open(&path).map_err(Error::internal(format!("open {}", path.display())))?;
         let mut device = Device { name, disk: file, parts: 0 };
@@ -116,6 +106,28 @@ impl Device {
         Ok(())
     }
 
+    /// What it takes to have the only part grow while somebody else has the device.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn growing(&self) -> io::Result<Device> {
+        Ok(Device { name: self.name.clone(), disk: self.disk.try_clone()?, parts: self.parts })
+    }
+
+    /// Has the only part be `length` bytes long, once the kernel knows that the disk is.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when it has not become so long, or has several parts.
+    pub(super) async fn grow(&self, length: u64) -> Result<(), Error> {
+        if self.parts != 1 {
+            return Err(Error::InvalidArgument(format!("{self} has {} parts, of which none grows", self.parts)));
+        }
+        await_size(&self.name, length).await?;
+        let bytes = i64::try_from(length).unwrap_or(i64::MAX);
+        let grown = self.partition(RESIZE_PARTITION, 1, 0, bytes);
+        grown.map_err(|cause| Error::InvalidArgument(format!("{self} cannot have a part of {length} bytes: {cause}")))
+    }
+
     fn add(&mut self, start: u64, length: u64, read_only: bool) -> io::Result<()> {
         let number = self.parts + 1;
         let signed = |bytes: u64| i64::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
@@ -148,6 +160,22 @@ impl fmt::Display for Device {
     }
 }
 
+/// Waits until the kernel knows that the disk `name` has so many bytes.
+async fn await_size(name: &str, bytes: u64) -> Result<(), Error> {
+    let (size, sectors) = (Path::new(DISKS).join(name).join("size"), bytes / SECTOR);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let found = fs::read_to_string(&size).map_err(Error::internal(format!("read {}", size.display())))?;
+        if found.trim().parse() == Ok(sectors) {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(Error::InvalidArgument(format!("disk {name}: it has {} sectors, not {sectors}", found.trim())));
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
 /// The kernel's name of the disk with this serial number.
 fn name_of(serial: &str) -> Result<String, Error> {
     let mut names: Vec<String> = fs::read_dir(DISKS)
@@ -171,7 +199,7 @@ fn set_read_only(device: &impl AsFd) -> io::Result<()> {
 
 /// # Safety
 /// `argument` must be what `operation` reads, and live.
-unsafe fn ioctl(device: &impl AsFd, operation: Opcode, argument: *const c_void) -> io::Result<()> {
+pub(super) unsafe fn ioctl(device: &impl AsFd, operation: Opcode, argument: *const c_void) -> io::Result<()> {
     // SAFETY: the caller's promise.
     match unsafe { libc::ioctl(device.as_fd().as_raw_fd(), operation as libc::Ioctl, argument) } {
         0 => Ok(()),

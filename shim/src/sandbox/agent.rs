@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tatami_protocol::agent::{
-    Change, Changes, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, Figures, HelloRequest,
-    HelloResponse, MemoryRequest, NetworkRequest, OomRequest, ProcessRequest, ProcessorsRequest, ResizeRequest,
-    ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest, Volume, VolumeRequest, WaitResponse,
+    Change, Changes, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, Figures, GrowthRequest,
+    HelloRequest, HelloResponse, MemoryRequest, NetworkRequest, OomRequest, ProcessRequest, ProcessorsRequest,
+    ResizeRequest, ShutdownRequest, SignalRequest, Stats, Stdio, UpdateRequest, Volume, VolumeRequest, WaitResponse,
 };
 use tatami_protocol::agent_ttrpc::AgentClient;
 use tatami_protocol::stream::{Kind, StreamHeader};
@@ -152,6 +152,15 @@ impl Agent {
     pub async fn unmount_volume(&self, folder: &str) -> Result<(), AgentError> {
         let request = VolumeRequest { folder: folder.to_owned(), ..Default::default() };
         self.answer("UnmountVolume", self.client.unmount_volume(Context::default(), &request)).await.map(drop)
+    }
+
+    /// Has a volume's part of its disk, and the file system on it, become `length` bytes long, as the disk has.
+    ///
+    /// # Errors
+    /// [`AgentError::Refused`] for what does not grow.
+    pub async fn grow_volume(&self, folder: &str, length: u64) -> Result<(), AgentError> {
+        let request = GrowthRequest { folder: folder.to_owned(), length, ..Default::default() };
+        self.answer("GrowVolume", self.client.grow_volume(Context::default(), &request)).await.map(drop)
     }
 
     /// Announces a process that joins a container; its command is looked for when it is started.

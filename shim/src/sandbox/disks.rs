@@ -64,6 +64,9 @@ pub enum DiskError {
     /// Every slot has a disk.
     #[error("all {0} disk slots of the sandbox are taken")]
     NoSlot(usize),
+    /// It is not on a disk, or its file system cannot become larger in a guest.
+    #[error("it cannot grow: only a disk with ext4 on it can, or one that containers have as a block device")]
+    NotGrown,
     /// Nobody serves it.
     #[error("the sandbox has no vhost-user device {0}")]
     NotServed(usize),
@@ -301,6 +304,18 @@ impl Disk {
     /// What the agent has to know of it.
     pub fn message(&self) -> DiskMessage {
         DiskMessage { serial: slot_serial(self.slot as u8), parts: self.parts.clone(), ..DiskMessage::default() }
+    }
+
+    /// Has it end with `length` bytes of its last image, no fewer than before. The agent knows nothing of it yet.
+    ///
+    /// # Errors
+    /// [`DiskError::Vm`], when the image has not so many bytes, for instance.
+    pub async fn grow(&mut self, length: u64) -> Result<(), DiskError> {
+        self.disks.vm.order(VmOrder::Grow(self.slot as u8, length)).await?;
+        if let Some(last) = self.parts.last_mut() {
+            last.length = length;
+        }
+        Ok(())
     }
 
     /// Takes it out of its slot. The agent must have answered that the container which it was for is deleted, or was not made.

@@ -53,7 +53,7 @@ impl Teller {
     where
         F: Future<Output = io::Result<Figures>> + Send + 'static,
     {
-        let (path, _folder) = socket(state)?;
+        let (path, _folder) = socket(state, SOCKET)?;
         let listener = UnixListener::bind(path)?;
         Ok(Teller { task: tokio::spawn(tell(listener, figures)) })
     }
@@ -71,7 +71,7 @@ impl Drop for Teller {
 /// When nobody tells. Who may not wait for ever sets a limit.
 pub async fn ask(state: &Path) -> io::Result<Figures> {
     let mut stream = {
-        let (path, _folder) = socket(state)?;
+        let (path, _folder) = socket(state, SOCKET)?;
         UnixStream::connect(path).await?
     };
     let length = stream.read_u32().await? as usize;
@@ -105,11 +105,11 @@ async fn tell<F: Future<Output = io::Result<Figures>>>(listener: UnixListener, f
     }
 }
 
-/// The socket's path, which is good as long as the folder is open: short however long the folder's is, as the address of a unix
+/// The path of the socket `name` in `state`, which is good as long as the folder is open: short however long the folder's is, as the address of a unix
 /// socket must be.
-fn socket(state: &Path) -> io::Result<(PathBuf, OwnedFd)> {
+pub(super) fn socket(state: &Path, name: &str) -> io::Result<(PathBuf, OwnedFd)> {
     let folder = rustix::fs::open(state, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    Ok((PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd())), folder))
+    Ok((PathBuf::from(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())), folder))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod copy;
 pub mod disk_root;
 pub mod disks;
 pub mod door;
+pub mod enlarging;
 pub mod figures;
 pub mod folder;
 pub mod fs_mount;
@@ -51,6 +52,7 @@ use cgroup::Whole;
 use container::Container;
 use disks::{DeviceImage, DiskError, Disks};
 use door::Door;
+use enlarging::Enlarger;
 use figures::Teller;
 use folder::{Client, Folder, FolderError, Lot, Places};
 use guest::{Guest, Streams};
@@ -218,6 +220,8 @@ pub struct Sandbox {
     agent: Option<Agent>,
     /// Tells others what the guest uses, as long as there is an agent to ask.
     teller: Option<Teller>,
+    /// Has volumes grow, as long as there is.
+    enlarger: Option<Enlarger>,
     door: Door,
     disks: Disks,
     volumes: Volumes,
@@ -354,7 +358,19 @@ impl Sandbox {
         timings.pass(Mark::VmmSpawned);
         let disks = Disks::new(vm.watch().clone(), &settings.vm);
         let volumes = Volumes::new(disks.clone());
-        Ok(Sandbox { vm, agent: None, teller: None, door, disks, volumes, ground, timings, settings, template })
+        Ok(Sandbox {
+            vm,
+            agent: None,
+            teller: None,
+            enlarger: None,
+            door,
+            disks,
+            volumes,
+            ground,
+            timings,
+            settings,
+            template,
+        })
     }
 
     /// Its id: twelve hexadecimal digits.
@@ -431,8 +447,11 @@ impl Sandbox {
             self.timings.pass_at(Mark::AgentStarted, started.max(booting));
         }
         self.timings.pass(Mark::AgentReady);
-        let teller = Teller::start(self.ground.state(), Guest::new(agent.clone(), watch), self.volumes.clone());
+        let guest = Guest::new(agent.clone(), watch);
+        let teller = Teller::start(self.ground.state(), guest.clone(), self.volumes.clone());
         self.teller = teller.inspect_err(|error| log::warn!("nobody is told what the guest uses: {error}")).ok();
+        let enlarger = Enlarger::start(self.ground.state(), guest, self.volumes.clone());
+        self.enlarger = enlarger.inspect_err(|error| log::warn!("no volume can grow: {error}")).ok();
         self.agent = Some(agent);
         Ok(())
     }
@@ -532,8 +551,8 @@ impl Sandbox {
     /// # Errors
     /// [`Error::System`] when something could not be removed.
     pub async fn end(self) -> Result<Timings, Error> {
-        let Sandbox { vm, agent, teller, ground, mut timings, .. } = self;
-        drop(teller);
+        let Sandbox { vm, agent, teller, enlarger, ground, mut timings, .. } = self;
+        drop((teller, enlarger));
         if let Some(agent) = agent
             && let Ok(Err(error)) = vm.watch().while_alive(agent.shutdown(SHUTDOWN_LIMIT)).await
         {

@@ -121,6 +121,8 @@ struct Order {
 pub(super) enum VmOrder {
     /// Put a disk of these parts into this slot.
     Attach(u8, Vec<DiskPart>),
+    /// Have the disk in this slot end with so many bytes of its last image.
+    Grow(u8, u64),
     /// Empty this slot.
     Detach(u8),
     /// Plug these, as [`VmmProcess::plug_nic`] has them, into this network slot.
@@ -396,6 +398,7 @@ impl Observer {
     fn give(&mut self, order: Order) {
         let given = match order.what {
             VmOrder::Attach(slot, parts) => self.process.attach_disk(slot, &parts),
+            VmOrder::Grow(slot, length) => self.process.grow_disk(slot, length),
             VmOrder::Detach(slot) => self.process.detach_disk(slot),
             VmOrder::ResizeMemory(mib) => self.process.resize_memory(mib),
             VmOrder::Balloon(mib) => self.process.inflate_balloon(mib),

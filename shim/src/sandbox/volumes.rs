@@ -155,6 +155,21 @@ impl Volumes {
         .await
     }
 
+    /// Has the volume that the host knows as `source` become `length` bytes long, as its disk has; whether there is one.
+    ///
+    /// # Errors
+    /// [`VolumeError`], for one that cannot; it may be asked for again.
+    pub async fn grow(&self, guest: &Guest, source: &Path, length: u64) -> Result<bool, VolumeError> {
+        let (all, guest, path) = (self.mounted.clone(), guest.clone(), source.to_owned());
+        to_the_end(async move {
+            let mut all = all.lock().await;
+            let Some(mounted) = all.iter_mut().find(|mounted| mounted.volume.source == path) else { return Ok(false) };
+            grow_one(&guest, mounted, length).await.map_err(|error| VolumeError { path, error })?;
+            Ok(true)
+        })
+        .await
+    }
+
     /// `container` is gone from the guest: what nobody has any more is unmounted.
     pub async fn leave(&self, guest: &Guest, container: &str) {
         let (all, guest, container) = (self.mounted.clone(), guest.clone(), container.to_owned());
@@ -251,6 +266,16 @@ async fn mount(guest: &Guest, disks: &Disks, volume: &GuestVolume) -> Result<Opt
             Err(error)
         }
         (Err(error), _) => Err(error),
+    }
+}
+
+async fn grow_one(guest: &Guest, mounted: &mut Mounted, length: u64) -> Result<(), Error> {
+    match (&mounted.volume.files, &mut mounted.disk) {
+        (Files::Raw(_) | Files::OnDisk { format: DiskFormat::Ext4, .. }, Some(disk)) => {
+            disk.grow(length).await?;
+            guest.call(guest.agent().grow_volume(&mounted.volume.name, length)).await
+        }
+        _ => Err(DiskError::NotGrown.into()),
     }
 }
 

@@ -29,7 +29,8 @@ fn volumes(cli: &mut Cli, notes: &mut Notes) {
     notes.want("status", finished.status, 0);
     notes.want("output", finished.out(), "of the host\nof the host\nrefused\n8192\n16384\n");
     // It is empty, with the permissions of what is in its place in the image.
-    let finished = cli.run("over", &["--rm", "--tmpfs", "/mnt"], &["sh", "-c", "stat -c '%a %u:%g %n' /mnt; ls -A /mnt"]);
+    let finished =
+        cli.run("over", &["--rm", "--tmpfs", "/mnt"], &["sh", "-c", "stat -c '%a %u:%g %n' /mnt; ls -A /mnt"]);
     notes.want("over the image's files", finished.status, 0);
     notes.see("over the image's files", finished.out());
     notes.want("written back", fs::read_to_string(folder.join("back")).unwrap_or_default(), "back\n");

@@ -209,6 +209,28 @@ impl Drop for Direct {
 }
 
 /// Bytes of the volume, and how many of them are taken.
+/// The disk becomes larger while a container writes to what is on it.
+fn grown(kubelet: &Kubelet, notes: &mut Notes, (disk, path): (&LoopDisk, &str), container: &str) {
+    const LARGER: u64 = 96 << 20;
+    let resize = |path: &str, size: &str| Direct::command(kubelet, &["resize", path, size]);
+    notes.want("it has not become larger yet", resize(path, "96m").contains("fewer than the 100663296"), true);
+    notes.want("nobody else has it", resize("/no/such", "96m").contains("no sandbox that runs has mounted"), true);
+    disk.grow(LARGER);
+    let write =
+        "(for n in $(seq 40); do echo $n; sleep 0.1; done >/data/slow; sync; echo all >/data/ended) >/dev/null 2>&1 &";
+    kubelet.shell(container, write);
+    notes.want("it becomes larger", resize(path, "96m"), "");
+    notes.want("once more", resize(path, "100663296"), "");
+    notes.want("and not smaller", resize(path, "32m").contains("which can become more, but not 33554432"), true);
+    notes.want("nor larger than it is", resize(path, "1g").contains("fewer than the 1073741824"), true);
+    let used = Direct::command(kubelet, &["stats", path]);
+    notes.want("it has more room", figures(&used).is_some_and(|(total, _)| total > 80 << 20), true);
+    let fill = "dd if=/dev/zero of=/data/much bs=1M count=60 2>/dev/null && sync && wc -c </data/much; rm /data/much";
+    notes.want("which can be used", kubelet.shell(container, fill), "62914560");
+    let wait = "for n in $(seq 100); do test -e /data/ended && break; sleep 0.1; done; wc -l </data/slow; rm /data/slow /data/ended";
+    notes.want("what was written meanwhile", kubelet.shell(container, wait), "40");
+}
+
 fn figures(told: &str) -> Option<(u64, u64)> {
     let told: serde_json::Value = serde_json::from_str(told).ok()?;
     let bytes = told.pointer("/usage/0")?;
@@ -244,6 +266,7 @@ fn direct(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("what is written", kubelet.shell(&one, "echo word >/data/file && chown 7 /data/file && echo ok"), "ok");
     let used = Direct::command(kubelet, &["stats", path]);
     notes.want("how full it is", figures(&used).is_some_and(|(total, used)| used > 0 && used < total), true);
+    grown(kubelet, notes, (&disk, path), &one);
     let other = start("other", true);
     notes.want("another container has it too", kubelet.shell(&other, "cat /data/file"), "word");
     notes.want("and does not write", kubelet.shell(&other, "touch /data/x 2>&1 | grep -c 'Read-only'"), "1");

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
@@ -57,6 +58,16 @@ pub enum DiskError {
         /// In the image.
         found: u64,
     },
+    /// What a guest has of an image is not taken from it.
+    #[error("image {part} has {had} bytes on the disk already, which can become more, but not {length}")]
+    Smaller {
+        /// Which part.
+        part: usize,
+        /// What it shall have.
+        length: u64,
+        /// What it has.
+        had: u64,
+    },
     /// The size of an image cannot be found out.
     #[error("cannot find out the size of image {part}: {source}")]
     Size {
@@ -70,8 +81,26 @@ pub enum DiskError {
 /// An open disk.
 #[derive(Debug)]
 pub(super) struct Disk {
-    parts: Vec<DiskPart>,
+    /// One that has grown has the same.
+    images: Arc<[File]>,
+    /// Of each of them.
+    places: Vec<Place>,
     cached: bool,
+}
+
+/// Where on the disk an image lies, in bytes, and whether it is not to be written.
+#[derive(Clone, Debug)]
+struct Place {
+    start: u64,
+    length: u64,
+    read_only: bool,
+}
+
+impl Place {
+    /// Where it ends; none if no disk reaches that far.
+    fn end(&self) -> Option<u64> {
+        self.start.checked_add(self.length).filter(|&end| i64::try_from(end).is_ok())
+    }
 }
 
 /// What is to last when it has been answered.
@@ -116,42 +145,54 @@ pub(super) enum Deed {
 
 impl Disk {
     /// Checks that `parts` make a disk.
-    pub(super) fn new(mut parts: Vec<DiskPart>) -> Result<Self, DiskError> {
+    pub(super) fn new(parts: Vec<DiskPart>) -> Result<Self, DiskError> {
+        let (images, places): (Vec<File>, Vec<Place>) = parts
+            .into_iter()
+            .map(|DiskPart { image, start, length, read_only }| (image, Place { start, length, read_only }))
+            .unzip();
         let mut end = 0;
-        for (index, part) in parts.iter_mut().enumerate() {
-            for bytes in [part.start, part.length] {
-                if bytes % SECTOR_BYTES != 0 {
-                    return Err(DiskError::Unaligned { part: index, bytes });
-                }
+        for (index, (place, image)) in places.iter().zip(&images).enumerate() {
+            for bytes in [place.start, place.length] {
+                check_sectors(index, bytes)?;
             }
-            if part.length == 0 {
+            if place.length == 0 {
                 return Err(DiskError::Empty(index));
             }
-            let part_end = part.start.checked_add(part.length).filter(|&end| i64::try_from(end).is_ok());
-            match part_end {
-                Some(part_end) if part.start >= end => end = part_end,
+            match place.end() {
+                Some(place_end) if place.start >= end => end = place_end,
                 _ => return Err(DiskError::Overlap(index)),
             }
-            // Works for block devices too, whose metadata do not tell.
-            let found = part.image.seek(SeekFrom::End(0)).map_err(|source| DiskError::Size { part: index, source })?;
-            if found < part.length {
-                return Err(DiskError::Short { part: index, expected: part.length, found });
-            }
+            check_image(index, image, place.length)?;
         }
-        if parts.is_empty() {
+        if places.is_empty() {
             return Err(DiskError::NoParts);
         }
-        let cached = parts.iter().all(|part| is_cached(&part.image));
-        Ok(Disk { parts, cached })
+        let cached = images.iter().all(is_cached);
+        Ok(Disk { images: images.into(), places, cached })
+    }
+
+    /// The same disk with more of its last image: `length` bytes of it.
+    pub(super) fn grown(&self, length: u64) -> Result<Self, DiskError> {
+        let mut places = self.places.clone();
+        let index = places.len() - 1;
+        let last = &mut places[index];
+        check_sectors(index, length)?;
+        if length < last.length {
+            return Err(DiskError::Smaller { part: index, length, had: last.length });
+        }
+        last.length = length;
+        last.end().ok_or(DiskError::Overlap(index))?;
+        check_image(index, &self.images[index], length)?;
+        Ok(Disk { images: Arc::clone(&self.images), places, cached: self.cached })
     }
 
     pub(super) fn sectors(&self) -> u64 {
-        self.parts.last().map_or(0, |last| (last.start + last.length) / SECTOR_BYTES)
+        self.places.last().and_then(Place::end).unwrap_or(0) / SECTOR_BYTES
     }
 
     /// The file of part number `part`, which a [`Step`] names.
     pub(super) fn image(&self, part: usize) -> &File {
-        &self.parts[part].image
+        &self.images[part]
     }
 
     /// Whether all of it goes through the host's page cache: not opened with O_DIRECT.
@@ -186,7 +227,7 @@ impl Disk {
             Last::Never => false,
         };
         if syncs {
-            let writable = self.parts.iter().enumerate().filter(|(_, part)| !part.read_only);
+            let writable = self.places.iter().enumerate().filter(|(_, place)| !place.read_only);
             steps.extend(writable.map(|(part, _)| Step { deed: Deed::Sync, part, offset: 0, skip: 0, len: 0 }));
         }
         Ok(steps)
@@ -195,18 +236,18 @@ impl Disk {
     /// Adds the steps that do `deed` to `len` bytes at `offset`.
     fn add(&self, steps: &mut VecDeque<Step>, deed: Deed, offset: u64, len: u64) -> io::Result<()> {
         let mut done = 0;
-        for (index, part) in self.parts.iter().enumerate() {
+        for (index, place) in self.places.iter().enumerate() {
             let at = offset + done;
-            if done == len || at < part.start {
+            if done == len || at < place.start {
                 break;
             }
-            if at >= part.start + part.length {
+            if at >= place.start + place.length {
                 continue;
             }
-            if deed != Deed::Read && part.read_only {
+            if deed != Deed::Read && place.read_only {
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a write to what is read-only"));
             }
-            let (offset, len) = (at - part.start, (len - done).min(part.start + part.length - at));
+            let (offset, len) = (at - place.start, (len - done).min(place.start + place.length - at));
             steps.push_back(Step { deed, part: index, offset, skip: done, len });
             done += len;
         }
@@ -215,6 +256,17 @@ impl Disk {
             false => Err(io::Error::new(io::ErrorKind::InvalidInput, "a request for what lies between two images")),
         }
     }
+}
+
+fn check_sectors(part: usize, bytes: u64) -> Result<(), DiskError> {
+    if bytes.is_multiple_of(SECTOR_BYTES) { Ok(()) } else { Err(DiskError::Unaligned { part, bytes }) }
+}
+
+/// Whether `image` has so many bytes.
+fn check_image(part: usize, mut image: &File, expected: u64) -> Result<(), DiskError> {
+    // Works for block devices too, whose metadata do not tell.
+    let found = image.seek(SeekFrom::End(0)).map_err(|source| DiskError::Size { part, source })?;
+    if found < expected { Err(DiskError::Short { part, expected, found }) } else { Ok(()) }
 }
 
 fn is_cached(image: &File) -> bool {

@@ -30,6 +30,29 @@ fn the_configuration_tells_the_size() {
 }
 
 #[test]
+fn a_disk_grows_while_it_is_used() {
+    let (slot, file) = (Slot::empty("disk-1"), image());
+    let bytes = SECTORS * 512;
+    slot.insert(vec![part(file.try_clone().unwrap(), 0, false)]).unwrap();
+    let mut driver = Driver::start(device(&slot));
+    assert_eq!(u64::from_le_bytes(driver.config(0)), SECTORS);
+    assert_eq!(ask(&mut driver, TYPE_READ, SECTORS, &[into(DATA_AT, 512)]).0, ERROR);
+    let short = slot.grow(bytes + 512).unwrap_err();
+    assert!(matches!(short, DiskError::Short { part: 0, .. }), "{short}");
+    file.set_len(bytes + 1024).unwrap();
+    slot.grow(bytes + 512).unwrap();
+    assert_eq!(driver.get(0x60) & INTERRUPT_CONFIG, INTERRUPT_CONFIG);
+    assert_eq!(u64::from_le_bytes(driver.config(0)), SECTORS + 1);
+    let smaller = slot.grow(bytes).unwrap_err();
+    assert!(matches!(smaller, DiskError::Smaller { part: 0, .. }), "{smaller}");
+    driver.put(DATA_AT, &[0x5a; 512]);
+    assert_eq!(ask(&mut driver, TYPE_WRITE, SECTORS, &[out(DATA_AT, 512)]), (OK, 1));
+    assert_eq!(ask(&mut driver, TYPE_READ, SECTORS - 1, &[into(DATA_AT, 1024)]), (OK, 1025));
+    assert_eq!(driver.bytes(DATA_AT, 1024), [[(SECTORS - 1) as u8; 512], [0x5a; 512]].concat());
+    assert_eq!(ask(&mut driver, TYPE_READ, SECTORS + 1, &[into(DATA_AT, 512)]).0, ERROR);
+}
+
+#[test]
 fn parts_that_make_no_disk_are_refused_and_the_slot_stays_as_it_is() {
     let slot = Slot::empty("");
     let file = |length: u64| {
