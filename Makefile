@@ -12,7 +12,7 @@ GUEST  := target/guest/$(ARCH)
 IMAGE  := $(if $(FOREIGN),target/sample-image-$(ARCH).tar,target/sample-image.tar)
 PAUSE  := $(if $(FOREIGN),target/pause-image-$(ARCH).tar,target/pause-image.tar)
 # Where binaries are: those of this machine's architecture have a place of their own, in which tests look for them.
-BIN    := $(if $(FOREIGN),target/$(TRIPLE)/release,target/release)
+BIN    := $(if $(FOREIGN),target/$(TRIPLE)/$(if $(QUICK),debug,release),target/release)
 PREFIX ?= /usr/local
 DESTDIR ?=
 
@@ -32,7 +32,7 @@ TARGET := $(if $(FOREIGN),--target $(TRIPLE))
 NATIVE := $(if $(FOREIGN),--exclude tatami-tests --exclude tatami-testhost --exclude tatami-hostile)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build kernel initrd root-disk distribution guest image standalone run manual docs test test-unit test-host test-kvm test-clients test-others test-vtx test-all fuzz lint bench install uninstall clean
+.PHONY: help deps build kernel initrd root-disk distribution guest image standalone run manual docs test test-unit test-host test-kvm test-clients test-others one-container test-vtx test-all fuzz lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,11 +40,17 @@ help: ## list the targets
 deps: ## install what the build needs (Debian, root); says what is missing otherwise
 	@tests/install-deps $(ARCH)
 
+# Side by side, for what links a binary in one piece has one thread. QUICK=1 (of another architecture): in less than half the time, to see that
+# it runs, not how fast.
 build: deps ## build the host binary and the agent, both static
-	$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami
-	$(GUEST_STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-agent
+ifneq ($(and $(FOREIGN),$(QUICK)),)
+	CARGO_PROFILE_DEV_DEBUG=0 $(STATIC) $(CARGO) build --locked --target $(TRIPLE) -p tatami -p tatami-agent
+else
+	@tests/side-by-side tatami '$(STATIC) $(CARGO) build --release --locked --target $(TRIPLE) -p tatami' \
+		agent '$(GUEST_STATIC) $(CARGO) build --profile guest --locked --target $(TRIPLE) -p tatami-agent'
 	$(if $(FOREIGN),,@install -CD -m 755 target/$(TRIPLE)/release/tatami $(BIN)/tatami)
 	@install -CD -m 755 target/$(TRIPLE)/guest/tatami-agent $(BIN)/tatami-agent
+endif
 
 kernel: deps ## build the guest kernel
 	guest-kernel/build --arch $(ARCH)
@@ -76,23 +82,26 @@ run: build guest image ## build everything, then run the sample image in a micro
 	@$(KVM) $(BIN)/tatami run --rm \
 		$(if $(FOREIGN),--boot-timeout 300 --kernel $(GUEST)/vmlinux --initrd $(GUEST)/initrd.img) $(IMAGE)
 
-# The last two side by side, in emulated hosts of their own where they need one: each has a single CPU.
+# The last ones side by side, in emulated hosts of their own where they need one: each has a single CPU.
 test: test-unit test-host build guest image root-disk ## every test there is (FULL=1: the long ones of test-clients too)
+	@rm -f target/not-run
 	@tests/side-by-side kvm "$(MAKE) --no-print-directory test-kvm" \
-		clients "TATAMI_TESTHOST_NAME=clients $(MAKE) --no-print-directory test-clients"
-	@$(MAKE) --no-print-directory test-others test-vtx
+		clients "TATAMI_TESTHOST_NAME=clients $(MAKE) --no-print-directory --keep-going test-clients test-vtx test-others"
+	@[ ! -e target/not-run ] || cat target/not-run
 
 # The architectures of which `make test` runs a container, beside all that it does of this machine's.
 OTHERS ?= $(filter-out $(shell uname -m),aarch64 ppc64le)
 test-others: ## a container to its exit status on each of OTHERS, in its emulated host
 	@set -e; for arch in $(OTHERS); do \
-		$(MAKE) --no-print-directory ARCH=$$arch build guest image; \
-		TATAMI_TESTHOST_NAME=others tests/one-container $$arch; \
+		TATAMI_TESTHOST_NAME=others tests/while-time-lasts $$arch $(MAKE) --no-print-directory ARCH=$$arch QUICK=1 one-container; \
 		TATAMI_TESTHOST_NAME=others TATAMI_TESTHOST_ARCH=$$arch tests/host/run --stop; \
 	done
 
+one-container: build guest image ## what test-others does, for ARCH alone (QUICK=1: with binaries that are not optimised)
+	tests/one-container $(ARCH) $(BIN)
+
 test-vtx: build guest image ## two containers on Intel's VT-x, as bochs emulates it
-	tests/vt-x
+	tests/while-time-lasts "Intel's VT-x" tests/vt-x
 
 test-all: test ## the same, and the tests that boot guests, on each of OTHERS too
 	@set -e; for arch in $(OTHERS); do $(MAKE) --no-print-directory ARCH=$$arch test-unit test-kvm test-clients; done

@@ -12,7 +12,7 @@ use tatami_tests::{Running, pack};
 
 use crate::stage::{Ctr, PATIENCE};
 
-pub(crate) const CASES: &[Case<Ctr>] = &[Case::new("watchers of the host's files", watchers)];
+pub(crate) const CASES: &[Case<Ctr>] = &[Case::new("watchers of the host's files", watchers).long()];
 
 /// After what was expected, for what was not.
 const QUIET: Duration = Duration::from_millis(700);

@@ -10,9 +10,9 @@ use crate::stage::{Cli, SOON};
 
 pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: its bridge and a port of the host", bridge),
-    Case::new("docker: a network joined and left", joined_and_left),
+    Case::new("docker: a network joined and left", joined_and_left).long(),
     Case::new("docker: containers of a network by their names", names).long(),
-    Case::new("docker: the network of another container", of_another),
+    Case::new("docker: the network of another container", of_another).long(),
 ];
 
 /// What Docker gives a container that is told nothing else.

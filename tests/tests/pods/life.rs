@@ -10,7 +10,7 @@ use tatami_tests::daemons::kubelet::{HOST, Kubelet, host, told};
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("two containers of a pod", two),
     Case::new("containers come and go", come_and_go),
-    Case::new("a pod is removed while its containers write", writers),
+    Case::new("a pod is removed while its containers write", writers).long(),
 ];
 
 /// They share loopback, a name, and a way to the host.

@@ -12,8 +12,8 @@ pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("addresses and routes of a pod", addresses),
     Case::new("pods talk to each other", between),
     Case::new("a port of the host", host_port),
-    Case::new("ports and pods by macvtap", by_macvtap),
-    Case::new("a port is forwarded", forwarded),
+    Case::new("ports and pods by macvtap", by_macvtap).long(),
+    Case::new("a port is forwarded", forwarded).long(),
 ];
 
 /// A container that serves a page.

@@ -12,11 +12,11 @@ use crate::networks::{SERVER, page};
 pub(crate) const ON_THE_HOSTS_NETWORK: &str = "a pod on the host's own network";
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
-    Case::new("a network by ptp, with large packets", ptp),
+    Case::new("a network by ptp, with large packets", ptp).long(),
     Case::new("a network by macvlan", macvlan).long(),
     Case::new("a network by ipvlan", ipvlan).long(),
     Case::new("a network by ipvlan, routed", routed).long(),
-    Case::new("two networks of a pod", two),
+    Case::new("two networks of a pod", two).long(),
     Case::new("a network of IPv6 alone", version_6).long(),
     Case::new("five networks of a pod", five)
         .without_reference("with runc a pod has as many interfaces as it is given")

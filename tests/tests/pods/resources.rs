@@ -10,13 +10,15 @@ use tatami_tests::daemons::kubelet::{Kubelet, SOON, host, told};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("limits of a container, and changes of them", limits),
-    Case::new("what a container uses", usage),
+    Case::new("what a container uses", usage).long(),
     Case::new("a pod is as large as its containers need", size)
         .without_reference("with runc a pod's machine is the host"),
     Case::new("a machine as Kata's configuration has it", configured)
-        .without_reference("runc reads no configuration of Kata's"),
+        .without_reference("runc reads no configuration of Kata's")
+        .long(),
     Case::new("a whole pod in its cgroup, and its vCPU on a processor of its own", held)
-        .without_reference("with runc containers have cgroups of their own, and there are no vCPUs"),
+        .without_reference("with runc containers have cgroups of their own, and there are no vCPUs")
+        .long(),
     Case::new("vCPUs come and go with limits", processors)
         .without_reference("with runc a container sees all of the host's processors"),
 ];

@@ -11,19 +11,21 @@ use tatami_tests::{LoopDisk, binary};
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("folders and files of the host", of_the_host),
-    Case::new("a configuration that is replaced as a whole", replaced),
+    Case::new("a configuration that is replaced as a whole", replaced).long(),
     Case::new("a volume that two containers share", shared),
-    Case::new("a volume in memory", in_memory),
+    Case::new("a volume in memory", in_memory).long(),
     Case::new("a raw block volume", block),
-    Case::new("a raw block volume of several containers", shared_block),
+    Case::new("a raw block volume of several containers", shared_block).long(),
     Case::new("a raw block volume without the host's page cache", uncached)
-        .without_reference("runc reads no configuration of Kata's"),
+        .without_reference("runc reads no configuration of Kata's")
+        .long(),
     Case::new("raw block volumes that cannot be", bad_blocks)
-        .without_reference("runc hands out a device whatever is on it, and whoever has it"),
+        .without_reference("runc hands out a device whatever is on it, and whoever has it")
+        .long(),
     Case::new("a direct volume", direct).without_reference("runc mounts the folder instead"),
-    Case::new("direct volumes that cannot be", bad_direct).without_reference("runc mounts the folder instead"),
-    Case::new("a volume that vanishes", vanishing),
-    Case::new("an image as a volume", of_an_image),
+    Case::new("direct volumes that cannot be", bad_direct).without_reference("runc mounts the folder instead").long(),
+    Case::new("a volume that vanishes", vanishing).long(),
+    Case::new("an image as a volume", of_an_image).long(),
 ];
 
 fn with(name: &str, command: &[&str], mounts: Vec<api::Mount>) -> api::ContainerConfig {
