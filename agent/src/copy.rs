@@ -1,6 +1,7 @@
-//! Copying files between the host and a container: the end in the container, a process that joined it and executes nothing.
+//! Copying files: between the host and a container, of which this is the end in the container, and within the guest.
 //!
-//! So it sees what the container sees, volumes and all, and needs no program in the container. What it is to do stands in its arguments
+//! The former is done by a process that joined the container and executes nothing. So it sees what the container sees, volumes and all,
+//! and needs no program in there. What it is to do stands in its arguments
 //! ([`Order`]); the stream is its standard input or output, and what goes wrong or is left out is told in lines on standard error.
 
 use std::ffi::OsString;
@@ -63,7 +64,8 @@ pub(crate) fn within(source: &Path, destination: &Destination, options: Options)
     let mut to = BufWriter::with_capacity(CHUNK, File::from(OwnedFd::from(to)));
     let note = |line: String| log::info!("{line}");
     thread::scope(|scope| {
-        let packing = scope.spawn(move || pack(source, true, &mut to, &mut { note }));
+        let packing = move || pack(source, true, &mut to, &mut { note });
+        let packing = thread::Builder::new().spawn_scoped(scope, packing).map_err(CopyError::Stream)?;
         let unpacked = unpack(&mut from, destination, options, &mut { note });
         // Who packs for nobody is told by this.
         drop(from);

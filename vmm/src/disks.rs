@@ -103,8 +103,7 @@ impl DiskSlots {
     /// # Errors
     /// When that cannot be; the disk is then as before.
     pub(crate) fn grow(&self, number: u8, length: u64) -> Result<(), OrderError> {
-        let slot = self.slot(number)?;
-        if slot.is_filled() { Ok(slot.grow(length)?) } else { Err(OrderError::Empty(number)) }
+        if self.slot(number)?.grow(length)? { Ok(()) } else { Err(OrderError::Empty(number)) }
     }
 
     /// Empties a slot.

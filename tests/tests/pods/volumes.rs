@@ -210,7 +210,6 @@ impl Drop for Direct {
     }
 }
 
-/// Bytes of the volume, and how many of them are taken.
 /// The disk becomes larger while a container writes to what is on it.
 fn grown(kubelet: &Kubelet, notes: &mut Notes, (disk, path): (&LoopDisk, &str), container: &str) {
     const LARGER: u64 = 96 << 20;
@@ -233,6 +232,7 @@ fn grown(kubelet: &Kubelet, notes: &mut Notes, (disk, path): (&LoopDisk, &str), 
     notes.want("what was written meanwhile", kubelet.shell(container, wait), "40");
 }
 
+/// Bytes of the volume, and how many of them are taken.
 fn figures(told: &str) -> Option<(u64, u64)> {
     let told: serde_json::Value = serde_json::from_str(told).ok()?;
     let bytes = told.pointer("/usage/0")?;
@@ -357,6 +357,13 @@ fn block(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("what it is", kubelet.shell(&id, "ls -l /dev/xvda | cut -c1; wc -c </dev/xvda"), "b\n1048576");
     let write = "printf 'of the container' >/dev/xvda && head -c 16 /dev/xvda";
     notes.want("what is written", kubelet.shell(&id, write), "of the container");
+    disk.grow(2 << 20);
+    // The guest has a disk of its own, which is told.
+    let told = if kubelet.is_ours() { Direct::command(kubelet, &["resize", disk.path(), "2m"]) } else { String::new() };
+    notes.want("it becomes larger", told, "");
+    let end =
+        "printf end | dd of=/dev/xvda bs=1 seek=2097149 conv=fsync 2>/dev/null; wc -c </dev/xvda; tail -c 3 /dev/xvda";
+    notes.want("and is written to its end", kubelet.shell(&id, end), "2097152\nend");
     notes.want("removal of its container", kubelet.remove_container(&id), "ok");
     notes.want("on the host", disk.head(16), "of the container");
     notes.want("it is the host's again", claimed(&disk).is_ok(), true);

@@ -48,15 +48,14 @@ impl Slot {
         Ok(())
     }
 
-    /// Has the disk in the slot go on with more of its last image, `length` bytes of it, and tells the guest. Nothing if there is none.
+    /// Has the disk in the slot go on with more of its last image, `length` bytes of it, and tells the guest; whether there is one.
     ///
     /// # Errors
     /// When the image has not so many, or the disk more already; it is then as before.
-    pub fn grow(&self, length: u64) -> Result<(), DiskError> {
-        if let Some(disk) = self.disk() {
-            self.replace(Some(Arc::new(disk.grown(length)?)));
-        }
-        Ok(())
+    pub fn grow(&self, length: u64) -> Result<bool, DiskError> {
+        let Some(disk) = self.disk() else { return Ok(false) };
+        self.replace(Some(Arc::new(disk.grown(length)?)));
+        Ok(true)
     }
 
     /// Empties the slot and tells the guest. A request that is being served still ends on the old disk.
