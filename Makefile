@@ -82,11 +82,11 @@ run: build guest image ## build everything, then run the sample image in a micro
 	@$(KVM) $(BIN)/tatami run --rm \
 		$(if $(FOREIGN),--boot-timeout 300 --kernel $(GUEST)/vmlinux --initrd $(GUEST)/initrd.img) $(IMAGE)
 
-# The last ones side by side, in emulated hosts of their own where they need one: each has a single CPU.
+# The last ones side by side, in emulated hosts of their own where they need one: each has a single CPU, and one is left for who compiles beside it.
 test: test-unit test-host build guest image root-disk ## every test there is (FULL=1: the long ones of test-clients too)
 	@rm -f target/not-run
 	@tests/side-by-side kvm "$(MAKE) --no-print-directory test-kvm" \
-		clients "TATAMI_TESTHOST_NAME=clients $(MAKE) --no-print-directory --keep-going test-clients test-vtx test-others"
+		clients "CARGO_BUILD_JOBS=1 TATAMI_TESTHOST_NAME=clients $(MAKE) --no-print-directory --keep-going test-clients test-vtx test-others"
 	@[ ! -e target/not-run ] || cat target/not-run
 
 # The architectures of which `make test` runs a container, beside all that it does of this machine's.
@@ -113,9 +113,10 @@ test-unit: deps ## the tests that need no KVM
 test-host: deps ## the emulated test host's own tests
 	tests/host/selftest
 
+# As a workspace, whose features are those that `test-unit` has compiled all with.
 test-kvm: build guest image root-disk $(if $(FOREIGN),,distribution) ## the tests that boot guests, here or in the emulated test host
-	$(RUNNER) tests/run-kvm-tests $(TARGET) -p tatami -p tatami-devices -p tatami-vmm -p tatami-tests $(if $(FOREIGN),,-p tatami-hostile)
-	$(RUNNER) $(CARGO) test --locked $(TARGET) -p tatami-agent --test containers
+	$(RUNNER) tests/run-kvm-tests $(TARGET) $(if $(FOREIGN),-p tatami -p tatami-devices -p tatami-vmm -p tatami-tests,--workspace --tests)
+	$(RUNNER) $(CARGO) test --locked $(TARGET) $(if $(FOREIGN),-p tatami-agent,--workspace) --test containers
 
 # The hosts of other architectures have one release of containerd, as they are made of unpacked packages, and neither Docker nor Podman.
 CLIENTS := containerd pods $(if $(FOREIGN),,docker podman)
