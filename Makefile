@@ -59,13 +59,13 @@ initrd: build ## build the guest's initrd around the agent
 	rootfs/build-initrd --arch $(ARCH) --agent $(BIN)/tatami-agent
 
 root-disk: build ## build the guest's root as disks, which take the initrd's place: tatami run --initrd target/guest/ARCH/root.erofs
-	rootfs/build-disk --arch $(ARCH) --agent $(BIN)/tatami-agent
-	rootfs/build-disk --arch $(ARCH) --agent $(BIN)/tatami-agent --format ext4
-	rootfs/build-disk --arch $(ARCH) --agent $(BIN)/tatami-agent --verity
+	rootfs/build-root --arch $(ARCH) --agent $(BIN)/tatami-agent
+	rootfs/build-root --arch $(ARCH) --agent $(BIN)/tatami-agent --format ext4
+	rootfs/build-root --arch $(ARCH) --agent $(BIN)/tatami-agent --dm-verity
 
 SUITE  ?= bookworm
 distribution: build ## the same over a Debian suite (root; SUITE=bookworm)
-	rootfs/build-disk --arch $(ARCH) --agent $(BIN)/tatami-agent --suite $(SUITE)
+	rootfs/build-root --arch $(ARCH) --agent $(BIN)/tatami-agent --distro debian --suite $(SUITE)
 
 guest: kernel initrd
 

@@ -13,6 +13,7 @@ use crate::install::{InstallArguments, UninstallArguments};
 use crate::ksm::KsmArguments;
 use crate::metrics::MetricsArguments;
 use crate::metrics::top::TopArguments;
+use crate::rootfs::RootfsArguments;
 use crate::run::options::RunArguments;
 
 /// The command line.
@@ -57,6 +58,8 @@ pub enum Command {
     Ksm(KsmArguments),
     /// Say which disk guests mount in place of a volume, as CSI drivers do
     DirectVolume(DirectVolumeArguments),
+    /// Build a guest's root: with a shell and tools, or checked as it is read
+    Rootfs(RootfsArguments),
     /// Tell this machine's containerd of the runtime, or print what tells a cluster's
     Install(InstallArguments),
     /// Be an OCI runtime, as under the name tatami-runtime: `tatami oci --help`

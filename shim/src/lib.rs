@@ -29,6 +29,7 @@ pub mod oci;
 mod overlay;
 pub mod registry;
 pub mod root_image;
+pub mod rootfs;
 pub mod run;
 pub mod sandbox;
 pub mod spec;

@@ -12,6 +12,7 @@ use tatami_shim::command_line::{Command, CommandLine};
 use tatami_shim::run::{self, TATAMI_FAILED};
 use tatami_shim::{
     check, containerd, detached, direct_volume, environment, events, images, install, ksm, logging, metrics, oci,
+    rootfs,
 };
 
 fn main() -> ExitCode {
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Ok(CommandLine { command: Command::Events(arguments) }) => events::main(&arguments),
         Ok(CommandLine { command: Command::Ksm(arguments) }) => ksm::main(&arguments),
         Ok(CommandLine { command: Command::DirectVolume(arguments) }) => direct_volume::main(&arguments),
+        Ok(CommandLine { command: Command::Rootfs(arguments) }) => rootfs::main(&arguments),
         Ok(CommandLine { command: Command::Install(arguments) }) => install::main(&arguments),
         Ok(CommandLine { command: Command::Uninstall(arguments) }) => install::main_of_removal(&arguments),
         // It was taken before, unless something stands before it.

@@ -1,7 +1,7 @@
 //! What is in the initrd's place: whether it is a disk, and what the guest's kernel is to check it by.
 //!
 //! A disk that is checked says so twice: where it begins, which file systems leave to boot loaders, and in its last block, with
-//! what it is checked by (`rootfs/build-disk` writes both). Whatever else happens to it, it does not pass for one that is not
+//! what it is checked by (`rootfs/build-root` writes both). Whatever else happens to it, it does not pass for one that is not
 //! checked. What lies in between, data and the tree of hashes, is for the guest's kernel to read.
 
 use std::io::{self, Read, Seek, SeekFrom};
@@ -23,7 +23,7 @@ pub enum RootImageError {
     #[error("it is damaged, or was cut short: its last block should say what it is checked by (dm-verity): {0}")]
     Damaged(String),
     /// Somebody insists on a check.
-    #[error("it is no disk that is checked, and root hash {0} is wanted (see rootfs/build-disk --verity)")]
+    #[error("it is no disk that is checked, and root hash {0} is wanted (see tatami rootfs build --dm-verity)")]
     NotChecked(String),
     /// Somebody insists on another one.
     #[error("it is another disk: it is checked by {found}, and {wanted} is wanted")]

@@ -50,6 +50,32 @@ fn a_disk_that_is_checked() {
     boots_from("root.verity.erofs", "/dev/dm-0");
 }
 
+#[test]
+#[ignore = "boots a guest: make test"]
+fn a_disk_that_tatami_builds() {
+    let tatami = Tatami::new();
+    let file = tatami.scratch().join("built.erofs").display().to_string();
+    let build = |file: &str| tatami.tatami(&["rootfs", "build", "--distro=busybox", "-o", file]).expect_status(0);
+    build(&file);
+    let finished = tatami.run_with(&["--initrd", &file], &["grep", "-o", "root=[^ ]*", "/proc/cmdline"]);
+    assert_eq!(finished.expect_status(0).out(), "root=/dev/vda\n");
+    let again = format!("{file}.again");
+    build(&again);
+    assert!(fs::read(&file).unwrap() == fs::read(&again).unwrap(), "equal calls give equal bytes");
+    // What cannot be is said, and nothing is left of it.
+    let bad = tatami.scratch().join("bad").display().to_string();
+    let refused = |words: &[&str], why: &[&str]| {
+        let words = [&["rootfs", "build", "-o", &bad], words].concat();
+        tatami.tatami(&words).expect_error(1, why);
+    };
+    refused(&["--suite=bookworm"], &["--suite", "--distro debian"]);
+    refused(&["--distro=busybox", "--busybox=/bin/true"], &["/bin/true does not say what its applets are"]);
+    refused(&["--add=/no/such"], &["--add /no/such: no such folder"]);
+    refused(&["--initrd", &file], &["the initrd", &file, "one with the agent as /init"]);
+    assert!(!Path::new(&bad).exists());
+    tatami.assert_nothing_left();
+}
+
 /// A copy of `name` with another byte in the header of the program that every guest starts from: one that nobody looks at.
 fn with_another_byte(tatami: &Tatami, name: &str) -> PathBuf {
     let mut image = fs::read(disk(name)).unwrap();

@@ -26,7 +26,7 @@ impl Settings<'_> {
     pub(super) fn verity(&mut self, image: bool) -> Result<Option<Verity>, ConfigurationError> {
         const NAME: &str = "kernel_verity_params";
         let Some(text) = self.text(Section::Hypervisor, NAME)?.filter(|text| !text.is_empty()) else { return Ok(None) };
-        let wanted = "what rootfs/build-disk --verity prints: root_hash=HEX,salt=HEX,data_blocks=NUMBER,data_block_size=4096,\
+        let wanted = "what tatami rootfs build --dm-verity prints: root_hash=HEX,salt=HEX,data_blocks=NUMBER,data_block_size=4096,\
                       hash_block_size=4096";
         let setting = self.get(Section::Hypervisor, NAME).expect("it is set");
         if !image && self.text(Section::Hypervisor, "image")?.is_some_and(|path| !path.is_empty()) {

@@ -26,7 +26,7 @@ const MEANINGS: &[(Section, &str, &str, &str, &str)] = &[
     (
         Section::Hypervisor,
         "kernel_verity_params",
-        "text, as `rootfs/build-disk --verity` prints it",
+        "text, as `tatami rootfs build --dm-verity` prints it",
         "what the image says itself",
         "The guest's root must be a disk (`image`) with just this root hash, and the guest's kernel checks by it whatever it reads (dm-verity). A disk that is another is refused; a guest that finds it damaged panics.",
     ),

@@ -140,7 +140,7 @@ pub struct RunArguments {
     /// built or installed]
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// The guest's root must be a disk that is checked by just this as it is read (dm-verity); `rootfs/build-disk --verity` prints it.
+    /// The guest's root must be a disk that is checked by just this as it is read (dm-verity); `tatami rootfs build --dm-verity` prints it.
     /// Without it, such a disk is checked by what it says itself
     #[arg(long, value_name = "root_hash=HEX,salt=HEX,...")]
     verity: Option<Verity>,

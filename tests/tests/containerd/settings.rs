@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tatami_tests::compare::{Case, Notes};
-use tatami_tests::daemons::kubelet::host;
-use tatami_tests::{Running, Terminal, binary, program};
+use tatami_tests::{Running, Terminal, binary, initrd};
 
 use crate::stage::Ctr;
 
@@ -53,14 +52,12 @@ fn configuration(ctr: &mut Ctr, notes: &mut Notes) {
 /// A disk of the guest's root: the agent, a shell, and what is in the folder `root` below `folder`.
 fn with_shell(folder: &Path) -> PathBuf {
     let (root, image) = (folder.join("root"), folder.join("root.ext4"));
-    for name in ["bin", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp"] {
-        fs::create_dir_all(root.join(name)).expect("a folder");
-    }
-    fs::copy("/bin/busybox", root.join("bin/sh")).expect("a static busybox");
-    fs::copy(program("tatami-agent", "make build"), root.join("init")).expect("the agent");
-    let (root, path) = (root.display().to_string(), image.display().to_string());
-    let made = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", &root, &path, "24m"];
-    assert_eq!(host(&made), "", "a disk");
+    fs::create_dir_all(&root).expect("a folder");
+    let mut command = Command::new(binary());
+    command.args(["rootfs", "build", "--distro=busybox", "--format=ext4", "--initrd"]).arg(initrd());
+    command.arg("--add").arg(root).arg("--output").arg(&image);
+    let built = command.output().expect("tatami can be run");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     image
 }
 
