@@ -43,15 +43,21 @@ fn main() -> io::Result<()> {
     )
 }
 
-/// Every command's help, as the terminal shows it, under a heading of its own.
-fn write_commands(mut command: Command, path: &Path) -> io::Result<()> {
+/// Every command's help, as a terminal of so many columns as the pages have shows it, under a heading of its own.
+fn write_commands(command: Command, path: &Path) -> io::Result<()> {
+    let mut command = command.term_width(96);
     command.build();
     let mut text = "# Commands\n\nWhat `--help` says, of each. There are manual pages of the same.\n".to_owned();
-    let names: Vec<String> = command.get_subcommands().map(|known| known.get_name().to_owned()).collect();
-    for name in names.iter().filter(|name| *name != "help") {
-        let found = command.find_subcommand_mut(name).expect("it was listed");
-        let help = found.render_long_help();
-        let _ = write!(text, "\n## tatami {name}\n\n```text\n{}\n```\n", help.to_string().trim_end());
-    }
+    write_below(&mut command, "tatami", "##", &mut text);
     fs::write(path, text)
+}
+
+/// What is below a command, each with a heading, and what is below that.
+fn write_below(command: &mut Command, name: &str, heading: &str, text: &mut String) {
+    for found in command.get_subcommands_mut().filter(|known| known.get_name() != "help") {
+        let name = format!("{name} {}", found.get_name());
+        let help = found.render_long_help();
+        let _ = write!(text, "\n{heading} {name}\n\n```text\n{}\n```\n", help.to_string().trim_end());
+        write_below(found, &name, &format!("{heading}#"), text);
+    }
 }

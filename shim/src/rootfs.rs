@@ -41,11 +41,13 @@ enum Command {
 /// The command line of `tatami rootfs build`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A guest reads a disk page by page, many guests the same pages of the host's memory; an initrd, which has the agent alone and comes with
-Tatami, is copied into each. As erofs, equal calls give equal bytes, but for Debian, whose packages change.
+A guest reads a disk page by page, many guests the same pages of the host's memory; an initrd,
+which has the agent alone and comes with Tatami, is copied into each. As erofs, equal calls give
+equal bytes, but for Debian, whose packages change.
 
-With --dm-verity the guest's kernel checks whatever it reads. What it is checked by is printed: --verity of `tatami run` and
-kernel_verity_params of a configuration take it, and then start from no other disk.
+With --dm-verity the guest's kernel checks whatever it reads. What it is checked by is printed:
+--verity of `tatami run` and kernel_verity_params of a configuration take it, and then start from
+no other disk.
 
 Examples:
   tatami rootfs build --distro busybox
