@@ -196,11 +196,10 @@ impl Pair {
         if self.handed || self.wanted.contains(EventSet::OUT) {
             return Ok(Progress::Idle);
         }
-        if self.wire.is_none() && self.slot.has_new(self.index) {
-            // The guest has been told of a link that this thread takes up in a moment: its frames wait for that.
-            return Ok(Progress::Idle);
-        }
-        let sent = self.transmitter.run(self.wire.as_mut().filter(|_| self.attended))?;
+        let unplugged = self.wire.is_none();
+        // The guest may have been told, a moment ago, of a link that this thread has yet to take up: its frames wait for that.
+        let coming = || unplugged && self.slot.has_new(self.index);
+        let sent = self.transmitter.run(self.wire.as_mut().filter(|_| self.attended), coming)?;
         self.slot.count(0, std::mem::take(&mut self.transmitter.dropped));
         let full = self.wire.as_ref().is_some_and(Wire::is_full);
         self.wanted.set(EventSet::OUT, full || sent == Sent::Room);

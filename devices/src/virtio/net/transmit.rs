@@ -70,15 +70,20 @@ impl Transmitter {
         &mut self.ring
     }
 
-    /// Sends what there is, at most a ringful; drops it where there is no wire.
+    /// Sends what there is, at most a ringful; drops it where there is no wire, unless one is `coming`.
     ///
     /// # Errors
     /// When the driver broke a rule of the ring.
-    pub(super) fn run(&mut self, mut wire: Option<&mut Wire>) -> Result<Sent, Fault> {
+    pub(super) fn run(&mut self, mut wire: Option<&mut Wire>, coming: impl Fn() -> bool) -> Result<Sent, Fault> {
         let mut budget = self.ring.size();
         loop {
             self.ring.disable_kicks()?;
             while let Some(chain) = self.ring.take()? {
+                if wire.is_none() && coming() {
+                    self.ring.put_back(chain);
+                    self.ring.notify()?;
+                    return Ok(Sent::Ring(Progress::Idle));
+                }
                 if wire.is_some() && !self.admit(&chain)? {
                     self.ring.put_back(chain);
                     self.ring.notify()?;

@@ -5,6 +5,8 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::super::spec::Op;
 use super::guest::{Guest, Layout, no_ports};
 use super::stack::{Stack, packet};
@@ -308,8 +310,11 @@ fn clients_beyond_the_table_are_turned_away_and_a_freed_place_is_used_again() {
 
 fn raise_descriptor_limit() {
     // A test runner often has 1024; the limit above that is the user's to raise.
-    let limit = std::fs::read_to_string("/proc/self/limits").unwrap();
-    let line = limit.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    let soft: u64 = line.split_whitespace().nth(3).unwrap().parse().unwrap_or(u64::MAX);
-    assert!(soft >= 4096, "this test needs 4096 open files, only {soft} are allowed: raise `ulimit -n`");
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current.is_some_and(|soft| soft < 4096) {
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(4096), maximum });
+        raised.unwrap_or_else(|error| {
+            panic!("this test needs 4096 open files, of {maximum:?}: raise `ulimit -Hn`: {error}")
+        });
+    }
 }
