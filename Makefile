@@ -107,9 +107,13 @@ test-all: test ## the same, and the tests that boot guests, on each of OTHERS to
 	@set -e; for arch in $(OTHERS); do $(MAKE) --no-print-directory ARCH=$$arch test-unit test-kvm test-clients; done
 
 test-unit: deps ## the tests that need no KVM
-	$(if $(FOREIGN),@echo "$(ARCH): without what dtc reads, which its host lacks; here it reads the trees of all architectures")
-	$(if $(FOREIGN),$(RUNNER)) $(CARGO) test --locked $(TARGET) --workspace $(NATIVE) $(if $(FOREIGN),--no-fail-fast -- --skip=device_tree --skip=dtc_reads)
-	$(if $(FOREIGN),,rootfs/test-reproducible)
+ifneq ($(FOREIGN),)
+	@echo "$(ARCH): without what dtc reads, which its host lacks: here it reads the trees of all architectures"
+	$(RUNNER) $(CARGO) test --locked $(TARGET) --workspace $(NATIVE) --no-fail-fast -- --skip=device_tree --skip=dtc_reads
+else
+	$(CARGO) test --locked --workspace
+	rootfs/test-reproducible
+endif
 
 test-host: deps ## the emulated test host's own tests
 	tests/host/selftest
