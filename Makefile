@@ -108,7 +108,7 @@ test-all: test ## the same, and the tests that boot guests, on each of OTHERS to
 
 test-unit: deps ## the tests that need no KVM
 ifneq ($(FOREIGN),)
-	@echo "$(ARCH): without what dtc reads, which its host lacks: here it reads the trees of all architectures"
+	@echo "$(ARCH): without the tests named device_tree and dtc_reads: its host lacks dtc, and here they read the trees of all architectures"
 	$(RUNNER) $(CARGO) test --locked $(TARGET) --workspace $(NATIVE) --no-fail-fast -- --skip=device_tree --skip=dtc_reads
 else
 	$(CARGO) test --locked --workspace
