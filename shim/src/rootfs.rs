@@ -248,37 +248,34 @@ mod tests {
         assert!(told(&["-o", "/x"]).ends_with("--output /x"));
     }
 
-    fn archive(entries: &[(&str, &[u8])]) -> File {
+    fn file_of(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
-        for (name, bytes) in entries {
-            let mut entry = cpio::NewcBuilder::new(name).mode(0o100_755).write(&mut file, bytes.len() as u32);
-            entry.write_all(bytes).unwrap();
-            entry.finish().unwrap();
-        }
-        cpio::newc::trailer(&mut file).unwrap();
+        file.write_all(bytes).unwrap();
         io::Seek::rewind(&mut file).unwrap();
         file
+    }
+
+    fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (name, content) in entries {
+            let mut entry = cpio::NewcBuilder::new(name).mode(0o100_755).write(&mut bytes, content.len() as u32);
+            entry.write_all(content).unwrap();
+            entry.finish().unwrap();
+        }
+        cpio::newc::trailer(&mut bytes).unwrap();
+        bytes
     }
 
     #[test]
     fn the_agent_is_found_in_an_initrd_and_nowhere_else() {
         let (other, agent): (&[u8], &[u8]) = (b"another file", b"\x7fELF and so on");
         for name in ["init", "./init"] {
-            assert_eq!(agent_of(archive(&[("etc/init", other), (name, agent)])).unwrap(), agent);
+            assert_eq!(agent_of(file_of(&archive(&[("etc/init", other), (name, agent)]))).unwrap(), agent);
         }
-        let refused = |file| agent_of(file).unwrap_err().to_string();
-        assert!(refused(archive(&[("etc/init", other)])).starts_with("it has no agent: one with the agent as /init"));
-        assert!(refused(archive(&[("init", b"")])).starts_with("it has no agent"));
-        let mut short = archive(&[("init", agent)]);
-        let mut bytes = Vec::new();
-        short.read_to_end(&mut bytes).unwrap();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&bytes[..120]).unwrap();
-        io::Seek::rewind(&mut file).unwrap();
-        assert!(refused(file).contains("one with the agent as /init"));
-        let mut disk = tempfile::tempfile().unwrap();
-        disk.write_all(&[0; 4096]).unwrap();
-        io::Seek::rewind(&mut disk).unwrap();
-        assert!(refused(disk).starts_with("Invalid magic number: one with"));
+        let refused = |bytes: &[u8]| agent_of(file_of(bytes)).unwrap_err().to_string();
+        assert!(refused(&archive(&[("etc/init", other)])).starts_with("it has no agent: one with the agent as /init"));
+        assert!(refused(&archive(&[("init", b"")])).starts_with("it has no agent"));
+        assert!(refused(&archive(&[("init", agent)])[..120]).contains("one with the agent as /init"));
+        assert!(refused(&[0; 4096]).starts_with("Invalid magic number: one with"));
     }
 }
