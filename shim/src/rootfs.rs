@@ -42,8 +42,8 @@ enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A guest reads a disk page by page, many guests the same pages of the host's memory; an initrd,
-which has the agent alone and comes with Tatami, is copied into each. As erofs, equal calls give
-equal bytes, but for Debian, whose packages change.
+which has the agent alone and comes with Tatami, is copied into each. Equal calls give equal
+bytes, but for Debian, whose packages change.
 
 With --dm-verity the guest's kernel checks whatever it reads. What it is checked by is printed:
 --verity of `tatami run` and kernel_verity_params of a configuration take it, and then start from
