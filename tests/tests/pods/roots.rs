@@ -37,12 +37,32 @@ fn checked(kubelet: &mut Kubelet, notes: &mut Notes) {
     fs::write(&lying, [data, last.replace(right, &other).as_bytes()].concat()).expect("a disk");
     configure(kubelet, &lying, &other);
     notes.want("a disk that is not as it says", refused("lying", &["does not match its root hash"]), "so");
+
+    // What a pod may name for itself.
+    settings(kubelet, "enable_annotations = [\"image\", \"kernel_verity_params\"]\n");
+    let annotated = |name: &str, verity: &str| {
+        let mut described = kubelet.described(name);
+        for (setting, value) in [("image", &*disk.to_string_lossy()), ("kernel_verity_params", verity)] {
+            let key = format!("io.katacontainers.config.hypervisor.{setting}");
+            described.annotations.insert(key, value.to_owned());
+        }
+        kubelet.run_described(described)
+    };
+    let error = annotated("annotated wrong", &other).map(|_| ()).unwrap_err();
+    notes.want("another disk than the pod wants", error.contains("another disk"), true);
+    let pod = annotated("annotated", right).expect("a pod on the disk that it names");
+    let id = kubelet.start(&pod, "c", &["sleep", "100000"]);
+    notes.want("the guest is on the pod's own disk", kubelet.shell(&id, &script), "1");
 }
 
 /// Has the handler's next pods start on `disk`, if it is the one that `verity` says.
 fn configure(kubelet: &Kubelet, disk: &Path, verity: &str) {
+    settings(kubelet, &format!("image = \"{}\"\nkernel_verity_params = \"{verity}\"\n", disk.display()));
+}
+
+/// Has these settings of its hypervisor's and no others.
+fn settings(kubelet: &Kubelet, lines: &str) {
     let folder = kubelet.containerd().home().path("kata-verity/config.d");
     fs::create_dir_all(&folder).expect("a folder");
-    let text = format!("[hypervisor.tatami]\nimage = \"{}\"\nkernel_verity_params = \"{verity}\"\n", disk.display());
-    fs::write(folder.join("50-root.toml"), text).expect("a file");
+    fs::write(folder.join("50-root.toml"), format!("[hypervisor.tatami]\n{lines}")).expect("a file");
 }
