@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod network;
 pub mod oci;
 mod overlay;
+pub mod privilege;
 pub mod registry;
 pub mod root_image;
 pub mod rootfs;

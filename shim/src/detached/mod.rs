@@ -19,14 +19,15 @@ use std::process::ExitCode;
 pub use commands::Commands;
 
 use crate::logging::complain;
+use crate::privilege::{self, NotRoot};
 use client::ClientError;
 use registry::LookupError;
 
 /// Why a command fails.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("root privileges are needed: run it as root or with sudo")]
-    NotRoot,
+    #[error(transparent)]
+    NotRoot(#[from] NotRoot),
     #[error(transparent)]
     Lookup(#[from] LookupError),
     #[error("{0}: {1}")]
@@ -63,10 +64,7 @@ impl Error {
 
 /// Carries out one of the commands.
 pub fn main(command: Commands) -> ExitCode {
-    let result = match nix::unistd::geteuid().is_root() {
-        true => command.carry_out(),
-        false => Err(Error::NotRoot),
-    };
+    let result = privilege::root().map_err(Error::from).and_then(|()| command.carry_out());
     let status = result.unwrap_or_else(|error| {
         let unread = matches!(&error, Error::Output(error) if error.kind() == io::ErrorKind::BrokenPipe);
         if !unread {

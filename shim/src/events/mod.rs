@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) use self::announce::{Happening, announce};
 use crate::logging::complain;
+use crate::privilege::{self, NotRoot};
 use crate::sandbox::folder::{self, Places};
 use crate::table::{Format, printable};
 
@@ -48,8 +49,8 @@ pub struct EventsArguments {
 /// Why it ends.
 #[derive(Debug, thiserror::Error)]
 enum EventsError {
-    #[error("root privileges are needed: run it as root or with sudo")]
-    NotRoot,
+    #[error(transparent)]
+    NotRoot(#[from] NotRoot),
     #[error("cannot {action}: {source}")]
     System { action: &'static str, source: io::Error },
     #[error("cannot listen at {}: {source}", path.display())]
@@ -80,15 +81,13 @@ struct Row {
 
 /// Tells until a signal comes.
 pub fn main(arguments: &EventsArguments) -> ExitCode {
-    let result = match nix::unistd::geteuid().is_root() {
-        true => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|source| EventsError::System { action: "start the runtime", source })
-            .and_then(|runtime| runtime.block_on(listen(&Places::from_environment(), arguments.format))),
-        false => Err(EventsError::NotRoot),
+    let carry_out = || {
+        privilege::root()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|source| EventsError::System { action: "start the runtime", source })?;
+        runtime.block_on(listen(&Places::from_environment(), arguments.format))
     };
-    match result {
+    match carry_out() {
         Ok(()) => ExitCode::SUCCESS,
         Err(EventsError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(error) => {

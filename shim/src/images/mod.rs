@@ -29,6 +29,7 @@ pub use save::SaveArguments;
 use crate::content::{Content, ContentError, InUse, Named};
 use crate::image::{self, Image, ImageError};
 use crate::logging::complain;
+use crate::privilege::{self, NotRoot};
 use crate::registry::{Files, Options, RegistryError};
 use crate::sandbox::folder::Places;
 use progress::Show;
@@ -37,8 +38,8 @@ use progress::Show;
 #[derive(Debug, thiserror::Error)]
 pub enum ImagesError {
     /// Not root.
-    #[error("root privileges are needed: run it as root or with sudo")]
-    NotRoot,
+    #[error(transparent)]
+    NotRoot(#[from] NotRoot),
     /// The store.
     #[error(transparent)]
     Content(#[from] ContentError),
@@ -166,11 +167,11 @@ pub fn load(arguments: &LoadArguments) -> ExitCode {
 
 fn finish(command: impl FnOnce(&Content, &Path) -> Result<u8, ImagesError>) -> ExitCode {
     let root = Places::from_environment().root;
-    let result = match nix::unistd::geteuid().is_root() {
-        true => Content::open(&root).map_err(ImagesError::from).and_then(|content| command(&content, &root)),
-        false => Err(ImagesError::NotRoot),
+    let carry_out = || {
+        privilege::root()?;
+        command(&Content::open(&root)?, &root)
     };
-    let status = result.unwrap_or_else(|error| {
+    let status = carry_out().unwrap_or_else(|error| {
         let unread = matches!(&error, ImagesError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe);
         if !unread {
             complain(&error);

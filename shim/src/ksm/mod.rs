@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::knobs::{Knobs, Speed};
 use self::pace::{Pace, Seen};
 use crate::logging::complain;
+use crate::privilege::{self, NotRoot};
 use crate::sandbox::folder::{self, FolderError, Places};
 
 /// How often it looks.
@@ -46,8 +47,8 @@ pub struct KsmArguments {}
 /// Why pages are not looked for.
 #[derive(Debug, thiserror::Error)]
 enum KsmError {
-    #[error("root privileges are needed: run it as root or with sudo")]
-    NotRoot,
+    #[error(transparent)]
+    NotRoot(#[from] NotRoot),
     #[error("there is no {FOLDER}: this host's kernel is built without CONFIG_KSM")]
     None,
     #[error("the merging of pages is turned off on this host ({FOLDER}/run is {0}): echo 1 >{FOLDER}/run turns it on")]
@@ -74,9 +75,7 @@ pub fn main(_: &KsmArguments) -> ExitCode {
 }
 
 fn run() -> Result<(), KsmError> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(KsmError::NotRoot);
-    }
+    privilege::root()?;
     let places = Places::from_environment();
     let mut throttler = Throttler::start(Path::new(FOLDER), &places.state)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

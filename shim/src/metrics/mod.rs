@@ -28,6 +28,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 
 use crate::logging::complain;
+use crate::privilege::{self, NotRoot};
 use crate::sandbox::folder::{FolderError, Places};
 
 /// The command line of `tatami metrics`.
@@ -75,8 +76,8 @@ impl std::fmt::Display for Address {
 /// Why there are no metrics.
 #[derive(Debug, thiserror::Error)]
 enum MetricsError {
-    #[error("root privileges are needed: run it as root or with sudo")]
-    NotRoot,
+    #[error(transparent)]
+    NotRoot(#[from] NotRoot),
     #[error(transparent)]
     Folder(#[from] FolderError),
     #[error("cannot listen at {address}: {source}")]
@@ -97,9 +98,7 @@ pub fn main(arguments: MetricsArguments) -> ExitCode {
 
 /// Does `work` with this host's sandboxes.
 fn as_root<W: Future<Output = Result<(), MetricsError>>>(work: impl FnOnce(Places) -> W) -> Result<(), MetricsError> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(MetricsError::NotRoot);
-    }
+    privilege::root()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| MetricsError::System { action: "start the runtime", source })?;
     runtime.block_on(work(Places::from_environment()))

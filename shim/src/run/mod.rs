@@ -37,6 +37,7 @@ use crate::images::{self, ImagesError};
 use crate::journal;
 use crate::logging::complain;
 use crate::network::resolv_conf;
+use crate::privilege::{self, NotRoot};
 use crate::sandbox::container::Container;
 use crate::sandbox::disk_root::{DiskFormat, DiskRoot};
 use crate::sandbox::disks::{DeviceImage, DeviceSource, DiskError, DiskImage};
@@ -73,8 +74,8 @@ const ABANDONED: Duration = Duration::from_secs(10);
 enum RunError {
     #[error(transparent)]
     Options(#[from] OptionsError),
-    #[error("root privileges are needed: run it as root or with sudo")]
-    NotRoot,
+    #[error(transparent)]
+    NotRoot(#[from] NotRoot),
     #[error("the input device is not a terminal: leave out -t, or run it in a terminal")]
     NoTerminal,
     #[error("no such image: {} (a folder or an archive is expected)", .0.display())]
@@ -161,9 +162,7 @@ pub fn main(arguments: RunArguments, started: Instant) -> ExitCode {
 /// Finds out what can be wrong without a sandbox.
 fn prepare(arguments: RunArguments) -> Result<Prepared, RunError> {
     let options = arguments.validate(|name| std::env::var(name).ok())?;
-    if !nix::unistd::geteuid().is_root() {
-        return Err(RunError::NotRoot);
-    }
+    privilege::root()?;
     if options.interactive && options.tty && options.detach.is_none() && !io::stdin().is_terminal() {
         return Err(RunError::NoTerminal);
     }
@@ -491,7 +490,7 @@ mod tests {
         let command = |missing| sandbox::Error::Command { message: String::new(), missing };
         assert_eq!(RunError::from(command(true)).status(), 127);
         assert_eq!(RunError::from(command(false)).status(), 126);
-        assert_eq!(RunError::NotRoot.status(), 125);
+        assert_eq!(RunError::from(NotRoot).status(), 125);
         assert_eq!(RunError::Interrupted(libc::SIGTERM).status(), 143);
         assert_eq!(RunError::Forced.status(), 137);
     }
