@@ -7,6 +7,7 @@
 mod built;
 pub mod compare;
 pub mod daemons;
+pub mod engine;
 mod leaks;
 mod loop_disk;
 mod nearby;

@@ -3,6 +3,7 @@
 use std::fs;
 
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::engine::Engine;
 
 use crate::life;
 use crate::stage::Cli;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::engine::Engine;
 
 use crate::stage::Cli;
 
@@ -23,7 +24,7 @@ fn killed(cli: &mut Cli, notes: &mut Notes, victim: fn(&Cli, &str) -> i32) {
     cli.detached("a", &[], &["sleep", "1000"]);
     kill(Pid::from_raw(victim(cli, "a")), Signal::SIGKILL).expect("the victim is there");
     notes.want("told", cli.inspect_until("a", "{{.State.Status}} {{.State.ExitCode}}", "exited 137"), "exited 137");
-    notes.want("wait", cli.docker(&["wait", &cli.id("a")]).out(), "137\n");
+    notes.want("wait", cli.call(&["wait", &cli.id("a")]).out(), "137\n");
     notes.want("an exec is refused", cli.exec("a", &[], &["true"]).status, 1);
     notes.want("start again", cli.on("a", &["start"]), "ok");
     notes.want("an exec", cli.exec("a", &[], &["echo", "here"]).out(), "here\n");
@@ -59,10 +60,10 @@ fn daemon_away(cli: &mut Cli, notes: &mut Notes, signal: Signal) {
     notes.want("unpause", cli.on("runs", &["unpause"]), "ok");
     notes.want("stop", cli.on("runs", &["stop", "--time", "30"]), "ok");
     notes.want("status", cli.inspect("runs", "{{.State.ExitCode}}"), "7");
-    let logs = cli.docker(&["logs", &cli.id("runs")]).out();
+    let logs = cli.call(&["logs", &cli.id("runs")]).out();
     let numbers: Vec<usize> = logs.lines().filter_map(|line| line.parse().ok()).collect();
     notes.want("no line is missing", numbers.iter().copied().eq(1..=numbers.len()), true);
     notes.want("nor the last", logs.ends_with("\nbye\n"), true);
     notes.want("start again", cli.on("ends", &["start"]), "ok");
-    notes.want("its status again", cli.docker(&["wait", &cli.id("ends")]).out(), "9\n");
+    notes.want("its status again", cli.call(&["wait", &cli.id("ends")]).out(), "9\n");
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use tatami_tests::Terminal;
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::engine::Engine;
 
-use crate::stage::{Cli, SOON};
+use crate::stage::Cli;
 
 /// Why top shows less.
 const TOP: &str = "Docker runs the host's ps and keeps the lines whose process ids the runtime lists. A guest's processes are not \
@@ -53,13 +54,13 @@ pub(crate) fn step_by_step(cli: &mut Cli, notes: &mut Notes) {
     notes.want("unpause", cli.on("a", &["unpause"]), "ok");
     notes.want("exec", cli.exec("a", &[], &["sh", "-c", "exit 3"]).status, 3);
     notes.want("kill", cli.on("a", &["kill"]), "ok");
-    notes.want("wait", cli.docker(&["wait", &cli.id("a")]).out(), "137\n");
+    notes.want("wait", cli.call(&["wait", &cli.id("a")]).out(), "137\n");
     notes.want("state when stopped", cli.inspect("a", state), "exited false false 137 false");
     let filter = format!("container={}", cli.id("a"));
     let format = ["--format", "{{.Action}}"];
     // Docker counts in whole seconds here: "until now" would leave out what happened in this one.
     let words = ["events", "--since", &since.to_string(), "--until", &(seconds() + 1).to_string(), "--filter", &filter];
-    let told = cli.docker(&[words.as_slice(), &format].concat()).out();
+    let told = cli.call(&[words.as_slice(), &format].concat()).out();
     // An exec of a paused container may or may not have come as far as its event.
     let told: Vec<&str> = told.lines().filter(|line| !line.starts_with("exec")).collect();
     notes.want("events", told.join(" "), "create start pause unpause kill die");
@@ -85,7 +86,7 @@ pub(crate) fn exec(cli: &mut Cli, notes: &mut Notes) {
     notes.see("a missing command", finished.status);
     let text = finished.err() + &finished.out();
     notes.want("says why", text.contains("/no/such/program") && text.contains("no such file or directory"), true);
-    notes.want("at once", start.elapsed() < SOON, true);
+    notes.want("at once", start.elapsed() < Duration::from_secs(40), true);
     let id = cli.id("a");
     let mut command = cli.daemon().command(&["exec", "--interactive", &id, "wc", "-c"]);
     command.stdin(std::process::Stdio::piped());
@@ -127,11 +128,11 @@ pub(crate) fn logs(cli: &mut Cli, notes: &mut Notes) {
     let script = "echo err >&2; i=0; while test $i -lt 2000; do i=$((i+1)); echo $i; done; printf end";
     cli.detached("a", &[], &["sh", "-c", script]);
     notes.want("state", cli.inspect_until("a", "{{.State.Status}}", "exited"), "exited");
-    let finished = cli.docker(&["logs", &cli.id("a")]);
+    let finished = cli.call(&["logs", &cli.id("a")]);
     let all: String = (1..=2000).map(|number| format!("{number}\n")).collect();
     notes.want("complete and in order", finished.out() == all + "end", true);
     notes.want("errors", finished.err(), "err\n");
-    let tail = cli.docker(&["logs", "--tail", "2", &cli.id("a")]);
+    let tail = cli.call(&["logs", "--tail", "2", &cli.id("a")]);
     notes.see("tail", tail.out());
 }
 
@@ -181,7 +182,7 @@ fn attach(cli: &mut Cli, notes: &mut Notes) {
 
 fn rename(cli: &mut Cli, notes: &mut Notes) {
     cli.detached("a", &[], &["sleep", "1000"]);
-    notes.want("rename", cli.docker(&["rename", &cli.id("a"), &cli.id("b")]).status, 0);
+    notes.want("rename", cli.call(&["rename", &cli.id("a"), &cli.id("b")]).status, 0);
     notes.want("the old name", cli.exec("a", &[], &["true"]).status, 1);
     notes.want("the new name", cli.exec("b", &[], &["echo", "here"]).out(), "here\n");
     notes.want("kill", cli.on("b", &["kill", "--signal", "KILL"]), "ok");
@@ -218,11 +219,11 @@ fn several(cli: &mut Cli, notes: &mut Notes) {
         notes.want(*name, running.finish().status, 0);
     }
     for name in names {
-        notes.want(format!("{name} says"), cli.docker(&["logs", &cli.id(name)]).out(), format!("{name}\n"));
+        notes.want(format!("{name} says"), cli.call(&["logs", &cli.id(name)]).out(), format!("{name}\n"));
     }
     let ids = names.map(|name| cli.id(name));
     let words: Vec<&str> = ["rm", "--force"].into_iter().chain(ids.iter().map(String::as_str)).collect();
-    notes.want("rm -f", cli.docker(&words).status, 0);
+    notes.want("rm -f", cli.call(&words).status, 0);
 }
 
 pub(crate) fn stop_and_kill(cli: &mut Cli, notes: &mut Notes) {
@@ -233,7 +234,7 @@ pub(crate) fn stop_and_kill(cli: &mut Cli, notes: &mut Notes) {
     thread::sleep(Duration::from_secs(1));
     notes.want("stop", cli.on("a", &["stop", "--time", "30"]), "ok");
     notes.want("status", cli.inspect("a", "{{.State.ExitCode}}"), "7");
-    notes.want("output", cli.docker(&["logs", &cli.id("a")]).out(), "hup\nbye\n");
+    notes.want("output", cli.call(&["logs", &cli.id("a")]).out(), "hup\nbye\n");
     // The first process of a container takes no signal that it did not ask for.
     cli.detached("b", &[], &["sleep", "1000"]);
     notes.want("stop by force", cli.on("b", &["stop", "--time", "1"]), "ok");
@@ -247,13 +248,13 @@ pub(crate) fn stop_and_kill(cli: &mut Cli, notes: &mut Notes) {
 fn top_and_stats(cli: &mut Cli, notes: &mut Notes) {
     cli.detached("a", &["--memory", "256m"], &["sh", "-c", "sleep 1001 & touch /up; wait"]);
     cli.wait_for_file("a", "/up");
-    let top = cli.docker(&["top", &cli.id("a")]);
+    let top = cli.call(&["top", &cli.id("a")]);
     notes.want("top", top.status, 0);
     notes.want("top's processes", top.out().lines().count() - 1, 2);
     let first = cli.first_process("a").to_string();
     notes.want("the first is there", top.out().lines().any(|line| line.split(' ').any(|word| word == first)), true);
     let format = "{{.CPUPerc}} {{.MemUsage}} {{.PIDs}}";
-    let stats = cli.docker(&["stats", "--no-stream", "--format", format, &cli.id("a")]);
+    let stats = cli.call(&["stats", "--no-stream", "--format", format, &cli.id("a")]);
     notes.want("stats", stats.status, 0);
     let text = stats.out();
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -270,15 +271,15 @@ pub(crate) fn cp(cli: &mut Cli, notes: &mut Notes) {
     cli.wait_for_file("a", "/up");
     let inside = |path: &str| format!("{}:{path}", cli.id("a"));
     let outside = |name: &str| folder.join(name).display().to_string();
-    notes.want("into", cli.docker(&["cp", "--quiet", &outside("in"), &inside("/tmp/in")]).status, 0);
+    notes.want("into", cli.call(&["cp", "--quiet", &outside("in"), &inside("/tmp/in")]).status, 0);
     notes.want("read inside", cli.exec("a", &[], &["wc", "-c", "/tmp/in"]).out(), "30000 /tmp/in\n");
-    notes.want("out of", cli.docker(&["cp", "--quiet", &inside("/made"), &outside("made")]).status, 0);
+    notes.want("out of", cli.call(&["cp", "--quiet", &inside("/made"), &outside("made")]).status, 0);
     notes.want("read outside", fs::read_to_string(folder.join("made")).unwrap_or_default(), "of the guest\n");
-    notes.want("what is not there", cli.docker(&["cp", &inside("/no/such"), &outside("x")]).status, 1);
+    notes.want("what is not there", cli.call(&["cp", &inside("/no/such"), &outside("x")]).status, 1);
     notes.want("kill", cli.on("a", &["kill"]), "ok");
     notes.want("stopped", cli.inspect_until("a", "{{.State.Status}}", "exited"), "exited");
-    notes.want("into what stopped", cli.docker(&["cp", "--quiet", &outside("in"), &inside("/tmp/late")]).status, 0);
-    notes.want("out of what stopped", cli.docker(&["cp", "--quiet", &inside("/tmp/in"), &outside("late")]).status, 0);
+    notes.want("into what stopped", cli.call(&["cp", "--quiet", &outside("in"), &inside("/tmp/late")]).status, 0);
+    notes.want("out of what stopped", cli.call(&["cp", "--quiet", &inside("/tmp/in"), &outside("late")]).status, 0);
     notes.want("read outside, stopped", fs::metadata(folder.join("late")).map_or(0, |file| file.len()), 30_000);
     notes.want("start", cli.on("a", &["start"]), "ok");
     notes.want("read inside, started", cli.exec("a", &[], &["wc", "-c", "/tmp/late"]).out(), "30000 /tmp/late\n");
@@ -293,7 +294,7 @@ pub(crate) fn restart(cli: &mut Cli, notes: &mut Notes) {
     }
     notes.want("state", cli.inspect("a", "{{.State.Status}} {{.RestartCount}}"), "running 0");
     cli.exec("a", &[], &["sleep", "1"]);
-    notes.want("output", cli.docker(&["logs", &cli.id("a")]).out(), "start\nstart\nkept\nstart\nkept\n");
+    notes.want("output", cli.call(&["logs", &cli.id("a")]).out(), "start\nstart\nkept\nstart\nkept\n");
 }
 
 fn restart_always(cli: &mut Cli, notes: &mut Notes) {
@@ -304,7 +305,7 @@ fn restart_always(cli: &mut Cli, notes: &mut Notes) {
     );
     notes.want("count", cli.inspect_until("a", "{{.RestartCount}} {{.State.Status}}", "1 running"), "1 running");
     thread::sleep(Duration::from_secs(1));
-    notes.want("output", cli.docker(&["logs", &cli.id("a")]).out(), "start\nstart\n");
+    notes.want("output", cli.call(&["logs", &cli.id("a")]).out(), "start\nstart\n");
     notes.want("stop", cli.on("a", &["stop", "--time", "1"]), "ok");
     notes.want("state", cli.inspect("a", "{{.State.Status}}"), "exited");
 }

@@ -1,6 +1,7 @@
 //! Limits that `docker run` and `docker update` set.
 
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::engine::Engine;
 
 use crate::stage::Cli;
 

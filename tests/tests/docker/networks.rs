@@ -1,12 +1,12 @@
 //! Docker's own networks: the bridge, ports of the host, networks that a container joins and leaves while it runs.
 
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::engine::{Engine, SOON, page};
 
-use crate::stage::{Cli, SOON};
+use crate::stage::Cli;
 
 pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: its bridge and a port of the host", bridge),
@@ -34,7 +34,7 @@ fn bridge(cli: &mut Cli, notes: &mut Notes) {
 
 fn joined_and_left(cli: &mut Cli, notes: &mut Notes) {
     let network = cli.id("net");
-    notes.want("a network", cli.docker(&["network", "create", "--subnet", "172.28.7.0/24", &network]).status, 0);
+    notes.want("a network", cli.call(&["network", "create", "--subnet", "172.28.7.0/24", &network]).status, 0);
     cli.detached("c", &BRIDGE, &["sleep", "100000"]);
     notes.want("before", interfaces(cli, "c"), "eth0 lo");
     notes.want("joined", cli.on("c", &["network", "connect", &network]), "ok");
@@ -47,12 +47,12 @@ fn joined_and_left(cli: &mut Cli, notes: &mut Notes) {
     notes.want("its interfaces at last", interfaces_until(cli, "c", "eth0 eth1 lo"), "eth0 eth1 lo");
     notes.want("its gateway answers again", cli.exec("c", &[], &ping).out().trim(), "ok");
     notes.want("removed", cli.on("c", &["rm", "--force"]), "ok");
-    notes.want("the network too", cli.docker(&["network", "rm", &network]).status, 0);
+    notes.want("the network too", cli.call(&["network", "rm", &network]).status, 0);
 }
 
 fn names(cli: &mut Cli, notes: &mut Notes) {
     let network = cli.id("net");
-    notes.want("a network", cli.docker(&["network", "create", &network]).status, 0);
+    notes.want("a network", cli.call(&["network", "create", &network]).status, 0);
     let serve = "mkdir /www; echo page >/www/x; exec httpd -f -p 80 -h /www";
     cli.detached("web", &["--network", &network, "--network-alias", "pages"], &["sh", "-c", serve]);
     cli.detached("c", &["--network", &network], &["sleep", "100000"]);
@@ -66,8 +66,8 @@ fn names(cli: &mut Cli, notes: &mut Notes) {
     let many =
         "for i in $(seq 20); do timeout 60 wget -qO- http://pages/x & done | sort | uniq -c | awk '{print $1, $2}'";
     notes.want("twenty at once", cli.exec("c", &[], &["sh", "-c", many]).out().trim(), "20 page");
-    notes.want("removed", cli.docker(&["rm", "--force", &cli.id("web"), &cli.id("c")]).status, 0);
-    notes.want("the network too", cli.docker(&["network", "rm", &network]).status, 0);
+    notes.want("removed", cli.call(&["rm", "--force", &cli.id("web"), &cli.id("c")]).status, 0);
+    notes.want("the network too", cli.call(&["network", "rm", &network]).status, 0);
 }
 
 /// Two containers that have one network, as `--network container:NAME` and compose's `network_mode: service:NAME` have it.
@@ -109,20 +109,6 @@ fn interfaces_until(cli: &Cli, name: &str, wanted: &str) -> String {
     loop {
         let seen = interfaces(cli, name);
         if seen == wanted || Instant::now() > deadline {
-            return seen;
-        }
-        thread::sleep(Duration::from_millis(300));
-    }
-}
-
-/// The page `x` at `address`, from the host, once there is one.
-fn page(address: &str) -> String {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let words = ["wget", "-T", "5", "-qO-", &format!("http://{address}/x")];
-        let output = Command::new("busybox").args(words).output().expect("busybox");
-        let seen = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        if !seen.is_empty() || Instant::now() > deadline {
             return seen;
         }
         thread::sleep(Duration::from_millis(300));

@@ -4,14 +4,15 @@ use std::fs;
 
 use tatami_tests::LoopDisk;
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::engine::{self, Engine};
 
 use crate::stage::Cli;
 
 pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("docker: -v and --tmpfs", volumes).long(),
     Case::new("docker: --user, --env, --workdir, --hostname", identity).long(),
-    Case::new("docker: --read-only", read_only).long(),
-    Case::new("docker: --init", init).long(),
+    Case::new("docker: --read-only", engine::read_only).long(),
+    Case::new("docker: --init", |cli, notes| engine::init(cli, notes, "docker-init")).long(),
     Case::new("docker: rights", rights).long(),
     Case::new("docker: --device", device).long(),
     Case::new("docker: --privileged", privileged).long(),
@@ -38,7 +39,7 @@ fn volumes(cli: &mut Cli, notes: &mut Notes) {
     notes.want("a named volume", finished.status, 0);
     let finished = cli.run("c", &["--rm", "-v", "named:/data"], &["cat", "/data/file"]);
     notes.want("it is kept", finished.out(), "kept\n");
-    notes.want("and removed", cli.docker(&["volume", "rm", "named"]).status, 0);
+    notes.want("and removed", cli.call(&["volume", "rm", "named"]).status, 0);
 }
 
 fn identity(cli: &mut Cli, notes: &mut Notes) {
@@ -65,20 +66,6 @@ fn identity(cli: &mut Cli, notes: &mut Notes) {
     for line in finished.out().lines() {
         notes.see("line", line);
     }
-}
-
-fn read_only(cli: &mut Cli, notes: &mut Notes) {
-    let options = ["--rm", "--read-only", "--tmpfs", "/tmp"];
-    let finished = cli.run("a", &options, &["sh", "-c", "touch /file; touch /tmp/file && echo but here"]);
-    notes.want("output", finished.out(), "but here\n");
-    notes.want("errors", finished.err(), "touch: /file: Read-only file system\n");
-}
-
-fn init(cli: &mut Cli, notes: &mut Notes) {
-    // A grandchild that outlives its parent and ends: without an init it stays a zombie.
-    let script = "sh -c 'sleep 0.2 &'; sleep 1; cat /proc/1/comm; ps -o stat | grep -c Z";
-    let finished = cli.run("a", &["--rm", "--init"], &["sh", "-c", script]);
-    notes.want("output", finished.out(), "docker-init\n0\n");
 }
 
 fn rights(cli: &mut Cli, notes: &mut Notes) {

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::engine::Engine;
 use tatami_tests::{Running, Terminal};
 
 use crate::stage::Cli;
@@ -57,9 +58,9 @@ fn step_by_step(cli: &mut Cli, notes: &mut Notes) {
     notes.want("state when paused", cli.inspect("a", state), "paused false true 0");
     notes.want("exec when paused", cli.exec("a", &[], &["true"]).status, 255);
     notes.want("unpause", cli.on("a", &["unpause"]), "ok");
-    notes.want("listed", cli.podman(&["ps", "--noheading", "--format", "{{.State}}"]).out(), "running\n");
+    notes.want("listed", cli.call(&["ps", "--noheading", "--format", "{{.State}}"]).out(), "running\n");
     notes.want("kill", cli.on("a", &["kill"]), "ok");
-    notes.want("wait", cli.podman(&["wait", &cli.id("a")]).out(), "137\n");
+    notes.want("wait", cli.call(&["wait", &cli.id("a")]).out(), "137\n");
     notes.want("state when stopped", cli.inspect_until("a", state, "exited false false 137"), "exited false false 137");
     notes.want("start again", cli.on("a", &["start"]), "ok");
     notes.want("state then", cli.inspect("a", state), "running true false 0");
@@ -95,7 +96,7 @@ fn stop_and_kill(cli: &mut Cli, notes: &mut Notes) {
     thread::sleep(Duration::from_secs(1));
     notes.want("stop", cli.on("a", &["stop", "--time", "30"]), "ok");
     notes.want("status", cli.inspect_until("a", "{{.State.ExitCode}}", "7"), "7");
-    notes.want("output", cli.podman(&["logs", &cli.id("a")]).out(), "hup\nbye\n");
+    notes.want("output", cli.call(&["logs", &cli.id("a")]).out(), "hup\nbye\n");
     // The first process of a container takes no signal that it did not ask for.
     cli.detached("b", &[], &["sleep", "1000"]);
     notes.want("stop by force", cli.on("b", &["stop", "--time", "1"]), "ok");
@@ -109,11 +110,11 @@ fn logs(cli: &mut Cli, notes: &mut Notes) {
     let script = "echo err >&2; i=0; while test $i -lt 2000; do i=$((i+1)); echo $i; done; printf end";
     cli.detached("a", &[], &["sh", "-c", script]);
     notes.want("state", cli.inspect_until("a", "{{.State.Status}}", "exited"), "exited");
-    let finished = cli.podman(&["logs", &cli.id("a")]);
+    let finished = cli.call(&["logs", &cli.id("a")]);
     let all: String = (1..=2000).map(|number| format!("{number}\n")).collect();
     notes.want("complete and in order", finished.out().trim_end() == all + "end", true);
     notes.want("errors", finished.err(), "err\n");
-    notes.see("tail", cli.podman(&["logs", "--tail", "2", &cli.id("a")]).out());
+    notes.see("tail", cli.call(&["logs", "--tail", "2", &cli.id("a")]).out());
 }
 
 fn input(cli: &mut Cli, notes: &mut Notes) {
@@ -160,28 +161,28 @@ fn cp(cli: &mut Cli, notes: &mut Notes) {
     let inside = |path: &str| format!("{}:{path}", cli.id("a"));
     let outside = |name: &str| folder.join(name).display().to_string();
     // Podman looks for it where the container's first process is, which must not be the host.
-    notes.want("into", cli.podman(&["cp", &outside("in"), &inside("/tatami-copied")]).status, 0);
+    notes.want("into", cli.call(&["cp", &outside("in"), &inside("/tatami-copied")]).status, 0);
     notes.want("read inside", cli.exec("a", &[], &["wc", "-c", "/tatami-copied"]).out(), "30000 /tatami-copied\n");
     notes.want("not the host's", fs::exists("/tatami-copied").unwrap_or(true), false);
-    notes.want("into a volume", cli.podman(&["cp", &outside("in"), &inside("/volume/copied")]).status, 0);
+    notes.want("into a volume", cli.call(&["cp", &outside("in"), &inside("/volume/copied")]).status, 0);
     notes.want("it is there", fs::exists(folder.join("volume/copied")).unwrap_or(false), true);
-    notes.want("out of", cli.podman(&["cp", &inside("/made"), &outside("made")]).status, 0);
+    notes.want("out of", cli.call(&["cp", &inside("/made"), &outside("made")]).status, 0);
     notes.want("read outside", fs::read_to_string(folder.join("made")).unwrap_or_default(), "of the guest\n");
-    notes.want("what is not there", cli.podman(&["cp", &inside("/no/such"), &outside("x")]).status, 125);
+    notes.want("what is not there", cli.call(&["cp", &inside("/no/such"), &outside("x")]).status, 125);
     notes.want("kill", cli.on("a", &["kill"]), "ok");
     notes.want("stopped", cli.inspect_until("a", "{{.State.Status}}", "exited"), "exited");
-    notes.want("out of what stopped", cli.podman(&["cp", &inside("/tatami-copied"), &outside("late")]).status, 0);
+    notes.want("out of what stopped", cli.call(&["cp", &inside("/tatami-copied"), &outside("late")]).status, 0);
     notes.want("read outside, stopped", fs::metadata(folder.join("late")).map_or(0, |file| file.len()), 30_000);
 }
 
 fn top_and_stats(cli: &mut Cli, notes: &mut Notes) {
     cli.detached("a", &["--memory", "256m"], &["sh", "-c", "sleep 1001 & touch /up; wait"]);
     cli.wait_for_file("a", "/up");
-    let top = cli.podman(&["top", &cli.id("a"), "pid", "comm"]);
+    let top = cli.call(&["top", &cli.id("a"), "pid", "comm"]);
     notes.want("top", top.status, 0);
     notes.want("processes of top", top.out().lines().count() - 1, 2);
     let format = "{{.MemUsage}} {{.PIDs}}";
-    let stats = cli.podman(&["stats", "--no-stream", "--format", format, &cli.id("a")]);
+    let stats = cli.call(&["stats", "--no-stream", "--format", format, &cli.id("a")]);
     notes.want("stats", stats.status, 0);
     let text = stats.out();
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -198,7 +199,7 @@ fn restart(cli: &mut Cli, notes: &mut Notes) {
     }
     notes.want("state", cli.inspect("a", "{{.State.Status}}"), "running");
     cli.exec("a", &[], &["sleep", "1"]);
-    notes.want("output", cli.podman(&["logs", &cli.id("a")]).out(), "start\nstart\nkept\nstart\nkept\n");
+    notes.want("output", cli.call(&["logs", &cli.id("a")]).out(), "start\nstart\nkept\nstart\nkept\n");
 }
 
 fn no_command(cli: &mut Cli, notes: &mut Notes) {

@@ -1,18 +1,15 @@
 //! Podman's networks: the bridge, ports of the host, names.
 
-use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
-
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::engine::{Engine, page};
 
-use crate::stage::{Cli, SOON};
+use crate::stage::Cli;
 
 pub(crate) const CASES: &[Case<Cli>] = &[Case::new("podman: a network, names, a port of the host", network).long()];
 
 fn network(cli: &mut Cli, notes: &mut Notes) {
     let network = cli.id("net");
-    notes.want("a network", cli.podman(&["network", "create", "--subnet", "172.28.9.0/24", &network]).status, 0);
+    notes.want("a network", cli.call(&["network", "create", "--subnet", "172.28.9.0/24", &network]).status, 0);
     let serve = "mkdir /www; echo page >/www/x; exec httpd -f -p 80 -h /www";
     let options = ["--network", &network, "--publish", "127.0.0.1:18082:80", "--network-alias", "pages"];
     cli.detached("web", &options, &["sh", "-c", serve]);
@@ -31,20 +28,6 @@ fn network(cli: &mut Cli, notes: &mut Notes) {
     };
     notes.want("by its name", fetch(&cli.id("web")), "page");
     notes.want("by its other name", fetch("pages"), "page");
-    notes.want("removed", cli.podman(&["rm", "--force", "--time", "0", &cli.id("web"), &cli.id("c")]).status, 0);
-    notes.want("the network too", cli.podman(&["network", "rm", &network]).status, 0);
-}
-
-/// The page `x` at `address`, from the host, once there is one.
-fn page(address: &str) -> String {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let words = ["wget", "-T", "5", "-qO-", &format!("http://{address}/x")];
-        let output = Command::new("busybox").args(words).output().expect("busybox");
-        let seen = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        if !seen.is_empty() || Instant::now() > deadline {
-            return seen;
-        }
-        thread::sleep(Duration::from_millis(300));
-    }
+    notes.want("removed", cli.call(&["rm", "--force", "--time", "0", &cli.id("web"), &cli.id("c")]).status, 0);
+    notes.want("the network too", cli.call(&["network", "rm", &network]).status, 0);
 }

@@ -1,6 +1,7 @@
 //! Podman's pods: with our runtime one machine for all their containers.
 
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::engine::Engine;
 
 use crate::stage::Cli;
 
@@ -17,7 +18,7 @@ pub(crate) const CASES: &[Case<Cli>] = &[
 /// A pod with a web server and a container that does nothing; its name.
 fn web_and_another(cli: &Cli, notes: &mut Notes) -> String {
     let (pod, group) = (cli.id("pod"), cli.group());
-    let created = cli.podman(&["pod", "create", "--name", &pod, "--network", "none", "--cgroup-parent", &group]);
+    let created = cli.call(&["pod", "create", "--name", &pod, "--network", "none", "--cgroup-parent", &group]);
     notes.want("a pod", created.status, 0);
     notes.want("its words", created.err(), "");
     let serve = "mkdir /www; echo page >/www/x; exec httpd -f -p 127.0.0.1:8080 -h /www";
@@ -44,10 +45,10 @@ fn life(cli: &mut Cli, notes: &mut Notes) {
     cli.detached("d", &["--pod", &pod], &["sleep", "1000"]);
     notes.want("a later one", cli.exec("d", &[], &["sh", "-c", FETCH]).out(), "page\n");
     notes.want("machines then", cli.machines(), 0);
-    notes.want("stopped", cli.podman(&["pod", "stop", "--time", "1", &pod]).status, 0);
-    let state = cli.podman(&["pod", "inspect", "--format", "{{.State}}", &pod]);
+    notes.want("stopped", cli.call(&["pod", "stop", "--time", "1", &pod]).status, 0);
+    let state = cli.call(&["pod", "inspect", "--format", "{{.State}}", &pod]);
     notes.want("its state", state.out(), "Exited\n");
-    notes.want("started", cli.podman(&["pod", "start", &pod]).status, 0);
+    notes.want("started", cli.call(&["pod", "start", &pod]).status, 0);
     notes.want("all run", cli.exec("d", &[], &["hostname"]).status, 0);
-    notes.want("removed", cli.podman(&["pod", "rm", "--force", "--time", "0", &pod]).status, 0);
+    notes.want("removed", cli.call(&["pod", "rm", "--force", "--time", "0", &pod]).status, 0);
 }

@@ -3,14 +3,15 @@
 use std::fs;
 
 use tatami_tests::compare::{Case, Notes};
+use tatami_tests::engine::{self, Engine};
 
 use crate::stage::Cli;
 
 pub(crate) const CASES: &[Case<Cli>] = &[
     Case::new("podman: -v and --tmpfs", volumes).long(),
     Case::new("podman: --user, --env, --workdir, --hostname", identity).long(),
-    Case::new("podman: --read-only", read_only).long(),
-    Case::new("podman: --init", init).long(),
+    Case::new("podman: --read-only", engine::read_only).long(),
+    Case::new("podman: --init", |cli, notes| engine::init(cli, notes, "podman-init")).long(),
     Case::new("podman: rights", rights).long(),
     Case::new("podman: --memory, --cpus, --pids-limit", limits).long(),
 ];
@@ -38,7 +39,7 @@ fn volumes(cli: &mut Cli, notes: &mut Notes) {
     notes.want("a named volume", finished.status, 0);
     let finished = cli.run("c", &["--rm", "-v", "named:/data"], &["cat", "/data/file"]);
     notes.want("it is kept", finished.out(), "kept\n");
-    notes.want("and removed", cli.podman(&["volume", "rm", "named"]).status, 0);
+    notes.want("and removed", cli.call(&["volume", "rm", "named"]).status, 0);
 }
 
 fn identity(cli: &mut Cli, notes: &mut Notes) {
@@ -56,20 +57,6 @@ fn identity(cli: &mut Cli, notes: &mut Notes) {
     for line in finished.out().lines() {
         notes.see("line", line);
     }
-}
-
-fn read_only(cli: &mut Cli, notes: &mut Notes) {
-    let options = ["--rm", "--read-only", "--tmpfs", "/tmp"];
-    let finished = cli.run("a", &options, &["sh", "-c", "touch /file; touch /tmp/file && echo but here"]);
-    notes.want("output", finished.out(), "but here\n");
-    notes.want("errors", finished.err(), "touch: /file: Read-only file system\n");
-}
-
-fn init(cli: &mut Cli, notes: &mut Notes) {
-    // A grandchild that outlives its parent and ends: without an init it stays a zombie.
-    let script = "sh -c 'sleep 0.2 &'; sleep 1; cat /proc/1/comm; ps -o stat | grep -c Z";
-    let finished = cli.run("a", &["--rm", "--init"], &["sh", "-c", script]);
-    notes.want("output", finished.out(), "podman-init\n0\n");
 }
 
 fn rights(cli: &mut Cli, notes: &mut Notes) {
