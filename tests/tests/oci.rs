@@ -76,7 +76,11 @@ impl Runtime {
 
     /// `create`, with the container's output in a file, as an engine's monitor has it in a pipe.
     fn create(&self, id: &str, options: &[&str]) -> i32 {
-        let out = File::create(self.folder.join("out")).unwrap();
+        self.create_into(id, options, &self.folder.join("out"))
+    }
+
+    fn create_into(&self, id: &str, options: &[&str], path: &Path) -> i32 {
+        let out = File::create(path).unwrap();
         let bundle = self.bundle();
         let mut command = self.words(&[&["create", "--bundle", bundle.as_str()], options, &[id]].concat());
         command.stdout(out.try_clone().unwrap()).stderr(out);
@@ -84,11 +88,16 @@ impl Runtime {
     }
 
     fn out(&self) -> String {
-        fs::read_to_string(self.folder.join("out")).unwrap()
+        fs::read_to_string(self.folder.join("out")).unwrap_or_default()
     }
 
     fn state(&self, id: &str) -> Value {
         serde_json::from_str(&self.call(&["state", id]).expect_status(0).out()).unwrap()
+    }
+
+    /// The process that stands for a container on the host.
+    fn keeper(&self, id: &str) -> Pid {
+        Pid::from_raw(self.state(id)["pid"].as_i64().unwrap() as i32)
     }
 
     fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
@@ -165,16 +174,56 @@ fn the_keepers_signals_and_its_end_are_the_containers() {
     assert_eq!(runtime.create("c1", &[]), 0, "{}", runtime.out());
     runtime.call(&["start", "c1"]).expect_status(0);
     runtime.wait_until("up", || runtime.out().contains("up"));
-    let keeper = |id: &str| Pid::from_raw(runtime.state(id)["pid"].as_i64().unwrap() as i32);
-    kill(keeper("c1"), Signal::SIGTERM).unwrap();
+    kill(runtime.keeper("c1"), Signal::SIGTERM).unwrap();
     runtime.wait_for_status("c1", "stopped");
     assert!(runtime.out().contains("term"), "{}", runtime.out());
     runtime.call(&["delete", "c1"]).expect_status(0);
     assert_eq!(runtime.create("c2", &[]), 0, "{}", runtime.out());
     runtime.call(&["start", "c2"]).expect_status(0);
-    kill(keeper("c2"), Signal::SIGKILL).unwrap();
+    kill(runtime.keeper("c2"), Signal::SIGKILL).unwrap();
     runtime.wait_for_status("c2", "stopped");
     runtime.call(&["delete", "c2"]).expect_status(0);
+}
+
+/// Does something with each at the same time.
+fn together(ids: &[String], work: impl Fn(&str) + Sync) {
+    thread::scope(|scope| ids.iter().for_each(|id| drop(scope.spawn(|| work(id)))));
+}
+
+#[test]
+#[ignore = "boots a guest: make test"]
+fn many_at_once_end_each_in_its_own_way() {
+    const OF_EACH_KIND: usize = 4;
+    let runtime = Runtime::new();
+    let [told, kept, lost] =
+        ["told", "kept", "lost"].map(|kind| (0..OF_EACH_KIND).map(|n| format!("{kind}-{n}")).collect::<Vec<_>>());
+    let all = [told.clone(), kept.clone(), lost.clone()].concat();
+    let said = |id: &str| fs::read_to_string(runtime.folder.join(id)).unwrap();
+    together(&all, |id| {
+        assert_eq!(runtime.create_into(id, &[], &runtime.folder.join(id)), 0, "{id}: {}", said(id));
+        runtime.call(&["start", id]).expect_status(0);
+        runtime.wait_until(id, || said(id) == "up\n");
+    });
+    together(&[told.clone(), kept.clone()].concat(), |id| {
+        if id.starts_with("told") {
+            runtime.call(&["kill", id]).expect_status(0);
+        } else {
+            kill(runtime.keeper(id), Signal::SIGKILL).unwrap();
+        }
+        runtime.wait_for_status(id, "stopped");
+        runtime.call(&["delete", id]).expect_status(0);
+    });
+    told.iter().for_each(|id| assert_eq!(said(id), "up\nterm\n", "{id}"));
+    lost.iter().for_each(|id| assert_eq!(runtime.state(id)["status"], "running", "{id}"));
+    let processes = runtime.tatami.processes();
+    let machines: Vec<_> = processes.iter().filter(|process| process.command.starts_with("tatami-vmm")).collect();
+    assert_eq!(machines.len(), OF_EACH_KIND, "{processes:?}");
+    machines.iter().for_each(|machine| kill(Pid::from_raw(machine.pid), Signal::SIGKILL).unwrap());
+    together(&lost, |id| {
+        runtime.wait_for_status(id, "stopped");
+        runtime.call(&["delete", id]).expect_status(0);
+    });
+    assert_eq!(runtime.call(&["list", "-q"]).out(), "");
 }
 
 #[test]
