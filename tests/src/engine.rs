@@ -89,7 +89,7 @@ pub trait Engine: Stage {
     }
 }
 
-/// The page at an address of this machine's, once there is one, or nothing after a while.
+/// The page `x` at an address, from the host, once there is one, or nothing after a while.
 ///
 /// # Panics
 /// Without a busybox.
