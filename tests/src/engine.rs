@@ -89,23 +89,6 @@ pub trait Engine: Stage {
     }
 }
 
-/// The page `x` at an address, from the host, once there is one, or nothing after a while.
-///
-/// # Panics
-/// Without a busybox.
-pub fn page(address: &str) -> String {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let words = ["wget", "-T", "5", "-qO-", &format!("http://{address}/x")];
-        let output = Command::new("busybox").args(words).output().expect("busybox");
-        let seen = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        if !seen.is_empty() || Instant::now() > deadline {
-            return seen;
-        }
-        thread::sleep(Duration::from_millis(300));
-    }
-}
-
 /// A story: a root that is only read, and a folder in memory on it.
 pub fn read_only(cli: &mut impl Engine, notes: &mut Notes) {
     let options = ["--rm", "--read-only", "--tmpfs", "/tmp"];

@@ -11,6 +11,7 @@ pub mod engine;
 mod leaks;
 mod loop_disk;
 mod nearby;
+mod page;
 mod pty;
 pub mod registry;
 mod running;
@@ -27,6 +28,7 @@ pub use built::{binary, checkout, guest, image, initrd, kernel, pause_image, pro
 pub use leaks::Process;
 pub use loop_disk::LoopDisk;
 pub use nearby::on_own_disk;
+pub use page::page;
 pub use pty::Terminal;
 pub use running::{Finished, Running};
 pub use tools::pack;

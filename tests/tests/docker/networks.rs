@@ -4,7 +4,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tatami_tests::compare::{Case, Notes};
-use tatami_tests::engine::{Engine, SOON, page};
+use tatami_tests::engine::{Engine, SOON};
+use tatami_tests::page;
 
 use crate::stage::Cli;
 

@@ -1,7 +1,8 @@
 //! Podman's networks: the bridge, ports of the host, names.
 
 use tatami_tests::compare::{Case, Notes};
-use tatami_tests::engine::{Engine, page};
+use tatami_tests::engine::Engine;
+use tatami_tests::page;
 
 use crate::stage::Cli;
 

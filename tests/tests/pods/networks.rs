@@ -1,12 +1,10 @@
 //! What a pod's network is like from within and from without.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
 use tatami_tests::compare::{Case, Notes};
 use tatami_tests::daemons::api;
 
-use tatami_tests::daemons::kubelet::{HOST, HOST_6, Kubelet, MTU, Pod, SOON, host};
+use tatami_tests::daemons::kubelet::{HOST, HOST_6, Kubelet, MTU, Pod, host};
+use tatami_tests::page;
 
 pub(crate) const CASES: &[Case<Kubelet>] = &[
     Case::new("addresses and routes of a pod", addresses),
@@ -111,16 +109,4 @@ fn forwarded(kubelet: &mut Kubelet, notes: &mut Notes) {
     notes.want("a large one", get("/large").len() > 2_000_000, true);
     notes.want("a port where nobody listens", kubelet.over_port(&pod, 81, b"hello").len(), 0);
     notes.want("the server runs", kubelet.state(&server), "running");
-}
-
-/// The page `x` at `address`, from the host, as soon as it is there.
-pub(crate) fn page(address: &str) -> String {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let seen = host(&["busybox", "wget", "-T", "5", "-qO-", &format!("http://{address}/x")]);
-        if seen == "page" || Instant::now() > deadline {
-            return seen;
-        }
-        thread::sleep(Duration::from_millis(300));
-    }
 }

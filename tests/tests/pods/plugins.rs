@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use tatami_tests::compare::{Case, Notes};
 use tatami_tests::daemons::kubelet::{Kubelet, Pod, host, in_host_network, with_host_network};
+use tatami_tests::page;
 
-use crate::networks::{SERVER, page};
+use crate::networks::SERVER;
 
 pub(crate) const ON_THE_HOSTS_NETWORK: &str = "a pod on the host's own network";
 
