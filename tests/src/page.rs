@@ -5,8 +5,8 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long it may take to come, on an emulated host.
-const SOON: Duration = Duration::from_secs(60);
+use crate::engine::SOON;
+
 /// How long one try may.
 const A_TRY: Duration = Duration::from_secs(5);
 

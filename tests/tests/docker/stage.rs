@@ -117,9 +117,7 @@ impl Engine for Cli {
         let id = self.id(name);
         // Of equal options the last counts, except of this one.
         let none: &[&str] = if options.contains(&"--network") { &[] } else { &["--network", "none"] };
-        let first = [&["run", "--runtime", self.runtime, "--name", id.as_str()], none].concat();
-        let words: Vec<&str> =
-            first.into_iter().chain(options.iter().copied()).chain([IMAGE]).chain(command.iter().copied()).collect();
-        self.daemon().command(&words)
+        let first = ["run", "--runtime", self.runtime, "--name", id.as_str()];
+        self.command(&[&first, none, options, &[IMAGE], command].concat())
     }
 }
